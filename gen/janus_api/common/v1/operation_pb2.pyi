@@ -26,21 +26,33 @@ class _OperationState:
 class _OperationStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OperationState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     OPERATION_STATE_UNSPECIFIED: _OperationState.ValueType  # 0
+    """Never sent."""
     OPERATION_STATE_PENDING: _OperationState.ValueType  # 1
+    """It waits to be started."""
     OPERATION_STATE_RUNNING: _OperationState.ValueType  # 2
+    """A replica works on it."""
     OPERATION_STATE_SUCCEEDED: _OperationState.ValueType  # 3
+    """It is done. Final."""
     OPERATION_STATE_FAILED: _OperationState.ValueType  # 4
+    """It could not be done; see `error`. Final."""
     OPERATION_STATE_CANCELLED: _OperationState.ValueType  # 5
+    """It was asked to stop and has. Final."""
 
 class OperationState(_OperationState, metaclass=_OperationStateEnumTypeWrapper):
     """How an operation is."""
 
 OPERATION_STATE_UNSPECIFIED: OperationState.ValueType  # 0
+"""Never sent."""
 OPERATION_STATE_PENDING: OperationState.ValueType  # 1
+"""It waits to be started."""
 OPERATION_STATE_RUNNING: OperationState.ValueType  # 2
+"""A replica works on it."""
 OPERATION_STATE_SUCCEEDED: OperationState.ValueType  # 3
+"""It is done. Final."""
 OPERATION_STATE_FAILED: OperationState.ValueType  # 4
+"""It could not be done; see `error`. Final."""
 OPERATION_STATE_CANCELLED: OperationState.ValueType  # 5
+"""It was asked to stop and has. Final."""
 Global___OperationState: _TypeAlias = OperationState  # noqa: Y015
 
 @_typing.final
@@ -63,29 +75,38 @@ class Operation(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     RESULT_JSON_FIELD_NUMBER: _builtins.int
     id: _builtins.str
+    """Given by the server, 1 to 128 characters of `[A-Za-z0-9._:-]`, starting
+    with a letter or digit.
+    """
     kind: _builtins.str
-    """What it does, e.g. `reindex`."""
+    """What it does: `reindex` or `extract`."""
     state: Global___OperationState.ValueType
+    """How it is."""
     done: _builtins.int
-    """Units of work done and in all; total is 0 while it is not known."""
+    """Units of work done so far, 0 or more. What a unit is depends on the kind."""
     total: _builtins.int
+    """Units of work in all. 0: not known yet."""
     phase: _builtins.str
-    """What it is doing, for people."""
+    """What it is doing, for people; at most 256 characters, may be empty."""
     result_json: _builtins.str
     """Result as a JSON object; its fields depend on the kind. Empty until it
     succeeded.
     """
     @_builtins.property
-    def created_at(self) -> _timestamp_pb2.Timestamp: ...
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was asked for."""
+
     @_builtins.property
-    def updated_at(self) -> _timestamp_pb2.Timestamp: ...
+    def updated_at(self) -> _timestamp_pb2.Timestamp:
+        """When anything above last changed."""
+
     @_builtins.property
     def ended_at(self) -> _timestamp_pb2.Timestamp:
-        """Unset until it ended."""
+        """When it succeeded, failed or was cancelled. Unset until then."""
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """With OPERATION_STATE_FAILED: why."""
+        """With OPERATION_STATE_FAILED: why. Unset otherwise."""
 
     def __init__(
         self,

@@ -13,11 +13,14 @@ DESCRIPTOR: _descriptor.FileDescriptor
 SCOPE_FIELD_NUMBER: _builtins.int
 scope: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _builtins.str]
 """The scope that the caller's identity must hold. One of:
-  `inference.use`        ask models, embed, count tokens, read own usage
+  `inference.use`        ask models, embed, count tokens
   `inference.read`       list models and aliases
-  `memory.read`          recall, windows, records, history, export
-  `memory.write`         append, remember, update, forget, ingest
-  `memory.admin`         spaces, reindex, import, erase, operations
+  `inference.admin`      usage and cost of the whole tenant
+  `memory.read`          recall, windows, records, history, export,
+                         operations
+  `memory.write`         append, remember, update, forget, ingest,
+                         extract, cancel operations
+  `memory.admin`         spaces, reindex, import, erase
   `orchestration.read`   read agents, threads, runs; watch events
   `orchestration.run`    converse, start, cancel and answer runs
   `orchestration.admin`  put and delete agents and schedules

@@ -28,6 +28,7 @@ class _ServiceState:
 class _ServiceStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ServiceState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     SERVICE_STATE_UNSPECIFIED: _ServiceState.ValueType  # 0
+    """Never sent."""
     SERVICE_STATE_SERVING: _ServiceState.ValueType  # 1
     """All parts are available."""
     SERVICE_STATE_DEGRADED: _ServiceState.ValueType  # 2
@@ -39,6 +40,7 @@ class ServiceState(_ServiceState, metaclass=_ServiceStateEnumTypeWrapper):
     """How a service is."""
 
 SERVICE_STATE_UNSPECIFIED: ServiceState.ValueType  # 0
+"""Never sent."""
 SERVICE_STATE_SERVING: ServiceState.ValueType  # 1
 """All parts are available."""
 SERVICE_STATE_DEGRADED: ServiceState.ValueType  # 2
@@ -113,7 +115,7 @@ class ServiceStatus(_message.Message):
     """Worst state that its parts leave it in."""
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartStatus]:
-        """What it depends on."""
+        """What it depends on, by name. Empty: nothing."""
 
     def __init__(
         self,
@@ -155,7 +157,7 @@ class PartStatus(_message.Message):
     """
     @_builtins.property
     def latency(self) -> _duration_pb2.Duration:
-        """How long the last check took."""
+        """How long the last check took. Unset: none has ended yet."""
 
     def __init__(
         self,

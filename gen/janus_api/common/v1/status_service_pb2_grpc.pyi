@@ -7,7 +7,21 @@ from collections import abc as _abc
 from grpc import aio as _aio
 from janus_api.common.v1 import status_service_pb2 as _status_service_pb2
 import abc as _abc_1
+import grpc as _grpc
+import sys
+import typing as _typing
 
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
+else:
+    from typing_extensions import Self as _Self
+
+_T = _typing.TypeVar("_T")
+
+class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
+class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
+    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -18,8 +32,24 @@ class StatusServiceStub:
     dashboards and `janus doctor`; load balancers use `grpc.health.v1`.
     """
 
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> StatusServiceAsyncStub: ...
+    GetStatus: _grpc.UnaryUnaryMultiCallable[_status_service_pb2.GetStatusRequest, _status_service_pb2.GetStatusResponse]
+    """Never fails while the process lives; a part that is away is an entry in
+    the answer. Checks are at most 5 s old.
+    """
+
+@_typing.type_check_only
+class StatusServiceAsyncStub(StatusServiceStub):
+    """State of the process that answers, in more words than `grpc.health.v1` has:
+    which parts it depends on, which are away, and what that costs. For people,
+    dashboards and `janus doctor`; load balancers use `grpc.health.v1`.
+    """
+
     def __init__(self, channel: _aio.Channel) -> None: ...
-    GetStatus: _aio.UnaryUnaryMultiCallable[_status_service_pb2.GetStatusRequest, _status_service_pb2.GetStatusResponse]
+    GetStatus: _aio.UnaryUnaryMultiCallable[_status_service_pb2.GetStatusRequest, _status_service_pb2.GetStatusResponse]  # type: ignore[assignment]
     """Never fails while the process lives; a part that is away is an entry in
     the answer. Checks are at most 5 s old.
     """
@@ -34,10 +64,10 @@ class StatusServiceServicer(metaclass=_abc_1.ABCMeta):
     def GetStatus(
         self,
         request: _status_service_pb2.GetStatusRequest,
-        context: _aio.ServicerContext[_status_service_pb2.GetStatusRequest, _abc.Awaitable[_status_service_pb2.GetStatusResponse]],
-    ) -> _abc.Awaitable[_status_service_pb2.GetStatusResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_status_service_pb2.GetStatusResponse, _abc.Awaitable[_status_service_pb2.GetStatusResponse]]:
         """Never fails while the process lives; a part that is away is an entry in
         the answer. Checks are at most 5 s old.
         """
 
-def add_StatusServiceServicer_to_server(servicer: StatusServiceServicer, server: _aio.Server) -> None: ...
+def add_StatusServiceServicer_to_server(servicer: StatusServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

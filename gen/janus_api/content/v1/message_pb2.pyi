@@ -27,6 +27,7 @@ class _Role:
 class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     ROLE_UNSPECIFIED: _Role.ValueType  # 0
+    """Not allowed in a request; never sent."""
     ROLE_SYSTEM: _Role.ValueType  # 1
     """Instructions by the operator of the assistant."""
     ROLE_USER: _Role.ValueType  # 2
@@ -47,6 +48,7 @@ class Role(_Role, metaclass=_RoleEnumTypeWrapper):
     """
 
 ROLE_UNSPECIFIED: Role.ValueType  # 0
+"""Not allowed in a request; never sent."""
 ROLE_SYSTEM: Role.ValueType  # 1
 """Instructions by the operator of the assistant."""
 ROLE_USER: Role.ValueType  # 2
@@ -69,12 +71,12 @@ class Message(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
-    """Required."""
+    """Who speaks. Required."""
     name: _builtins.str
-    """Name of the speaker, 0 to 128 characters. Empty: none."""
+    """Name of the speaker, at most 128 characters. Empty: none."""
     id: _builtins.str
-    """Stable id, 1 to 128 characters of `[A-Za-z0-9._:-]`, starting with a
-    letter or digit. Empty in a request: the server gives one where it stores.
+    """Stable id, 1 to 128 characters of `[A-Za-z0-9._:-]`, starting with a letter
+    or digit. Empty in a request: the server gives one where it stores.
     """
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Part]:
@@ -195,9 +197,11 @@ class Media(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     URI_FIELD_NUMBER: _builtins.int
     mime_type: _builtins.str
-    """MIME type, e.g. `image/png`. Required with `data`."""
+    """MIME type, e.g. `image/png`; at most 128 characters. Required with `data`.
+    Empty with `uri`: the provider finds out.
+    """
     data: _builtins.bytes
-    """The bytes, at most 3 MiB."""
+    """The bytes, 1 byte to 3 MiB."""
     uri: _builtins.str
     """An https URL, at most 2,048 characters, that the provider fetches.
     Janus itself never does.
@@ -228,10 +232,10 @@ class Document(_message.Message):
     MEDIA_FIELD_NUMBER: _builtins.int
     TITLE_FIELD_NUMBER: _builtins.int
     title: _builtins.str
-    """Shown to the model, 0 to 256 characters."""
+    """Shown to the model, at most 256 characters. Empty: none."""
     @_builtins.property
     def media(self) -> Global___Media:
-        """The bytes or the address."""
+        """The bytes or the address. Required."""
 
     def __init__(
         self,
@@ -257,12 +261,14 @@ class ToolCall(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     ARGUMENTS_JSON_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
-    """Unique in its message, 1 to 128 characters; a ToolResult repeats it."""
+    """Required. Unique in its message, 1 to 128 characters; a ToolResult repeats
+    it.
+    """
     name: _builtins.str
-    """Name of the tool, `[A-Za-z0-9_.-]{1,64}`."""
+    """Name of the tool, `[A-Za-z0-9_.-]{1,64}`. Required."""
     arguments_json: _builtins.str
-    """The arguments as the model wrote them, at most 256 KiB; `{}` when it
-    wrote none. May be invalid JSON if the model failed.
+    """The arguments as the model wrote them, at most 256 KiB; `{}` when it wrote
+    none. May be invalid JSON if the model failed. Empty in a request: `{}`.
     """
     def __init__(
         self,
@@ -289,12 +295,12 @@ class ToolResult(_message.Message):
     PARTS_FIELD_NUMBER: _builtins.int
     IS_ERROR_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
-    """The call that this answers."""
+    """The call that this answers, 1 to 128 characters. Required."""
     is_error: _builtins.bool
     """The tool failed and the parts say how. Default false."""
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Part]:
-        """Text, images or documents; 0 to 64."""
+        """What the tool says: texts, images or documents, 0 to 64."""
 
     def __init__(
         self,
@@ -323,15 +329,19 @@ class Reasoning(_message.Message):
     SIGNATURE_FIELD_NUMBER: _builtins.int
     ISSUER_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """The thinking itself."""
+    """The thinking itself, at most 1 MiB."""
     summary: _builtins.str
-    """The provider's summary of it."""
+    """The provider's summary of it, at most 1 MiB."""
     redacted: _builtins.bytes
-    """Encrypted by the provider."""
+    """Encrypted by the provider, at most 1 MiB."""
     signature: _builtins.bytes
-    """Opaque proof by which the issuer accepts its reasoning back. Byte for byte."""
+    """Opaque proof by which the issuer accepts its reasoning back, at most 1 MiB.
+    Kept byte for byte. Empty: none.
+    """
     issuer: _builtins.str
-    """Provider that issued it, e.g. `anthropic`. Sent back to no other."""
+    """Provider that issued it, e.g. `anthropic`; at most 64 characters. Required
+    with `signature` or `redacted`. Sent back to no other.
+    """
     def __init__(
         self,
         *,
@@ -364,19 +374,19 @@ class Citation(_message.Message):
     QUOTE_FIELD_NUMBER: _builtins.int
     PART_INDEX_FIELD_NUMBER: _builtins.int
     start: _builtins.int
-    """First character of the cited text part that this covers, counted in
-    Unicode code points from 0.
+    """First character of the cited text part that this covers, counted in Unicode
+    code points from 0.
     """
     end: _builtins.int
     """One past the last character. 0 with start 0: the whole part."""
     title: _builtins.str
-    """Title of the source; may be empty."""
+    """Title of the source, at most 1,024 characters; may be empty."""
     uri: _builtins.str
-    """Address of the source; may be empty."""
+    """Address of the source, at most 2,048 characters; may be empty."""
     quote: _builtins.str
-    """The words quoted; may be empty."""
+    """The words quoted, at most 64 KiB; may be empty."""
     part_index: _builtins.int
-    """Index of the text part in the message that this belongs to."""
+    """Index of the text part in the message that this belongs to, from 0."""
     def __init__(
         self,
         *,
@@ -405,11 +415,11 @@ class OpaquePart(_message.Message):
     TYPE_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     issuer: _builtins.str
-    """Provider that issued it."""
+    """Provider that issued it, 1 to 64 characters. Required."""
     type: _builtins.str
-    """The provider's name for this kind of block."""
+    """The provider's name for this kind of block, 1 to 128 characters. Required."""
     data: _builtins.bytes
-    """The block as it came; JSON for today's providers."""
+    """The block as it came, at most 1 MiB; JSON for today's providers."""
     def __init__(
         self,
         *,

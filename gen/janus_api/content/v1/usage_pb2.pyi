@@ -24,26 +24,34 @@ class _UsageSource:
 class _UsageSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageSource.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     USAGE_SOURCE_UNSPECIFIED: _UsageSource.ValueType  # 0
+    """Nothing was counted; every number is 0."""
     USAGE_SOURCE_REPORTED: _UsageSource.ValueType  # 1
     """The provider reported them."""
     USAGE_SOURCE_ESTIMATED: _UsageSource.ValueType  # 2
-    """Janus counted, since the call ended before the provider reported."""
+    """Janus counted, since the call ended before the provider reported. A sum
+    that holds one such call is estimated.
+    """
 
 class UsageSource(_UsageSource, metaclass=_UsageSourceEnumTypeWrapper):
     """Where the numbers of a Usage come from."""
 
 USAGE_SOURCE_UNSPECIFIED: UsageSource.ValueType  # 0
+"""Nothing was counted; every number is 0."""
 USAGE_SOURCE_REPORTED: UsageSource.ValueType  # 1
 """The provider reported them."""
 USAGE_SOURCE_ESTIMATED: UsageSource.ValueType  # 2
-"""Janus counted, since the call ended before the provider reported."""
+"""Janus counted, since the call ended before the provider reported. A sum
+that holds one such call is estimated.
+"""
 Global___UsageSource: _TypeAlias = UsageSource  # noqa: Y015
 
 @_typing.final
 class Usage(_message.Message):
-    """Tokens and cost of one model call, in one normal form for every provider.
+    """Tokens and cost of one model call, or a sum over calls, in one normal form
+    for every provider.
 
-    The four token counts that are billed apart never overlap:
+    Every count is 0 or more. The token counts that are billed apart never
+    overlap:
     input = input_uncached_tokens + cache_read_tokens + cache_write_tokens.
     """
 
@@ -68,11 +76,11 @@ class Usage(_message.Message):
     reasoning_tokens: _builtins.int
     """The part of output_tokens that was spent on reasoning."""
     cost_micro_usd: _builtins.int
-    """Cost in millionths of a US dollar. Unset: the price is unknown, which is
-    not the same as free.
+    """Cost in millionths of a US dollar, 0 or more. Unset: the price is unknown,
+    which is not the same as free.
     """
     price_version: _builtins.str
-    """Version of the price table that cost_micro_usd was computed with; empty
+    """Version of the price table that cost_micro_usd was computed with. Empty
     when that is unset.
     """
     source: Global___UsageSource.ValueType

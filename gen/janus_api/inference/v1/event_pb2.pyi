@@ -28,6 +28,7 @@ class _FinishReason:
 class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishReason.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     FINISH_REASON_UNSPECIFIED: _FinishReason.ValueType  # 0
+    """Never sent."""
     FINISH_REASON_STOP: _FinishReason.ValueType  # 1
     """It was done."""
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
@@ -49,6 +50,7 @@ class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """Why a model stopped."""
 
 FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
+"""Never sent."""
 FINISH_REASON_STOP: FinishReason.ValueType  # 1
 """It was done."""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
@@ -95,35 +97,63 @@ class GenerationEvent(_message.Message):
     FINISHED_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """1, 2, 3, …"""
+    """1, 2, 3, … within the generation, without gaps."""
     @_builtins.property
-    def started(self) -> Global___GenerationStarted: ...
+    def started(self) -> Global___GenerationStarted:
+        """A provider is being asked. First."""
+
     @_builtins.property
-    def text_delta(self) -> Global___TextDelta: ...
+    def text_delta(self) -> Global___TextDelta:
+        """More text."""
+
     @_builtins.property
-    def reasoning_delta(self) -> Global___ReasoningDelta: ...
+    def reasoning_delta(self) -> Global___ReasoningDelta:
+        """More reasoning."""
+
     @_builtins.property
-    def reasoning_signature(self) -> Global___ReasoningSignature: ...
+    def reasoning_signature(self) -> Global___ReasoningSignature:
+        """The proof that closes a reasoning part."""
+
     @_builtins.property
-    def tool_call_started(self) -> Global___ToolCallStarted: ...
+    def tool_call_started(self) -> Global___ToolCallStarted:
+        """The model begins a tool call."""
+
     @_builtins.property
-    def tool_call_arguments_delta(self) -> Global___ToolCallArgumentsDelta: ...
+    def tool_call_arguments_delta(self) -> Global___ToolCallArgumentsDelta:
+        """More of a tool call's arguments."""
+
     @_builtins.property
-    def tool_call_completed(self) -> Global___ToolCallCompleted: ...
+    def tool_call_completed(self) -> Global___ToolCallCompleted:
+        """A tool call is whole."""
+
     @_builtins.property
-    def citation(self) -> Global___CitationAdded: ...
+    def citation(self) -> Global___CitationAdded:
+        """A source for text that was sent."""
+
     @_builtins.property
-    def refusal_delta(self) -> Global___RefusalDelta: ...
+    def refusal_delta(self) -> Global___RefusalDelta:
+        """More of a refusal."""
+
     @_builtins.property
-    def opaque(self) -> Global___OpaqueAdded: ...
+    def opaque(self) -> Global___OpaqueAdded:
+        """A provider's own block, whole."""
+
     @_builtins.property
-    def route_changed(self) -> Global___RouteChanged: ...
+    def route_changed(self) -> Global___RouteChanged:
+        """Another attempt begins, maybe at another target."""
+
     @_builtins.property
-    def usage(self) -> Global___UsageUpdated: ...
+    def usage(self) -> Global___UsageUpdated:
+        """Usage so far."""
+
     @_builtins.property
-    def finished(self) -> Global___GenerationFinished: ...
+    def finished(self) -> Global___GenerationFinished:
+        """The answer is whole. Last."""
+
     @_builtins.property
-    def failed(self) -> Global___GenerationFailed: ...
+    def failed(self) -> Global___GenerationFailed:
+        """The answer is not whole. Last."""
+
     def __init__(
         self,
         *,
@@ -155,7 +185,7 @@ Global___GenerationEvent: _TypeAlias = GenerationEvent  # noqa: Y015
 
 @_typing.final
 class GenerationStarted(_message.Message):
-    """The provider is being asked."""
+    """A provider was chosen and speaks."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -164,7 +194,7 @@ class GenerationStarted(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     generation_id: _builtins.str
-    """For ResumeGenerate, logs and usage records."""
+    """For ResumeGenerate, logs and usage records. Never empty."""
     provider: _builtins.str
     """Provider that was chosen, e.g. `openai`."""
     model: _builtins.str
@@ -198,7 +228,7 @@ class TextDelta(_message.Message):
     part_index: _builtins.int
     """Index of the part in the answer, from 0."""
     text: _builtins.str
-    """Never empty, never ends within a code point."""
+    """What to append, in UTF-8. Never empty, never ends within a code point."""
     def __init__(
         self,
         *,
@@ -259,10 +289,11 @@ class ReasoningSignature(_message.Message):
     SIGNATURE_FIELD_NUMBER: _builtins.int
     ISSUER_FIELD_NUMBER: _builtins.int
     part_index: _builtins.int
+    """Index of the reasoning part in the answer, from 0."""
     signature: _builtins.bytes
-    """Byte for byte."""
+    """The proof, byte for byte."""
     issuer: _builtins.str
-    """Provider that issued it."""
+    """Provider that issued it; nobody else gets it back."""
     def __init__(
         self,
         *,
@@ -290,7 +321,9 @@ class ToolCallStarted(_message.Message):
     part_index: _builtins.int
     """Index of the part in the answer, from 0; names the call in later events."""
     call_id: _builtins.str
+    """Id of the call, 1 to 128 characters; the ToolResult repeats it."""
     name: _builtins.str
+    """Name of the tool."""
     def __init__(
         self,
         *,
@@ -315,8 +348,9 @@ class ToolCallArgumentsDelta(_message.Message):
     PART_INDEX_FIELD_NUMBER: _builtins.int
     FRAGMENT_FIELD_NUMBER: _builtins.int
     part_index: _builtins.int
+    """Index of the call's part in the answer, from 0."""
     fragment: _builtins.str
-    """A fragment of JSON text."""
+    """What to append: a piece of JSON text, not valid by itself. Never empty."""
     def __init__(
         self,
         *,
@@ -343,15 +377,20 @@ class ToolCallCompleted(_message.Message):
     VALID_SCHEMA_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
     part_index: _builtins.int
+    """Index of the call's part in the answer, from 0."""
     valid_json: _builtins.bool
     """Whether the arguments are valid JSON."""
     valid_schema: _builtins.bool
-    """Whether they also hold to the tool's schema."""
+    """Whether they also hold to the tool's schema. False where the JSON is
+    invalid.
+    """
     problem: _builtins.str
     """Why not, for the model to read; empty when valid."""
     @_builtins.property
     def call(self) -> _message_pb2.ToolCall:
-        """All of it; arguments are `{}` when the model wrote none."""
+        """The whole call, at once; replaces what the deltas gave. Arguments are `{}`
+        when the model wrote none.
+        """
 
     def __init__(
         self,
@@ -378,7 +417,9 @@ class CitationAdded(_message.Message):
 
     CITATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def citation(self) -> _message_pb2.Citation: ...
+    def citation(self) -> _message_pb2.Citation:
+        """The source and the stretch of text that it stands behind."""
+
     def __init__(
         self,
         *,
@@ -401,7 +442,9 @@ class RefusalDelta(_message.Message):
     PART_INDEX_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     part_index: _builtins.int
+    """Index of the refusal's part in the answer, from 0."""
     text: _builtins.str
+    """What to append. Never empty."""
     def __init__(
         self,
         *,
@@ -425,8 +468,11 @@ class OpaqueAdded(_message.Message):
     PART_INDEX_FIELD_NUMBER: _builtins.int
     PART_FIELD_NUMBER: _builtins.int
     part_index: _builtins.int
+    """Index of the part in the answer, from 0."""
     @_builtins.property
-    def part(self) -> _message_pb2.OpaquePart: ...
+    def part(self) -> _message_pb2.OpaquePart:
+        """The block, to be sent back to its issuer byte for byte."""
+
     def __init__(
         self,
         *,
@@ -452,10 +498,13 @@ class RouteChanged(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     to: _builtins.str
+    """`provider/model` that is asked now; the same in a retry."""
     reason: _builtins.str
-    """ErrorInfo reason of the failed attempt, or `HEDGED`."""
+    """ErrorInfo reason of the failed attempt, or `HEDGED` when it goes on beside
+    the new one.
+    """
     attempt: _builtins.int
-    """Attempt that begins."""
+    """Number of the attempt that begins, 2 or more."""
     def __init__(
         self,
         *,
@@ -479,7 +528,9 @@ class UsageUpdated(_message.Message):
 
     USAGE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def usage(self) -> _usage_pb2.Usage: ...
+    def usage(self) -> _usage_pb2.Usage:
+        """The whole usage up to here, not an increment."""
+
     def __init__(
         self,
         *,
@@ -508,11 +559,11 @@ class GenerationFinished(_message.Message):
     reason: Global___FinishReason.ValueType
     """Why it ended."""
     provider_reason: _builtins.str
-    """The provider's own word for it."""
+    """The provider's own word for it; may be empty."""
     provider_response_id: _builtins.str
     """Id that the provider gave its answer; may be empty."""
     from_cache: _builtins.bool
-    """The answer came from the response cache."""
+    """The answer came from the response cache; no provider was asked."""
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage:
         """Final usage."""
@@ -562,7 +613,7 @@ class GenerationFailed(_message.Message):
 
     @_builtins.property
     def retry_after(self) -> _duration_pb2.Duration:
-        """Not before then. Unset: the caller decides."""
+        """Do not try again before this long. Unset: the caller decides."""
 
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage:

@@ -33,15 +33,21 @@ class _EmbedPurpose:
 class _EmbedPurposeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EmbedPurpose.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     EMBED_PURPOSE_UNSPECIFIED: _EmbedPurpose.ValueType  # 0
+    """Not said; the model's default."""
     EMBED_PURPOSE_DOCUMENT: _EmbedPurpose.ValueType  # 1
+    """To be stored and found later."""
     EMBED_PURPOSE_QUERY: _EmbedPurpose.ValueType  # 2
+    """To look for stored ones."""
 
 class EmbedPurpose(_EmbedPurpose, metaclass=_EmbedPurposeEnumTypeWrapper):
     """What a vector is for."""
 
 EMBED_PURPOSE_UNSPECIFIED: EmbedPurpose.ValueType  # 0
+"""Not said; the model's default."""
 EMBED_PURPOSE_DOCUMENT: EmbedPurpose.ValueType  # 1
+"""To be stored and found later."""
 EMBED_PURPOSE_QUERY: EmbedPurpose.ValueType  # 2
+"""To look for stored ones."""
 Global___EmbedPurpose: _TypeAlias = EmbedPurpose  # noqa: Y015
 
 class _UsageDimension:
@@ -51,19 +57,29 @@ class _UsageDimension:
 class _UsageDimensionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageDimension.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     USAGE_DIMENSION_UNSPECIFIED: _UsageDimension.ValueType  # 0
+    """Not allowed."""
     USAGE_DIMENSION_MODEL: _UsageDimension.ValueType  # 1
+    """The provider's name of the model."""
     USAGE_DIMENSION_PROVIDER: _UsageDimension.ValueType  # 2
+    """The provider."""
     USAGE_DIMENSION_LABEL: _UsageDimension.ValueType  # 3
+    """The value of one label; see `label_key`."""
     USAGE_DIMENSION_SUBJECT: _UsageDimension.ValueType  # 4
+    """The subject of the caller's identity."""
 
 class UsageDimension(_UsageDimension, metaclass=_UsageDimensionEnumTypeWrapper):
     """What usage can be split by."""
 
 USAGE_DIMENSION_UNSPECIFIED: UsageDimension.ValueType  # 0
+"""Not allowed."""
 USAGE_DIMENSION_MODEL: UsageDimension.ValueType  # 1
+"""The provider's name of the model."""
 USAGE_DIMENSION_PROVIDER: UsageDimension.ValueType  # 2
+"""The provider."""
 USAGE_DIMENSION_LABEL: UsageDimension.ValueType  # 3
+"""The value of one label; see `label_key`."""
 USAGE_DIMENSION_SUBJECT: UsageDimension.ValueType  # 4
+"""The subject of the caller's identity."""
 Global___UsageDimension: _TypeAlias = UsageDimension  # noqa: Y015
 
 @_typing.final
@@ -74,7 +90,9 @@ class GenerateRequest(_message.Message):
 
     PROMPT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def prompt(self) -> _request_pb2.Prompt: ...
+    def prompt(self) -> _request_pb2.Prompt:
+        """What is asked. Required. `resumable` and `linger` are ignored."""
+
     def __init__(
         self,
         *,
@@ -105,24 +123,31 @@ class GenerateResponse(_message.Message):
     TIMINGS_FIELD_NUMBER: _builtins.int
     FROM_CACHE_FIELD_NUMBER: _builtins.int
     generation_id: _builtins.str
+    """For logs and usage records. Never empty."""
     finish_reason: _event_pb2.FinishReason.ValueType
+    """Why the model stopped."""
     provider_reason: _builtins.str
-    """The provider's own word for it."""
+    """The provider's own word for it; may be empty."""
     provider: _builtins.str
-    """Who answered, after fallbacks."""
+    """Provider that answered, after fallbacks, e.g. `openai`."""
     model: _builtins.str
+    """That provider's name of the model that answered."""
     attempts: _builtins.int
     """Attempts made, 1 or more."""
     from_cache: _builtins.bool
-    """The answer came from the response cache."""
+    """The answer came from the response cache; no provider was asked."""
     @_builtins.property
     def message(self) -> _message_pb2.Message:
-        """ROLE_ASSISTANT, its parts in order."""
+        """The answer: ROLE_ASSISTANT, its parts in order."""
 
     @_builtins.property
-    def usage(self) -> _usage_pb2.Usage: ...
+    def usage(self) -> _usage_pb2.Usage:
+        """Final usage."""
+
     @_builtins.property
-    def timings(self) -> _event_pb2.Timings: ...
+    def timings(self) -> _event_pb2.Timings:
+        """How long things took."""
+
     def __init__(
         self,
         *,
@@ -153,7 +178,9 @@ class StreamGenerateRequest(_message.Message):
 
     PROMPT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def prompt(self) -> _request_pb2.Prompt: ...
+    def prompt(self) -> _request_pb2.Prompt:
+        """What is asked. Required."""
+
     def __init__(
         self,
         *,
@@ -175,7 +202,9 @@ class StreamGenerateResponse(_message.Message):
 
     EVENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def event(self) -> _event_pb2.GenerationEvent: ...
+    def event(self) -> _event_pb2.GenerationEvent:
+        """The event, with its sequence. Always set."""
+
     def __init__(
         self,
         *,
@@ -198,10 +227,12 @@ class ResumeGenerateRequest(_message.Message):
     GENERATION_ID_FIELD_NUMBER: _builtins.int
     AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
     generation_id: _builtins.str
-    """From GenerationStarted."""
+    """From GenerationStarted, 1 to 128 characters. Required. Not known, another
+    tenant's, or not resumable: NOT_FOUND.
+    """
     after_sequence: _builtins.int
-    """The last sequence that the caller has; 0: from the start. Beyond the last
-    event: OUT_OF_RANGE / CURSOR_OUT_OF_RANGE.
+    """The last sequence that the caller has, 0 or more. 0: from the start. Beyond
+    the last event: OUT_OF_RANGE / CURSOR_OUT_OF_RANGE.
     """
     def __init__(
         self,
@@ -225,7 +256,9 @@ class ResumeGenerateResponse(_message.Message):
 
     EVENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def event(self) -> _event_pb2.GenerationEvent: ...
+    def event(self) -> _event_pb2.GenerationEvent:
+        """The event, with the sequence it had from the start. Always set."""
+
     def __init__(
         self,
         *,
@@ -271,18 +304,24 @@ class EmbedRequest(_message.Message):
     PURPOSE_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """An alias or `provider/model`. Empty: the server's default for embedding."""
+    """An alias or `provider/model`, at most 256 characters. Empty: the server's
+    default for embedding.
+    """
     dimensions: _builtins.int
-    """Dimensions to return, for models that can shorten. Unset: all."""
+    """Dimensions to return, 1 to 4,096, for models that can shorten. Unset: all."""
     purpose: Global___EmbedPurpose.ValueType
-    """What the vectors are for, for models that distinguish."""
+    """What the vectors are for, for models that distinguish. Unspecified: the
+    model's default.
+    """
     @_builtins.property
     def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """1 to 2,048 texts of 1 to 32,768 characters."""
+        """1 to 2,048 texts of 1 to 32,768 characters. Required."""
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Free labels for usage reports, as in Prompt."""
+        """Free labels for usage reports, with the bounds of Prompt.labels. Empty:
+        none.
+        """
 
     def __init__(
         self,
@@ -318,9 +357,13 @@ class EmbedResponse(_message.Message):
     dimensions: _builtins.int
     """Length of every vector."""
     @_builtins.property
-    def vectors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Vector]: ...
+    def vectors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Vector]:
+        """One vector an input, in the order of the inputs."""
+
     @_builtins.property
-    def usage(self) -> _usage_pb2.Usage: ...
+    def usage(self) -> _usage_pb2.Usage:
+        """What it cost."""
+
     def __init__(
         self,
         *,
@@ -346,7 +389,7 @@ class Vector(_message.Message):
     VALUES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Finite numbers."""
+        """Finite numbers; EmbedResponse.dimensions says how many."""
 
     def __init__(
         self,
@@ -369,7 +412,11 @@ class CountTokensRequest(_message.Message):
 
     PROMPT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def prompt(self) -> _request_pb2.Prompt: ...
+    def prompt(self) -> _request_pb2.Prompt:
+        """What to count. Required. Only what a provider would see matters:
+        request_id, timeouts, routing and cache are ignored.
+        """
+
     def __init__(
         self,
         *,
@@ -392,6 +439,7 @@ class CountTokensResponse(_message.Message):
     INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     EXACT_FIELD_NUMBER: _builtins.int
     input_tokens: _builtins.int
+    """Tokens of the whole prompt, tools and system included."""
     exact: _builtins.bool
     """True: the provider, or its own tokenizer, counted. False: an estimate."""
     def __init__(
@@ -418,9 +466,9 @@ class ListModelsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """1 to 1,000. 0: 100."""
+    """Most entries of the page, 1 to 1,000. 0: 100."""
     page_token: _builtins.str
-    """From an earlier answer. Empty: the first page."""
+    """From an earlier answer of the same query. Empty: the first page."""
     kind: _model_pb2.ModelKind.ValueType
     """Only this kind. Unspecified: all."""
     def __init__(
@@ -447,9 +495,11 @@ class ListModelsResponse(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty: the last page."""
+    """For the next page. Empty: this is the last one."""
     @_builtins.property
-    def models(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.Model]: ...
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.Model]:
+        """By name. Empty: nothing is configured."""
+
     def __init__(
         self,
         *,
@@ -472,7 +522,7 @@ class GetModelRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """An alias or `provider/model`."""
+    """An alias or `provider/model`, 1 to 256 characters. Required."""
     def __init__(
         self,
         *,
@@ -494,7 +544,9 @@ class GetModelResponse(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def model(self) -> _model_pb2.Model: ...
+    def model(self) -> _model_pb2.Model:
+        """What is configured under that name. Always set."""
+
     def __init__(
         self,
         *,
@@ -522,13 +574,16 @@ class GetUsageRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     label_key: _builtins.str
-    """With USAGE_DIMENSION_LABEL: the label's key."""
+    """With USAGE_DIMENSION_LABEL: the label's key, `[a-z0-9_.-]{1,64}`, required.
+    Empty otherwise.
+    """
     page_size: _builtins.int
-    """1 to 1,000. 0: 100."""
+    """Most buckets of the page, 1 to 1,000. 0: 100."""
     page_token: _builtins.str
+    """From an earlier answer of the same query. Empty: the first page."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """From, inclusive. Unset: 24 h ago."""
+        """From, inclusive; before end_time. Unset: 24 h before end_time."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
@@ -570,8 +625,13 @@ class GetUsageResponse(_message.Message):
     BUCKETS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
+    """For the next page. Empty: this is the last one."""
     @_builtins.property
-    def buckets(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageBucket]: ...
+    def buckets(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageBucket]:
+        """Oldest first; one for every group in which anything was used. Empty:
+        nothing was.
+        """
+
     def __init__(
         self,
         *,
@@ -602,18 +662,27 @@ class UsageBucket(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     UNPRICED_CALLS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """Values of the dimensions asked for; empty where not asked."""
+    """With USAGE_DIMENSION_MODEL: the model. Empty otherwise."""
     provider: _builtins.str
+    """With USAGE_DIMENSION_PROVIDER: the provider. Empty otherwise."""
     label_value: _builtins.str
+    """With USAGE_DIMENSION_LABEL: the label's value; empty for calls without it.
+    Empty otherwise.
+    """
     subject: _builtins.str
+    """With USAGE_DIMENSION_SUBJECT: the subject. Empty otherwise."""
     calls: _builtins.int
     """Calls that reached a provider, whatever came of them."""
     unpriced_calls: _builtins.int
     """Calls whose price is unknown."""
     @_builtins.property
-    def start_time(self) -> _timestamp_pb2.Timestamp: ...
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """From, inclusive."""
+
     @_builtins.property
-    def end_time(self) -> _timestamp_pb2.Timestamp: ...
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """To, exclusive."""
+
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage:
         """Sum; cost is unset when the price of any call is unknown."""

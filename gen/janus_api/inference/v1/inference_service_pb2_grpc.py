@@ -26,7 +26,10 @@ if _version_not_supported:
 
 
 class InferenceServiceStub(object):
-    """Every model provider behind one typed token stream.
+    """Every model provider behind one typed token stream. Generate and
+    StreamGenerate take `request_id` in their Prompt: idempotent for 24 h per
+    tenant and method; the same id and body give the stored answer, another body
+    is ALREADY_EXISTS / REQUEST_ID_REUSED. Empty: the call is not deduplicated.
     """
 
     def __init__(self, channel):
@@ -78,7 +81,10 @@ class InferenceServiceStub(object):
 
 
 class InferenceServiceServicer(object):
-    """Every model provider behind one typed token stream.
+    """Every model provider behind one typed token stream. Generate and
+    StreamGenerate take `request_id` in their Prompt: idempotent for 24 h per
+    tenant and method; the same id and body give the stored answer, another body
+    is ALREADY_EXISTS / REQUEST_ID_REUSED. Empty: the call is not deduplicated.
     """
 
     def Generate(self, request, context):
@@ -195,7 +201,10 @@ def add_InferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InferenceService(object):
-    """Every model provider behind one typed token stream.
+    """Every model provider behind one typed token stream. Generate and
+    StreamGenerate take `request_id` in their Prompt: idempotent for 24 h per
+    tenant and method; the same id and body give the stored answer, another body
+    is ALREADY_EXISTS / REQUEST_ID_REUSED. Empty: the call is not deduplicated.
     """
 
     @staticmethod

@@ -7,58 +7,118 @@ from collections import abc as _abc
 from grpc import aio as _aio
 from janus_api.inference.v1 import inference_service_pb2 as _inference_service_pb2
 import abc as _abc_1
+import grpc as _grpc
+import sys
+import typing as _typing
 
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
+else:
+    from typing_extensions import Self as _Self
+
+_T = _typing.TypeVar("_T")
+
+class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
+class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
+    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class InferenceServiceStub:
-    """Every model provider behind one typed token stream."""
+    """Every model provider behind one typed token stream. Generate and
+    StreamGenerate take `request_id` in their Prompt: idempotent for 24 h per
+    tenant and method; the same id and body give the stored answer, another body
+    is ALREADY_EXISTS / REQUEST_ID_REUSED. Empty: the call is not deduplicated.
+    """
 
-    def __init__(self, channel: _aio.Channel) -> None: ...
-    Generate: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.GenerateRequest, _inference_service_pb2.GenerateResponse]
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> InferenceServiceAsyncStub: ...
+    Generate: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.GenerateRequest, _inference_service_pb2.GenerateResponse]
     """One whole answer. Fails as a whole: no half answer is ever returned."""
-    StreamGenerate: _aio.UnaryStreamMultiCallable[_inference_service_pb2.StreamGenerateRequest, _inference_service_pb2.StreamGenerateResponse]
+    StreamGenerate: _grpc.UnaryStreamMultiCallable[_inference_service_pb2.StreamGenerateRequest, _inference_service_pb2.StreamGenerateResponse]
     """The same request as events, each sent as soon as the provider said it.
     Ends in exactly one of `finished` and `failed`. Failures before the first
     event (bad input, unknown model) are gRPC statuses. Cancelling the call
     closes the provider's connection within 100 ms, unless `resumable`.
     """
-    ResumeGenerate: _aio.UnaryStreamMultiCallable[_inference_service_pb2.ResumeGenerateRequest, _inference_service_pb2.ResumeGenerateResponse]
+    ResumeGenerate: _grpc.UnaryStreamMultiCallable[_inference_service_pb2.ResumeGenerateRequest, _inference_service_pb2.ResumeGenerateResponse]
     """The events of a resumable generation after a given one, then live ones.
     Works on any replica. Exactly the events that StreamGenerate gave or
     would have given.
     """
-    Embed: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.EmbedRequest, _inference_service_pb2.EmbedResponse]
+    Embed: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.EmbedRequest, _inference_service_pb2.EmbedResponse]
     """Vectors for a batch of texts, in their order."""
-    CountTokens: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.CountTokensRequest, _inference_service_pb2.CountTokensResponse]
+    CountTokens: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.CountTokensRequest, _inference_service_pb2.CountTokensResponse]
     """Tokens that a prompt would use."""
-    ListModels: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.ListModelsRequest, _inference_service_pb2.ListModelsResponse]
+    ListModels: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.ListModelsRequest, _inference_service_pb2.ListModelsResponse]
     """Models and aliases that can be asked, sorted by name."""
-    GetModel: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.GetModelRequest, _inference_service_pb2.GetModelResponse]
+    GetModel: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.GetModelRequest, _inference_service_pb2.GetModelResponse]
     """One model or alias. NOT_FOUND when it is not configured."""
-    GetUsage: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.GetUsageRequest, _inference_service_pb2.GetUsageResponse]
+    GetUsage: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.GetUsageRequest, _inference_service_pb2.GetUsageResponse]
+    """Usage and cost of the caller's tenant. Complete up to the last terminal
+    event sent.
+    """
+
+@_typing.type_check_only
+class InferenceServiceAsyncStub(InferenceServiceStub):
+    """Every model provider behind one typed token stream. Generate and
+    StreamGenerate take `request_id` in their Prompt: idempotent for 24 h per
+    tenant and method; the same id and body give the stored answer, another body
+    is ALREADY_EXISTS / REQUEST_ID_REUSED. Empty: the call is not deduplicated.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Generate: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.GenerateRequest, _inference_service_pb2.GenerateResponse]  # type: ignore[assignment]
+    """One whole answer. Fails as a whole: no half answer is ever returned."""
+    StreamGenerate: _aio.UnaryStreamMultiCallable[_inference_service_pb2.StreamGenerateRequest, _inference_service_pb2.StreamGenerateResponse]  # type: ignore[assignment]
+    """The same request as events, each sent as soon as the provider said it.
+    Ends in exactly one of `finished` and `failed`. Failures before the first
+    event (bad input, unknown model) are gRPC statuses. Cancelling the call
+    closes the provider's connection within 100 ms, unless `resumable`.
+    """
+    ResumeGenerate: _aio.UnaryStreamMultiCallable[_inference_service_pb2.ResumeGenerateRequest, _inference_service_pb2.ResumeGenerateResponse]  # type: ignore[assignment]
+    """The events of a resumable generation after a given one, then live ones.
+    Works on any replica. Exactly the events that StreamGenerate gave or
+    would have given.
+    """
+    Embed: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.EmbedRequest, _inference_service_pb2.EmbedResponse]  # type: ignore[assignment]
+    """Vectors for a batch of texts, in their order."""
+    CountTokens: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.CountTokensRequest, _inference_service_pb2.CountTokensResponse]  # type: ignore[assignment]
+    """Tokens that a prompt would use."""
+    ListModels: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.ListModelsRequest, _inference_service_pb2.ListModelsResponse]  # type: ignore[assignment]
+    """Models and aliases that can be asked, sorted by name."""
+    GetModel: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.GetModelRequest, _inference_service_pb2.GetModelResponse]  # type: ignore[assignment]
+    """One model or alias. NOT_FOUND when it is not configured."""
+    GetUsage: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.GetUsageRequest, _inference_service_pb2.GetUsageResponse]  # type: ignore[assignment]
     """Usage and cost of the caller's tenant. Complete up to the last terminal
     event sent.
     """
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Every model provider behind one typed token stream."""
+    """Every model provider behind one typed token stream. Generate and
+    StreamGenerate take `request_id` in their Prompt: idempotent for 24 h per
+    tenant and method; the same id and body give the stored answer, another body
+    is ALREADY_EXISTS / REQUEST_ID_REUSED. Empty: the call is not deduplicated.
+    """
 
     @_abc_1.abstractmethod
     def Generate(
         self,
         request: _inference_service_pb2.GenerateRequest,
-        context: _aio.ServicerContext[_inference_service_pb2.GenerateRequest, _abc.Awaitable[_inference_service_pb2.GenerateResponse]],
-    ) -> _abc.Awaitable[_inference_service_pb2.GenerateResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_service_pb2.GenerateResponse, _abc.Awaitable[_inference_service_pb2.GenerateResponse]]:
         """One whole answer. Fails as a whole: no half answer is ever returned."""
 
     @_abc_1.abstractmethod
     def StreamGenerate(
         self,
         request: _inference_service_pb2.StreamGenerateRequest,
-        context: _aio.ServicerContext[_inference_service_pb2.StreamGenerateRequest, _abc.AsyncIterator[_inference_service_pb2.StreamGenerateResponse]],
-    ) -> _abc.AsyncIterator[_inference_service_pb2.StreamGenerateResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_inference_service_pb2.StreamGenerateResponse], _abc.AsyncIterator[_inference_service_pb2.StreamGenerateResponse]]:
         """The same request as events, each sent as soon as the provider said it.
         Ends in exactly one of `finished` and `failed`. Failures before the first
         event (bad input, unknown model) are gRPC statuses. Cancelling the call
@@ -69,8 +129,8 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     def ResumeGenerate(
         self,
         request: _inference_service_pb2.ResumeGenerateRequest,
-        context: _aio.ServicerContext[_inference_service_pb2.ResumeGenerateRequest, _abc.AsyncIterator[_inference_service_pb2.ResumeGenerateResponse]],
-    ) -> _abc.AsyncIterator[_inference_service_pb2.ResumeGenerateResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_inference_service_pb2.ResumeGenerateResponse], _abc.AsyncIterator[_inference_service_pb2.ResumeGenerateResponse]]:
         """The events of a resumable generation after a given one, then live ones.
         Works on any replica. Exactly the events that StreamGenerate gave or
         would have given.
@@ -80,42 +140,42 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     def Embed(
         self,
         request: _inference_service_pb2.EmbedRequest,
-        context: _aio.ServicerContext[_inference_service_pb2.EmbedRequest, _abc.Awaitable[_inference_service_pb2.EmbedResponse]],
-    ) -> _abc.Awaitable[_inference_service_pb2.EmbedResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_service_pb2.EmbedResponse, _abc.Awaitable[_inference_service_pb2.EmbedResponse]]:
         """Vectors for a batch of texts, in their order."""
 
     @_abc_1.abstractmethod
     def CountTokens(
         self,
         request: _inference_service_pb2.CountTokensRequest,
-        context: _aio.ServicerContext[_inference_service_pb2.CountTokensRequest, _abc.Awaitable[_inference_service_pb2.CountTokensResponse]],
-    ) -> _abc.Awaitable[_inference_service_pb2.CountTokensResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_service_pb2.CountTokensResponse, _abc.Awaitable[_inference_service_pb2.CountTokensResponse]]:
         """Tokens that a prompt would use."""
 
     @_abc_1.abstractmethod
     def ListModels(
         self,
         request: _inference_service_pb2.ListModelsRequest,
-        context: _aio.ServicerContext[_inference_service_pb2.ListModelsRequest, _abc.Awaitable[_inference_service_pb2.ListModelsResponse]],
-    ) -> _abc.Awaitable[_inference_service_pb2.ListModelsResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_service_pb2.ListModelsResponse, _abc.Awaitable[_inference_service_pb2.ListModelsResponse]]:
         """Models and aliases that can be asked, sorted by name."""
 
     @_abc_1.abstractmethod
     def GetModel(
         self,
         request: _inference_service_pb2.GetModelRequest,
-        context: _aio.ServicerContext[_inference_service_pb2.GetModelRequest, _abc.Awaitable[_inference_service_pb2.GetModelResponse]],
-    ) -> _abc.Awaitable[_inference_service_pb2.GetModelResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_service_pb2.GetModelResponse, _abc.Awaitable[_inference_service_pb2.GetModelResponse]]:
         """One model or alias. NOT_FOUND when it is not configured."""
 
     @_abc_1.abstractmethod
     def GetUsage(
         self,
         request: _inference_service_pb2.GetUsageRequest,
-        context: _aio.ServicerContext[_inference_service_pb2.GetUsageRequest, _abc.Awaitable[_inference_service_pb2.GetUsageResponse]],
-    ) -> _abc.Awaitable[_inference_service_pb2.GetUsageResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_service_pb2.GetUsageResponse, _abc.Awaitable[_inference_service_pb2.GetUsageResponse]]:
         """Usage and cost of the caller's tenant. Complete up to the last terminal
         event sent.
         """
 
-def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _aio.Server) -> None: ...
+def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,6 +26,7 @@ class _ModelKind:
 class _ModelKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelKind.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     MODEL_KIND_UNSPECIFIED: _ModelKind.ValueType  # 0
+    """In a request: every kind. Otherwise never sent."""
     MODEL_KIND_GENERATIVE: _ModelKind.ValueType  # 1
     """One model of one provider, for messages."""
     MODEL_KIND_EMBEDDING: _ModelKind.ValueType  # 2
@@ -37,6 +38,7 @@ class ModelKind(_ModelKind, metaclass=_ModelKindEnumTypeWrapper):
     """What a Model is."""
 
 MODEL_KIND_UNSPECIFIED: ModelKind.ValueType  # 0
+"""In a request: every kind. Otherwise never sent."""
 MODEL_KIND_GENERATIVE: ModelKind.ValueType  # 1
 """One model of one provider, for messages."""
 MODEL_KIND_EMBEDDING: ModelKind.ValueType  # 2
@@ -52,35 +54,61 @@ class _Capability:
 class _CapabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Capability.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     CAPABILITY_UNSPECIFIED: _Capability.ValueType  # 0
+    """Never sent."""
     CAPABILITY_TEXT: _Capability.ValueType  # 1
+    """Reads and writes text."""
     CAPABILITY_IMAGE_INPUT: _Capability.ValueType  # 2
+    """Reads images."""
     CAPABILITY_AUDIO_INPUT: _Capability.ValueType  # 3
+    """Hears sound."""
     CAPABILITY_DOCUMENT_INPUT: _Capability.ValueType  # 4
+    """Reads documents, e.g. PDF."""
     CAPABILITY_TOOLS: _Capability.ValueType  # 5
+    """Calls tools."""
     CAPABILITY_PARALLEL_TOOLS: _Capability.ValueType  # 6
+    """Calls several tools at once."""
     CAPABILITY_JSON: _Capability.ValueType  # 7
+    """Can be held to valid JSON."""
     CAPABILITY_JSON_SCHEMA: _Capability.ValueType  # 8
+    """Can be held to a JSON Schema exactly."""
     CAPABILITY_REASONING: _Capability.ValueType  # 9
+    """Thinks before it speaks."""
     CAPABILITY_PROMPT_CACHE: _Capability.ValueType  # 10
+    """Its provider caches prompts."""
     CAPABILITY_LOGPROBS: _Capability.ValueType  # 11
+    """Gives log-probabilities of tokens."""
     CAPABILITY_EMBEDDING: _Capability.ValueType  # 12
+    """Makes vectors."""
 
 class Capability(_Capability, metaclass=_CapabilityEnumTypeWrapper):
     """Something that a model can do."""
 
 CAPABILITY_UNSPECIFIED: Capability.ValueType  # 0
+"""Never sent."""
 CAPABILITY_TEXT: Capability.ValueType  # 1
+"""Reads and writes text."""
 CAPABILITY_IMAGE_INPUT: Capability.ValueType  # 2
+"""Reads images."""
 CAPABILITY_AUDIO_INPUT: Capability.ValueType  # 3
+"""Hears sound."""
 CAPABILITY_DOCUMENT_INPUT: Capability.ValueType  # 4
+"""Reads documents, e.g. PDF."""
 CAPABILITY_TOOLS: Capability.ValueType  # 5
+"""Calls tools."""
 CAPABILITY_PARALLEL_TOOLS: Capability.ValueType  # 6
+"""Calls several tools at once."""
 CAPABILITY_JSON: Capability.ValueType  # 7
+"""Can be held to valid JSON."""
 CAPABILITY_JSON_SCHEMA: Capability.ValueType  # 8
+"""Can be held to a JSON Schema exactly."""
 CAPABILITY_REASONING: Capability.ValueType  # 9
+"""Thinks before it speaks."""
 CAPABILITY_PROMPT_CACHE: Capability.ValueType  # 10
+"""Its provider caches prompts."""
 CAPABILITY_LOGPROBS: Capability.ValueType  # 11
+"""Gives log-probabilities of tokens."""
 CAPABILITY_EMBEDDING: Capability.ValueType  # 12
+"""Makes vectors."""
 Global___Capability: _TypeAlias = Capability  # noqa: Y015
 
 class _ModelHealth:
@@ -90,23 +118,25 @@ class _ModelHealth:
 class _ModelHealthEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelHealth.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     MODEL_HEALTH_UNSPECIFIED: _ModelHealth.ValueType  # 0
+    """Never sent."""
     MODEL_HEALTH_OK: _ModelHealth.ValueType  # 1
-    """Last calls succeeded, or none was made."""
+    """The last calls succeeded, or none was made."""
     MODEL_HEALTH_RECOVERING: _ModelHealth.ValueType  # 2
-    """The circuit breaker is trying again."""
+    """The circuit breaker lets a few calls through to try again."""
     MODEL_HEALTH_UNAVAILABLE: _ModelHealth.ValueType  # 3
-    """The circuit breaker is open."""
+    """The circuit breaker is open: calls fail at once or go to a fallback."""
 
 class ModelHealth(_ModelHealth, metaclass=_ModelHealthEnumTypeWrapper):
     """Whether a model can be expected to answer."""
 
 MODEL_HEALTH_UNSPECIFIED: ModelHealth.ValueType  # 0
+"""Never sent."""
 MODEL_HEALTH_OK: ModelHealth.ValueType  # 1
-"""Last calls succeeded, or none was made."""
+"""The last calls succeeded, or none was made."""
 MODEL_HEALTH_RECOVERING: ModelHealth.ValueType  # 2
-"""The circuit breaker is trying again."""
+"""The circuit breaker lets a few calls through to try again."""
 MODEL_HEALTH_UNAVAILABLE: ModelHealth.ValueType  # 3
-"""The circuit breaker is open."""
+"""The circuit breaker is open: calls fail at once or go to a fallback."""
 Global___ModelHealth: _TypeAlias = ModelHealth  # noqa: Y015
 
 @_typing.final
@@ -141,7 +171,7 @@ class Model(_message.Message):
     """One sentence for people; may be empty."""
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___AliasTarget]:
-        """For an alias, its targets in order; empty for a model."""
+        """For an alias, its targets in order, 1 or more; empty for a model."""
 
     @_builtins.property
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[Global___Capability.ValueType]:
@@ -191,7 +221,9 @@ class AliasTarget(_message.Message):
     model: _builtins.str
     """`provider/model`."""
     weight: _builtins.int
-    """Share of first attempts, 0 to 1,000. 0 everywhere: in order."""
+    """Share of first attempts, 0 to 1,000. 0 everywhere: the targets are asked in
+    order.
+    """
     def __init__(
         self,
         *,
@@ -208,7 +240,7 @@ Global___AliasTarget: _TypeAlias = AliasTarget  # noqa: Y015
 
 @_typing.final
 class Price(_message.Message):
-    """Prices in millionths of a US dollar per million tokens."""
+    """Prices in millionths of a US dollar per million tokens; each 0 or more."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -218,11 +250,15 @@ class Price(_message.Message):
     OUTPUT_MICRO_USD_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     input_micro_usd: _builtins.int
+    """Input that was neither read from nor written to a prompt cache."""
     cache_read_micro_usd: _builtins.int
+    """Input read from a prompt cache."""
     cache_write_micro_usd: _builtins.int
+    """Input written to a prompt cache."""
     output_micro_usd: _builtins.int
+    """Output, reasoning included."""
     version: _builtins.str
-    """Version of the price table."""
+    """Version of the price table, as in Usage.price_version."""
     def __init__(
         self,
         *,

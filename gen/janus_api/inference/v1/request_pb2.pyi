@@ -28,6 +28,7 @@ class _ToolChoiceMode:
 class _ToolChoiceModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ToolChoiceMode.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     TOOL_CHOICE_MODE_UNSPECIFIED: _ToolChoiceMode.ValueType  # 0
+    """Not said; the model decides."""
     TOOL_CHOICE_MODE_AUTO: _ToolChoiceMode.ValueType  # 1
     """The model decides."""
     TOOL_CHOICE_MODE_NONE: _ToolChoiceMode.ValueType  # 2
@@ -41,6 +42,7 @@ class ToolChoiceMode(_ToolChoiceMode, metaclass=_ToolChoiceModeEnumTypeWrapper):
     """A rule for calling tools."""
 
 TOOL_CHOICE_MODE_UNSPECIFIED: ToolChoiceMode.ValueType  # 0
+"""Not said; the model decides."""
 TOOL_CHOICE_MODE_AUTO: ToolChoiceMode.ValueType  # 1
 """The model decides."""
 TOOL_CHOICE_MODE_NONE: ToolChoiceMode.ValueType  # 2
@@ -58,23 +60,33 @@ class _ReasoningEffort:
 class _ReasoningEffortEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReasoningEffort.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     REASONING_EFFORT_UNSPECIFIED: _ReasoningEffort.ValueType  # 0
+    """Not said; the model's default."""
     REASONING_EFFORT_NONE: _ReasoningEffort.ValueType  # 1
     """Do not think."""
     REASONING_EFFORT_MINIMAL: _ReasoningEffort.ValueType  # 2
+    """As little as the model can."""
     REASONING_EFFORT_LOW: _ReasoningEffort.ValueType  # 3
+    """A little, for speed."""
     REASONING_EFFORT_MEDIUM: _ReasoningEffort.ValueType  # 4
+    """A balance."""
     REASONING_EFFORT_HIGH: _ReasoningEffort.ValueType  # 5
+    """Much, for hard questions."""
 
 class ReasoningEffort(_ReasoningEffort, metaclass=_ReasoningEffortEnumTypeWrapper):
     """Coarse amount of thinking."""
 
 REASONING_EFFORT_UNSPECIFIED: ReasoningEffort.ValueType  # 0
+"""Not said; the model's default."""
 REASONING_EFFORT_NONE: ReasoningEffort.ValueType  # 1
 """Do not think."""
 REASONING_EFFORT_MINIMAL: ReasoningEffort.ValueType  # 2
+"""As little as the model can."""
 REASONING_EFFORT_LOW: ReasoningEffort.ValueType  # 3
+"""A little, for speed."""
 REASONING_EFFORT_MEDIUM: ReasoningEffort.ValueType  # 4
+"""A balance."""
 REASONING_EFFORT_HIGH: ReasoningEffort.ValueType  # 5
+"""Much, for hard questions."""
 Global___ReasoningEffort: _TypeAlias = ReasoningEffort  # noqa: Y015
 
 class _CacheMode:
@@ -84,17 +96,25 @@ class _CacheMode:
 class _CacheModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CacheMode.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     CACHE_MODE_UNSPECIFIED: _CacheMode.ValueType  # 0
+    """Neither read nor write."""
     CACHE_MODE_READ: _CacheMode.ValueType  # 1
+    """Take a stored answer, store none."""
     CACHE_MODE_WRITE: _CacheMode.ValueType  # 2
+    """Store the answer, take none."""
     CACHE_MODE_READ_WRITE: _CacheMode.ValueType  # 3
+    """Take a stored answer, or ask and store."""
 
 class CacheMode(_CacheMode, metaclass=_CacheModeEnumTypeWrapper):
     """Ways to use the response cache."""
 
 CACHE_MODE_UNSPECIFIED: CacheMode.ValueType  # 0
+"""Neither read nor write."""
 CACHE_MODE_READ: CacheMode.ValueType  # 1
+"""Take a stored answer, store none."""
 CACHE_MODE_WRITE: CacheMode.ValueType  # 2
+"""Store the answer, take none."""
 CACHE_MODE_READ_WRITE: CacheMode.ValueType  # 3
+"""Take a stored answer, or ask and store."""
 Global___CacheMode: _TypeAlias = CacheMode  # noqa: Y015
 
 @_typing.final
@@ -171,13 +191,14 @@ class Prompt(_message.Message):
     """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
-        """1 to 10,000 messages. A ROLE_TOOL message answers calls of the assistant
-        message before it.
+        """The conversation, oldest first, 1 to 10,000 messages with at most 20,000
+        parts in all. A ROLE_TOOL message answers calls of the assistant message
+        before it.
         """
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolDefinition]:
-        """Tools that the model may call, at most 128, names unique."""
+        """Tools that the model may call, at most 128, names unique. Empty: none."""
 
     @_builtins.property
     def tool_choice(self) -> Global___ToolChoice:
@@ -193,7 +214,9 @@ class Prompt(_message.Message):
 
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The answer ends before any of these, at most 16 of 1 to 256 characters."""
+        """The answer ends before any of these, at most 16 of 1 to 256 characters.
+        Empty: none.
+        """
 
     @_builtins.property
     def reasoning(self) -> Global___ReasoningOptions:
@@ -213,8 +236,8 @@ class Prompt(_message.Message):
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Free labels for usage reports, at most 16; keys `[a-z0-9_.-]{1,64}`,
-        values at most 128 characters.
+        """Free labels for usage reports, at most 16; keys `[a-z0-9_.-]{1,64}`, values
+        at most 128 characters. Empty: none.
         """
 
     @_builtins.property
@@ -272,9 +295,9 @@ class ToolDefinition(_message.Message):
     PARAMETERS_SCHEMA_JSON_FIELD_NUMBER: _builtins.int
     STRICT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """`[A-Za-z0-9_.-]{1,64}`."""
+    """What the model calls it by, `[A-Za-z0-9_.-]{1,64}`. Required."""
     description: _builtins.str
-    """For the model; at most 16 KiB."""
+    """What it does, for the model; at most 16 KiB. Empty: none."""
     parameters_schema_json: _builtins.str
     """JSON Schema of the arguments, an object schema of at most 64 KiB, depth
     32. Empty: no arguments.
@@ -308,9 +331,11 @@ class ToolChoice(_message.Message):
     MODE_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     mode: Global___ToolChoiceMode.ValueType
-    """The rule."""
+    """The rule. Unspecified: the model decides."""
     name: _builtins.str
-    """With TOOL_CHOICE_MODE_NAMED: the tool that must be called."""
+    """With TOOL_CHOICE_MODE_NAMED: the tool that must be called, one of
+    Prompt.tools. Empty otherwise.
+    """
     def __init__(
         self,
         *,
@@ -385,13 +410,17 @@ class JsonSchemaFormat(_message.Message):
     SCHEMA_JSON_FIELD_NUMBER: _builtins.int
     STRICT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name of the schema, `[A-Za-z0-9_-]{1,64}`."""
+    """Name of the schema, `[A-Za-z0-9_-]{1,64}`. Required."""
     description: _builtins.str
-    """What it is for; at most 16 KiB."""
+    """What it is for, for the model; at most 16 KiB. Empty: none."""
     schema_json: _builtins.str
-    """The JSON Schema, at most 64 KiB, depth 32. `$ref` only within itself."""
+    """The JSON Schema, at most 64 KiB, depth 32. Required. `$ref` only within
+    itself.
+    """
     strict: _builtins.bool
-    """Constrained decoding. Default false."""
+    """Hold to the schema by constrained decoding. Default false: the model is
+    asked to. A model that cannot: INVALID_ARGUMENT / CAPABILITY_UNSUPPORTED.
+    """
     def __init__(
         self,
         *,
@@ -410,7 +439,7 @@ Global___JsonSchemaFormat: _TypeAlias = JsonSchemaFormat  # noqa: Y015
 
 @_typing.final
 class Sampling(_message.Message):
-    """How tokens are drawn."""
+    """How tokens are drawn. Unset fields: the model's default."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -422,17 +451,25 @@ class Sampling(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
-    """0 to 2."""
+    """Randomness, 0 to 2. Unset: the model's default."""
     top_p: _builtins.float
-    """Above 0, up to 1."""
+    """Draw from the likeliest tokens of this total probability, above 0, up to 1.
+    Unset: the model's default.
+    """
     top_k: _builtins.int
-    """1 or more."""
+    """Draw from this many likeliest tokens, 1 or more. Unset: the model's
+    default.
+    """
     frequency_penalty: _builtins.float
-    """-2 to 2."""
+    """Against tokens by how often they were used, -2 to 2. Unset: the model's
+    default.
+    """
     presence_penalty: _builtins.float
-    """-2 to 2."""
+    """Against tokens that were used at all, -2 to 2. Unset: the model's default."""
     seed: _builtins.int
-    """For repeatable answers where the provider supports it."""
+    """For repeatable answers where the provider supports it; any value. Unset:
+    none.
+    """
     top_logprobs: _builtins.int
     """Return this many alternatives a token with their log-probabilities, 0 to
     20. Unset: none.
@@ -573,7 +610,9 @@ class Routing(_message.Message):
     HEDGE_AFTER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def fallbacks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Further models in order, at most 8, in the same form as Prompt.model."""
+        """Further models in order, at most 8, in the same form as Prompt.model.
+        Empty: none.
+        """
 
     @_builtins.property
     def hedge_after(self) -> _duration_pb2.Duration:
@@ -604,10 +643,10 @@ class CachePolicy(_message.Message):
     MODE_FIELD_NUMBER: _builtins.int
     MAX_AGE_FIELD_NUMBER: _builtins.int
     mode: Global___CacheMode.ValueType
-    """What is allowed."""
+    """What is allowed. Unspecified: neither reading nor writing."""
     @_builtins.property
     def max_age(self) -> _duration_pb2.Duration:
-        """Oldest answer to accept. Unset: 24 h."""
+        """Oldest answer to accept, 1 s to 30 days. Unset: 24 h."""
 
     def __init__(
         self,

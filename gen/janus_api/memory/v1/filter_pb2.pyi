@@ -36,13 +36,21 @@ class Filter(_message.Message):
     EXISTS_FIELD_NUMBER: _builtins.int
     CONTAINS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def all_of(self) -> Global___FilterList: ...
+    def all_of(self) -> Global___FilterList:
+        """True where every condition is."""
+
     @_builtins.property
-    def any_of(self) -> Global___FilterList: ...
+    def any_of(self) -> Global___FilterList:
+        """True where at least one condition is."""
+
     @_builtins.property
-    def compare(self) -> Global___Comparison: ...
+    def compare(self) -> Global___Comparison:
+        """True where a field equals a value."""
+
     @_builtins.property
-    def range(self) -> Global___Range: ...
+    def range(self) -> Global___Range:
+        """True where a field lies within bounds."""
+
     @_builtins.property
     def exists(self) -> Global___Field:
         """True where the field is there and not null."""
@@ -82,7 +90,7 @@ class FilterList(_message.Message):
     FILTERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def filters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Filter]:
-        """1 to 64."""
+        """1 to 64 conditions. Required."""
 
     def __init__(
         self,
@@ -107,7 +115,7 @@ class Field(_message.Message):
     path: _builtins.str
     """`kind`, `role`, `speaker`, `predicate`, `importance`, `occurred_at`,
     `recorded_at`, or `metadata.` and a path of keys `[A-Za-z0-9_-]{1,64}`
-    parted by dots, depth 8.
+    parted by dots, depth 8. Required. Another path: INVALID_ARGUMENT.
     """
     def __init__(
         self,
@@ -124,16 +132,20 @@ Global___Field: _TypeAlias = Field  # noqa: Y015
 
 @_typing.final
 class Comparison(_message.Message):
-    """field = value."""
+    """A field and a value. Never true where the field is absent or of another type."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FIELD_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def field(self) -> Global___Field: ...
+    def field(self) -> Global___Field:
+        """The field to look at. Required."""
+
     @_builtins.property
-    def value(self) -> Global___Value: ...
+    def value(self) -> Global___Value:
+        """What to compare it with. Required."""
+
     def __init__(
         self,
         *,
@@ -150,17 +162,19 @@ Global___Comparison: _TypeAlias = Comparison  # noqa: Y015
 
 @_typing.final
 class InList(_message.Message):
-    """field is one of the values."""
+    """Whether a field is one of some values."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FIELD_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def field(self) -> Global___Field: ...
+    def field(self) -> Global___Field:
+        """The field to look at. Required."""
+
     @_builtins.property
     def values(self) -> _containers.RepeatedCompositeFieldContainer[Global___Value]:
-        """1 to 256, all of one type."""
+        """1 to 256, all of one type. Required."""
 
     def __init__(
         self,
@@ -178,7 +192,7 @@ Global___InList: _TypeAlias = InList  # noqa: Y015
 
 @_typing.final
 class Range(_message.Message):
-    """Bounds of a number, time or text; at least one."""
+    """Bounds of a number, time or text; at least one, all of one type."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -188,22 +202,24 @@ class Range(_message.Message):
     LT_FIELD_NUMBER: _builtins.int
     LTE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def field(self) -> Global___Field: ...
+    def field(self) -> Global___Field:
+        """The field to look at. Required."""
+
     @_builtins.property
     def gt(self) -> Global___Value:
-        """Greater than."""
+        """Greater than. Unset: no such bound."""
 
     @_builtins.property
     def gte(self) -> Global___Value:
-        """Greater than or equal."""
+        """Greater than or equal. Unset: no such bound."""
 
     @_builtins.property
     def lt(self) -> Global___Value:
-        """Less than."""
+        """Less than. Unset: no such bound."""
 
     @_builtins.property
     def lte(self) -> Global___Value:
-        """Less than or equal."""
+        """Less than or equal. Unset: no such bound."""
 
     def __init__(
         self,
@@ -234,13 +250,17 @@ class Value(_message.Message):
     BOOLEAN_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """At most 1,024 characters."""
+    """A text of at most 1,024 characters, compared code point by code point."""
     integer: _builtins.int
+    """A whole number."""
     number: _builtins.float
-    """Finite."""
+    """A finite number."""
     boolean: _builtins.bool
+    """True or false."""
     @_builtins.property
-    def time(self) -> _timestamp_pb2.Timestamp: ...
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """A moment. Fields of metadata are read as RFC 3339."""
+
     def __init__(
         self,
         *,

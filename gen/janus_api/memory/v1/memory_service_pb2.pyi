@@ -35,19 +35,29 @@ class _ExtractAction:
 class _ExtractActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExtractAction.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     EXTRACT_ACTION_UNSPECIFIED: _ExtractAction.ValueType  # 0
+    """Never sent."""
     EXTRACT_ACTION_ADD: _ExtractAction.ValueType  # 1
+    """It is new and was stored."""
     EXTRACT_ACTION_UPDATE: _ExtractAction.ValueType  # 2
+    """It superseded a memory of the same subject and predicate."""
     EXTRACT_ACTION_INVALIDATE: _ExtractAction.ValueType  # 3
+    """It ended the validity of a memory that is not true any more."""
     EXTRACT_ACTION_NOTHING: _ExtractAction.ValueType  # 4
+    """It was known already, or not worth keeping."""
 
 class ExtractAction(_ExtractAction, metaclass=_ExtractActionEnumTypeWrapper):
     """What an extraction does with a candidate."""
 
 EXTRACT_ACTION_UNSPECIFIED: ExtractAction.ValueType  # 0
+"""Never sent."""
 EXTRACT_ACTION_ADD: ExtractAction.ValueType  # 1
+"""It is new and was stored."""
 EXTRACT_ACTION_UPDATE: ExtractAction.ValueType  # 2
+"""It superseded a memory of the same subject and predicate."""
 EXTRACT_ACTION_INVALIDATE: ExtractAction.ValueType  # 3
+"""It ended the validity of a memory that is not true any more."""
 EXTRACT_ACTION_NOTHING: ExtractAction.ValueType  # 4
+"""It was known already, or not worth keeping."""
 Global___ExtractAction: _TypeAlias = ExtractAction  # noqa: Y015
 
 @_typing.final
@@ -61,15 +71,20 @@ class AppendMessagesRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     CONSISTENCY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Makes the write idempotent for 24 h."""
+    """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
+    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    """
     consistency: _scope_pb2.Consistency.ValueType
+    """When to answer. Unspecified: as soon as the turns are durable."""
     @_builtins.property
     def scope(self) -> _scope_pb2.Scope:
         """Where; `thread` is required."""
 
     @_builtins.property
     def turns(self) -> _containers.RepeatedCompositeFieldContainer[_record_pb2.Turn]:
-        """1 to 256 turns; each turn's own scope must be empty. At most 4 MiB in all."""
+        """1 to 256 turns, oldest first; each turn's own scope must be empty. At most
+        4 MiB and 16,384 parts in all, those of tool results included.
+        """
 
     def __init__(
         self,
@@ -100,19 +115,20 @@ class AppendMessagesResponse(_message.Message):
     SEARCHABLE_FIELD_NUMBER: _builtins.int
     DEGRADED_FIELD_NUMBER: _builtins.int
     first_position: _builtins.int
-    """Positions of the first and the last."""
+    """Position of the first turn, from 1."""
     last_position: _builtins.int
+    """Position of the last turn."""
     consistency_token: _builtins.str
-    """For RecallRequest.consistency_token."""
+    """For RecallRequest.consistency_token. Never empty."""
     searchable: _builtins.bool
     """Whether Recall finds them already."""
     @_builtins.property
     def message_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Ids in the order of the request."""
+        """Ids of the turns, in the order of the request."""
 
     @_builtins.property
     def degraded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Parts that were away and will catch up, e.g. `redis`."""
+        """Parts that were away and will catch up, e.g. `redis`. Empty: none."""
 
     def __init__(
         self,
@@ -183,11 +199,16 @@ class GetWindowResponse(_message.Message):
     """Turns in the thread that are not in the window."""
     @_builtins.property
     def turns(self) -> _containers.RepeatedCompositeFieldContainer[_record_pb2.Turn]:
-        """Oldest first."""
+        """Oldest first, at most 3 MiB, of which only the newest turn, with those that
+        it cannot be parted from, may be more. Empty: the thread has none, or none
+        fits.
+        """
 
     @_builtins.property
     def degraded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Parts that were away, e.g. `redis`: the answer came from Postgres."""
+        """Parts that were away, e.g. `redis`: the answer came from Postgres. Empty:
+        none.
+        """
 
     def __init__(
         self,
@@ -217,14 +238,20 @@ class RememberRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     CONSISTENCY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
+    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    """
     consistency: _scope_pb2.Consistency.ValueType
+    """When to answer. Unspecified: as soon as the memories are durable."""
     @_builtins.property
     def scope(self) -> _scope_pb2.Scope:
-        """Scope of every memory that has none of its own."""
+        """Scope of every memory that has none of its own. Unset: space `default`,
+        nobody's.
+        """
 
     @_builtins.property
     def memories(self) -> _containers.RepeatedCompositeFieldContainer[_record_pb2.Memory]:
-        """1 to 256."""
+        """1 to 256 memories; at most 4 MiB in all."""
 
     def __init__(
         self,
@@ -253,7 +280,9 @@ class RememberResponse(_message.Message):
     SEARCHABLE_FIELD_NUMBER: _builtins.int
     DEGRADED_FIELD_NUMBER: _builtins.int
     consistency_token: _builtins.str
+    """For RecallRequest.consistency_token. Never empty."""
     searchable: _builtins.bool
+    """Whether Recall finds them already."""
     @_builtins.property
     def memory_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ids in the order of the request. The same text, kind and scope stored
@@ -261,7 +290,9 @@ class RememberResponse(_message.Message):
         """
 
     @_builtins.property
-    def degraded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def degraded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Parts that were away and will catch up, e.g. `chroma`. Empty: none."""
+
     def __init__(
         self,
         *,
@@ -289,11 +320,17 @@ class IngestRequest(_message.Message):
     TURN_FIELD_NUMBER: _builtins.int
     DOCUMENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def config(self) -> Global___IngestConfig: ...
+    def config(self) -> Global___IngestConfig:
+        """How to ingest."""
+
     @_builtins.property
-    def memory(self) -> _record_pb2.Memory: ...
+    def memory(self) -> _record_pb2.Memory:
+        """A memory to store."""
+
     @_builtins.property
-    def turn(self) -> _record_pb2.Turn: ...
+    def turn(self) -> _record_pb2.Turn:
+        """A turn to store; `thread` of its scope, or of the config's, is required."""
+
     @_builtins.property
     def document(self) -> Global___IngestDocument:
         """A document to cut into chunks."""
@@ -325,9 +362,14 @@ class IngestConfig(_message.Message):
     SCOPE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
+    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    """
     @_builtins.property
     def scope(self) -> _scope_pb2.Scope:
-        """Scope of every item that has none of its own."""
+        """Scope of every item that has none of its own. Unset: space `default`,
+        nobody's.
+        """
 
     def __init__(
         self,
@@ -354,12 +396,15 @@ class IngestDocument(_message.Message):
     METADATA_JSON_FIELD_NUMBER: _builtins.int
     CHUNK_SIZE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name or address, 1 to 1,024 characters; goes into the provenance."""
+    """Name or address, 1 to 1,024 characters; goes into the provenance. Required."""
     text: _builtins.str
-    """Plain text, at most 3 MiB."""
+    """Plain text, 1 character to 3 MiB. Required."""
     metadata_json: _builtins.str
+    """Every chunk's metadata: a JSON object, at most 16 KiB, depth 8. Empty:
+    none.
+    """
     chunk_size: _builtins.int
-    """Characters of a chunk, 200 to 8,000. 0: 1,200."""
+    """Most characters of a chunk, 200 to 8,000. 0: 1,200."""
     def __init__(
         self,
         *,
@@ -388,13 +433,16 @@ class IngestResponse(_message.Message):
     REJECTED_FIELD_NUMBER: _builtins.int
     CONSISTENCY_TOKEN_FIELD_NUMBER: _builtins.int
     stored: _builtins.int
+    """Items that were stored; every chunk of a document is one."""
     unchanged: _builtins.int
     """Items that were stored before under the same id or content."""
     rejected: _builtins.int
+    """Items that were not stored."""
     consistency_token: _builtins.str
+    """For RecallRequest.consistency_token. Never empty."""
     @_builtins.property
     def errors(self) -> _containers.RepeatedCompositeFieldContainer[Global___IngestError]:
-        """At most 1,000; `rejected` has the number."""
+        """Why items were not stored, the first 1,000. Empty: all were."""
 
     def __init__(
         self,
@@ -422,9 +470,11 @@ class IngestError(_message.Message):
     INDEX_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     index: _builtins.int
-    """Place among the items, from 0."""
+    """Place among the items of the stream, from 0; `config` is not counted."""
     @_builtins.property
-    def status(self) -> _status_pb2.Status: ...
+    def status(self) -> _status_pb2.Status:
+        """What a unary write of the item would have answered."""
+
     def __init__(
         self,
         *,
@@ -447,6 +497,9 @@ class GetMemoryRequest(_message.Message):
 
     MEMORY_ID_FIELD_NUMBER: _builtins.int
     memory_id: _builtins.str
+    """1 to 128 characters of `[A-Za-z0-9._:-]`, starting with a letter or digit.
+    Required.
+    """
     def __init__(
         self,
         *,
@@ -468,7 +521,9 @@ class GetMemoryResponse(_message.Message):
 
     MEMORY_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def memory(self) -> _record_pb2.Memory: ...
+    def memory(self) -> _record_pb2.Memory:
+        """Its current version. Always set."""
+
     def __init__(
         self,
         *,
@@ -495,18 +550,25 @@ class ListMemoriesRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     INCLUDE_INACTIVE_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """1 to 1,000. 0: 100."""
+    """Most entries of the page, 1 to 1,000. 0: 100."""
     page_token: _builtins.str
+    """From an earlier answer of the same query. Empty: the first page."""
     include_inactive: _builtins.bool
     """Also superseded and expired ones. Default false."""
     @_builtins.property
-    def scope(self) -> _scope_pb2.Scope: ...
+    def scope(self) -> _scope_pb2.Scope:
+        """Whose memories: every field that is set is a hard filter. Unset: all of
+        space `default`.
+        """
+
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[_record_pb2.MemoryKind.ValueType]:
         """Empty: every kind."""
 
     @_builtins.property
-    def filter(self) -> _filter_pb2.Filter: ...
+    def filter(self) -> _filter_pb2.Filter:
+        """Further hard conditions. Unset: none."""
+
     def __init__(
         self,
         *,
@@ -534,8 +596,11 @@ class ListMemoriesResponse(_message.Message):
     MEMORIES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
+    """For the next page. Empty: this is the last one."""
     @_builtins.property
-    def memories(self) -> _containers.RepeatedCompositeFieldContainer[_record_pb2.Memory]: ...
+    def memories(self) -> _containers.RepeatedCompositeFieldContainer[_record_pb2.Memory]:
+        """Newest first. Empty: none."""
+
     def __init__(
         self,
         *,
@@ -562,18 +627,24 @@ class UpdateMemoryRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     expected_version: _builtins.int
-    """0: whatever is current."""
+    """The version that must be current, from 1. 0: whatever is current."""
     request_id: _builtins.str
+    """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
+    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    """
     reason: _builtins.str
-    """For the history; at most 1,024 characters."""
+    """For the history; at most 1,024 characters. Empty: none."""
     @_builtins.property
     def memory(self) -> _record_pb2.Memory:
-        """Id is required."""
+        """The new values, with the bounds of Memory. Its id is required; only fields
+        of the mask are read beside it.
+        """
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """Fields to change: `text`, `importance`, `valid_from`, `valid_to`,
-        `expires_at`, `metadata_json`, `predicate`. Required.
+        `expires_at`, `metadata_json`, `predicate`. Required, at least one. A named
+        field that is unset in `memory` is cleared.
         """
 
     def __init__(
@@ -602,8 +673,11 @@ class UpdateMemoryResponse(_message.Message):
     MEMORY_FIELD_NUMBER: _builtins.int
     CONSISTENCY_TOKEN_FIELD_NUMBER: _builtins.int
     consistency_token: _builtins.str
+    """For RecallRequest.consistency_token. Never empty."""
     @_builtins.property
-    def memory(self) -> _record_pb2.Memory: ...
+    def memory(self) -> _record_pb2.Memory:
+        """The new version. Always set."""
+
     def __init__(
         self,
         *,
@@ -629,10 +703,17 @@ class ForgetMemoryRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     memory_id: _builtins.str
+    """1 to 128 characters of `[A-Za-z0-9._:-]`, starting with a letter or digit.
+    Required.
+    """
     purge: _builtins.bool
     """Remove the text from the history as well. Default false."""
     request_id: _builtins.str
+    """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
+    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    """
     reason: _builtins.str
+    """For the history; at most 1,024 characters. Empty: none."""
     def __init__(
         self,
         *,
@@ -657,7 +738,9 @@ class ForgetMemoryResponse(_message.Message):
 
     FORGOTTEN_AT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def forgotten_at(self) -> _timestamp_pb2.Timestamp: ...
+    def forgotten_at(self) -> _timestamp_pb2.Timestamp:
+        """From when no search finds it."""
+
     def __init__(
         self,
         *,
@@ -681,8 +764,13 @@ class GetHistoryRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     memory_id: _builtins.str
+    """1 to 128 characters of `[A-Za-z0-9._:-]`, starting with a letter or digit.
+    Required.
+    """
     page_size: _builtins.int
+    """Most entries of the page, 1 to 1,000. 0: 100."""
     page_token: _builtins.str
+    """From an earlier answer of the same query. Empty: the first page."""
     def __init__(
         self,
         *,
@@ -707,8 +795,11 @@ class GetHistoryResponse(_message.Message):
     VERSIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
+    """For the next page. Empty: this is the last one."""
     @_builtins.property
-    def versions(self) -> _containers.RepeatedCompositeFieldContainer[_record_pb2.MemoryVersion]: ...
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[_record_pb2.MemoryVersion]:
+        """Oldest first, 1 or more over all pages."""
+
     def __init__(
         self,
         *,
@@ -735,17 +826,26 @@ class ExtractRequest(_message.Message):
     GUIDANCE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """Model to ask. Empty: the server's setting."""
+    """Model to ask: an alias or `provider/model`, at most 256 characters. Empty:
+    the server's setting.
+    """
     guidance: _builtins.str
-    """What to look for, for the model; at most 4 KiB."""
+    """What to look for, for the model; at most 4 KiB. Empty: nothing in
+    particular.
+    """
     request_id: _builtins.str
+    """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
+    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    """
     @_builtins.property
     def scope(self) -> _scope_pb2.Scope:
         """Where the turns are and where the memories go; `thread` is required."""
 
     @_builtins.property
     def message_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Turns to read. Empty: all of the thread since the last extraction."""
+        """Turns to read, at most 256 ids of this thread. Empty: all of the thread
+        since the last extraction.
+        """
 
     def __init__(
         self,
@@ -766,15 +866,17 @@ Global___ExtractRequest: _TypeAlias = ExtractRequest  # noqa: Y015
 
 @_typing.final
 class ExtractResponse(_message.Message):
-    """The extraction has started; its operation's result says, for each memory,
-    what was done and why.
+    """The extraction has started; its operation's result is an ExtractionResult and
+    says, for each memory, what was done and why.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     OPERATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def operation(self) -> _operation_pb2.Operation: ...
+    def operation(self) -> _operation_pb2.Operation:
+        """For GetOperation, WatchOperation and CancelOperation."""
+
     def __init__(
         self,
         *,
@@ -802,7 +904,11 @@ class ExportRequest(_message.Message):
     include_vectors: _builtins.bool
     """Also vectors. Default false."""
     @_builtins.property
-    def scope(self) -> _scope_pb2.Scope: ...
+    def scope(self) -> _scope_pb2.Scope:
+        """What to export: every field that is set is a hard filter. Unset: all of
+        space `default`.
+        """
+
     def __init__(
         self,
         *,
@@ -832,19 +938,31 @@ class ExportResponse(_message.Message):
     BLOCK_FIELD_NUMBER: _builtins.int
     COMPLETED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """1, 2, 3, …"""
+    """1, 2, 3, … within this stream, without gaps."""
     @_builtins.property
-    def space(self) -> _space_pb2.Space: ...
+    def space(self) -> _space_pb2.Space:
+        """The space itself. First."""
+
     @_builtins.property
-    def turn(self) -> _record_pb2.Turn: ...
+    def turn(self) -> _record_pb2.Turn:
+        """A turn, by thread and position."""
+
     @_builtins.property
-    def memory(self) -> _record_pb2.Memory: ...
+    def memory(self) -> _record_pb2.Memory:
+        """A memory's current version."""
+
     @_builtins.property
-    def version(self) -> _record_pb2.MemoryVersion: ...
+    def version(self) -> _record_pb2.MemoryVersion:
+        """With include_history: a superseded version."""
+
     @_builtins.property
-    def block(self) -> _record_pb2.Block: ...
+    def block(self) -> _record_pb2.Block:
+        """A block."""
+
     @_builtins.property
-    def completed(self) -> Global___ExportCompleted: ...
+    def completed(self) -> Global___ExportCompleted:
+        """The export is whole."""
+
     def __init__(
         self,
         *,
@@ -875,8 +993,9 @@ class ExportCompleted(_message.Message):
     RECORDS_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     records: _builtins.int
+    """Records before this one."""
     sha256: _builtins.bytes
-    """SHA-256 over the records' deterministic serialisations, in order."""
+    """SHA-256 over the records' deterministic serialisations, in order; 32 bytes."""
     def __init__(
         self,
         *,
@@ -905,19 +1024,33 @@ class ImportRequest(_message.Message):
     BLOCK_FIELD_NUMBER: _builtins.int
     COMPLETED_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def config(self) -> Global___ImportConfig: ...
+    def config(self) -> Global___ImportConfig:
+        """How to import."""
+
     @_builtins.property
-    def space(self) -> _space_pb2.Space: ...
+    def space(self) -> _space_pb2.Space:
+        """The space that the records were in."""
+
     @_builtins.property
-    def turn(self) -> _record_pb2.Turn: ...
+    def turn(self) -> _record_pb2.Turn:
+        """A turn, as exported."""
+
     @_builtins.property
-    def memory(self) -> _record_pb2.Memory: ...
+    def memory(self) -> _record_pb2.Memory:
+        """A memory, as exported."""
+
     @_builtins.property
-    def version(self) -> _record_pb2.MemoryVersion: ...
+    def version(self) -> _record_pb2.MemoryVersion:
+        """A superseded version, as exported."""
+
     @_builtins.property
-    def block(self) -> _record_pb2.Block: ...
+    def block(self) -> _record_pb2.Block:
+        """A block, as exported."""
+
     @_builtins.property
-    def completed(self) -> Global___ExportCompleted: ...
+    def completed(self) -> Global___ExportCompleted:
+        """What the export ended in; nothing is stored before it has been checked."""
+
     def __init__(
         self,
         *,
@@ -948,8 +1081,13 @@ class ImportConfig(_message.Message):
     SPACE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     space: _builtins.str
-    """Space to import into. Empty: the exported one."""
+    """Space to import into, 1 to 128 characters of `[A-Za-z0-9._:-]`, starting
+    with a letter or digit. Empty: the exported one.
+    """
     request_id: _builtins.str
+    """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
+    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    """
     def __init__(
         self,
         *,
@@ -973,7 +1111,9 @@ class ImportResponse(_message.Message):
     STORED_FIELD_NUMBER: _builtins.int
     UNCHANGED_FIELD_NUMBER: _builtins.int
     stored: _builtins.int
+    """Records that were stored."""
     unchanged: _builtins.int
+    """Records that were there already, the same."""
     def __init__(
         self,
         *,
@@ -998,11 +1138,16 @@ class EraseRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
+    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    """
     reason: _builtins.str
-    """For the receipt; at most 1,024 characters."""
+    """For the receipt; at most 1,024 characters. Empty: none."""
     @_builtins.property
     def scope(self) -> _scope_pb2.Scope:
-        """`subject` is required; an empty space means all of them here."""
+        """`subject` is required. An empty space means every space of the tenant here;
+        `agent` and `thread` must be empty.
+        """
 
     def __init__(
         self,
@@ -1027,7 +1172,9 @@ class EraseResponse(_message.Message):
 
     RECEIPT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def receipt(self) -> Global___EraseReceipt: ...
+    def receipt(self) -> Global___EraseReceipt:
+        """Proof of what was removed. Always set."""
+
     def __init__(
         self,
         *,
@@ -1053,15 +1200,18 @@ class EraseReceipt(_message.Message):
     SIGNATURE_FIELD_NUMBER: _builtins.int
     KEY_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
+    """Given by the server, unique."""
     signature: _builtins.bytes
     """Signature over the deterministic serialisation of the fields above."""
     key_id: _builtins.str
     """Name of the signing key."""
     @_builtins.property
-    def erased_at(self) -> _timestamp_pb2.Timestamp: ...
+    def erased_at(self) -> _timestamp_pb2.Timestamp:
+        """When the last store was read back."""
+
     @_builtins.property
     def counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___EraseCount]:
-        """One entry a store."""
+        """One entry a store, by name."""
 
     def __init__(
         self,
@@ -1092,6 +1242,7 @@ class EraseCount(_message.Message):
     store: _builtins.str
     """`postgres.turn`, `postgres.memory`, `redis.window`, `chroma`, …"""
     removed: _builtins.int
+    """Records, keys or vectors that were removed."""
     remaining: _builtins.int
     """Found by reading back; always 0 in a receipt."""
     def __init__(
@@ -1119,10 +1270,17 @@ class PutBlockRequest(_message.Message):
     EXPECTED_VERSION_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     expected_version: _builtins.int
-    """0: create, and ABORTED when it exists."""
+    """The version that must be current, from 1. 0: create, and ABORTED /
+    VERSION_MISMATCH when it exists.
+    """
     request_id: _builtins.str
+    """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
+    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    """
     @_builtins.property
-    def block(self) -> _record_pb2.Block: ...
+    def block(self) -> _record_pb2.Block:
+        """The block to store. Required."""
+
     def __init__(
         self,
         *,
@@ -1146,7 +1304,9 @@ class PutBlockResponse(_message.Message):
 
     BLOCK_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def block(self) -> _record_pb2.Block: ...
+    def block(self) -> _record_pb2.Block:
+        """With its new version. Always set."""
+
     def __init__(
         self,
         *,
@@ -1169,8 +1329,13 @@ class GetBlockRequest(_message.Message):
     SCOPE_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """`[a-z0-9_-]{1,64}`. Required."""
     @_builtins.property
-    def scope(self) -> _scope_pb2.Scope: ...
+    def scope(self) -> _scope_pb2.Scope:
+        """Scope that it belongs to, exactly. Unset: space `default`, nobody's and no
+        agent's.
+        """
+
     def __init__(
         self,
         *,
@@ -1193,7 +1358,9 @@ class GetBlockResponse(_message.Message):
 
     BLOCK_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def block(self) -> _record_pb2.Block: ...
+    def block(self) -> _record_pb2.Block:
+        """The block as it is. Always set."""
+
     def __init__(
         self,
         *,
@@ -1217,9 +1384,15 @@ class ListBlocksRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
+    """Most entries of the page, 1 to 1,000. 0: 100."""
     page_token: _builtins.str
+    """From an earlier answer of the same query. Empty: the first page."""
     @_builtins.property
-    def scope(self) -> _scope_pb2.Scope: ...
+    def scope(self) -> _scope_pb2.Scope:
+        """Whose blocks: every field that is set is a hard filter. Unset: all of space
+        `default`.
+        """
+
     def __init__(
         self,
         *,
@@ -1244,8 +1417,11 @@ class ListBlocksResponse(_message.Message):
     BLOCKS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
+    """For the next page. Empty: this is the last one."""
     @_builtins.property
-    def blocks(self) -> _containers.RepeatedCompositeFieldContainer[_record_pb2.Block]: ...
+    def blocks(self) -> _containers.RepeatedCompositeFieldContainer[_record_pb2.Block]:
+        """By name. Empty: none."""
+
     def __init__(
         self,
         *,
@@ -1270,10 +1446,17 @@ class PutSpaceRequest(_message.Message):
     EXPECTED_VERSION_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     expected_version: _builtins.int
-    """0: create or change whatever is there."""
+    """The version that must be current, from 1; otherwise ABORTED /
+    VERSION_MISMATCH. 0: create or change whatever is there.
+    """
     request_id: _builtins.str
+    """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
+    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    """
     @_builtins.property
-    def space(self) -> _space_pb2.Space: ...
+    def space(self) -> _space_pb2.Space:
+        """The space to store; its name is required."""
+
     def __init__(
         self,
         *,
@@ -1297,7 +1480,9 @@ class PutSpaceResponse(_message.Message):
 
     SPACE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def space(self) -> _space_pb2.Space: ...
+    def space(self) -> _space_pb2.Space:
+        """With its new version. Always set."""
+
     def __init__(
         self,
         *,
@@ -1319,6 +1504,9 @@ class GetSpaceRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """1 to 128 characters of `[A-Za-z0-9._:-]`, starting with a letter or digit.
+    Empty: `default`.
+    """
     def __init__(
         self,
         *,
@@ -1340,7 +1528,9 @@ class GetSpaceResponse(_message.Message):
 
     SPACE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def space(self) -> _space_pb2.Space: ...
+    def space(self) -> _space_pb2.Space:
+        """The space as it is. Always set."""
+
     def __init__(
         self,
         *,
@@ -1363,7 +1553,9 @@ class ListSpacesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
+    """Most entries of the page, 1 to 1,000. 0: 100."""
     page_token: _builtins.str
+    """From an earlier answer of the same query. Empty: the first page."""
     def __init__(
         self,
         *,
@@ -1387,8 +1579,11 @@ class ListSpacesResponse(_message.Message):
     SPACES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
+    """For the next page. Empty: this is the last one."""
     @_builtins.property
-    def spaces(self) -> _containers.RepeatedCompositeFieldContainer[_space_pb2.Space]: ...
+    def spaces(self) -> _containers.RepeatedCompositeFieldContainer[_space_pb2.Space]:
+        """By name; `default` is always among them."""
+
     def __init__(
         self,
         *,
@@ -1415,13 +1610,21 @@ class ReindexRequest(_message.Message):
     DIMENSIONS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     space: _builtins.str
+    """The space, 1 to 128 characters of `[A-Za-z0-9._:-]`, starting with a letter
+    or digit. Empty: `default`.
+    """
     backend: _space_pb2.VectorBackend.ValueType
-    """Unspecified: as it is."""
+    """Where the vectors shall live. Unspecified: as it is."""
     embedding_model: _builtins.str
-    """Empty: as it is."""
+    """Model that shall make the vectors, in the form of Space.embedding_model.
+    Empty: as it is.
+    """
     dimensions: _builtins.int
-    """0: the model's."""
+    """Length of the new vectors, 1 to 4,096. 0: the model's."""
     request_id: _builtins.str
+    """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
+    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    """
     def __init__(
         self,
         *,
@@ -1447,7 +1650,9 @@ class ReindexResponse(_message.Message):
 
     OPERATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def operation(self) -> _operation_pb2.Operation: ...
+    def operation(self) -> _operation_pb2.Operation:
+        """For GetOperation, WatchOperation and CancelOperation."""
+
     def __init__(
         self,
         *,
@@ -1469,6 +1674,7 @@ class GetOperationRequest(_message.Message):
 
     OPERATION_ID_FIELD_NUMBER: _builtins.int
     operation_id: _builtins.str
+    """From the answer that started it, 1 to 128 characters. Required."""
     def __init__(
         self,
         *,
@@ -1490,7 +1696,9 @@ class GetOperationResponse(_message.Message):
 
     OPERATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def operation(self) -> _operation_pb2.Operation: ...
+    def operation(self) -> _operation_pb2.Operation:
+        """The operation as it is. Always set."""
+
     def __init__(
         self,
         *,
@@ -1512,6 +1720,7 @@ class WatchOperationRequest(_message.Message):
 
     OPERATION_ID_FIELD_NUMBER: _builtins.int
     operation_id: _builtins.str
+    """From the answer that started it, 1 to 128 characters. Required."""
     def __init__(
         self,
         *,
@@ -1535,11 +1744,15 @@ class WatchOperationResponse(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     ENDED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """1, 2, 3, …"""
+    """1, 2, 3, … within this stream, without gaps."""
     @_builtins.property
-    def progress(self) -> _operation_pb2.Operation: ...
+    def progress(self) -> _operation_pb2.Operation:
+        """The operation, still going on."""
+
     @_builtins.property
-    def ended(self) -> _operation_pb2.Operation: ...
+    def ended(self) -> _operation_pb2.Operation:
+        """The operation in its final state."""
+
     def __init__(
         self,
         *,
@@ -1566,7 +1779,11 @@ class CancelOperationRequest(_message.Message):
     OPERATION_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     operation_id: _builtins.str
+    """From the answer that started it, 1 to 128 characters. Required."""
     request_id: _builtins.str
+    """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
+    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    """
     def __init__(
         self,
         *,
@@ -1589,7 +1806,9 @@ class CancelOperationResponse(_message.Message):
 
     OPERATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def operation(self) -> _operation_pb2.Operation: ...
+    def operation(self) -> _operation_pb2.Operation:
+        """Still going on until it has stopped; unchanged when it had ended."""
+
     def __init__(
         self,
         *,
@@ -1605,16 +1824,22 @@ Global___CancelOperationResponse: _TypeAlias = CancelOperationResponse  # noqa: 
 
 @_typing.final
 class ExtractionResult(_message.Message):
-    """Report of an extraction, as the JSON of Operation.result_json describes it."""
+    """Report of an extraction. Operation.result_json holds it in protobuf's JSON
+    form.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MEMORIES_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def memories(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExtractedMemory]: ...
+    def memories(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExtractedMemory]:
+        """One entry a candidate, in the order of the turns."""
+
     @_builtins.property
-    def usage(self) -> _usage_pb2.Usage: ...
+    def usage(self) -> _usage_pb2.Usage:
+        """What the model calls cost."""
+
     def __init__(
         self,
         *,
@@ -1639,10 +1864,13 @@ class ExtractedMemory(_message.Message):
     ACTION_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     action: Global___ExtractAction.ValueType
+    """What was done."""
     reason: _builtins.str
-    """The model's reason."""
+    """The model's reason; may be empty."""
     @_builtins.property
-    def memory(self) -> _record_pb2.Memory: ...
+    def memory(self) -> _record_pb2.Memory:
+        """The candidate; as stored when it was."""
+
     def __init__(
         self,
         *,

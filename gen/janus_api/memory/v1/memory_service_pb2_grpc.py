@@ -184,7 +184,7 @@ class MemoryServiceServicer(object):
 
     def GetWindow(self, request, context):
         """The newest messages of a thread within a token budget; a tool call is
-        never parted from its result.
+        never parted from its result. A thread that nobody wrote to is empty.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -8,7 +8,21 @@ from grpc import aio as _aio
 from janus_api.memory.v1 import memory_service_pb2 as _memory_service_pb2
 from janus_api.memory.v1 import recall_pb2 as _recall_pb2
 import abc as _abc_1
+import grpc as _grpc
+import sys
+import typing as _typing
 
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
+else:
+    from typing_extensions import Self as _Self
+
+_T = _typing.TypeVar("_T")
+
+class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
+class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
+    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -23,75 +37,160 @@ class MemoryServiceStub:
     REQUEST_ID_REUSED. Empty: the write is not deduplicated.
     """
 
-    def __init__(self, channel: _aio.Channel) -> None: ...
-    AppendMessages: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.AppendMessagesRequest, _memory_service_pb2.AppendMessagesResponse]
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> MemoryServiceAsyncStub: ...
+    AppendMessages: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.AppendMessagesRequest, _memory_service_pb2.AppendMessagesResponse]
     """Durable when it answers: the record is in Postgres. Adds turns to a
     thread, in order, and to its working memory. All turns or none.
     """
-    GetWindow: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.GetWindowRequest, _memory_service_pb2.GetWindowResponse]
+    GetWindow: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.GetWindowRequest, _memory_service_pb2.GetWindowResponse]
     """The newest messages of a thread within a token budget; a tool call is
-    never parted from its result.
+    never parted from its result. A thread that nobody wrote to is empty.
     """
-    Remember: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.RememberRequest, _memory_service_pb2.RememberResponse]
+    Remember: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.RememberRequest, _memory_service_pb2.RememberResponse]
     """Durable when it answers. Stores memories; all or none."""
-    Ingest: _aio.StreamUnaryMultiCallable[_memory_service_pb2.IngestRequest, _memory_service_pb2.IngestResponse]
+    Ingest: _grpc.StreamUnaryMultiCallable[_memory_service_pb2.IngestRequest, _memory_service_pb2.IngestResponse]
     """Many records with back pressure; a bad item is reported, the others are
     stored. The first message configures, the others carry items.
     """
-    Recall: _aio.UnaryUnaryMultiCallable[_recall_pb2.RecallRequest, _recall_pb2.RecallResponse]
+    Recall: _grpc.UnaryUnaryMultiCallable[_recall_pb2.RecallRequest, _recall_pb2.RecallResponse]
     """The best turns and memories for a query, all of them allowed by scope,
     filter and time.
     """
-    GetMemory: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.GetMemoryRequest, _memory_service_pb2.GetMemoryResponse]
+    GetMemory: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.GetMemoryRequest, _memory_service_pb2.GetMemoryResponse]
     """One memory. NOT_FOUND also when it is another tenant's or forgotten."""
-    ListMemories: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ListMemoriesRequest, _memory_service_pb2.ListMemoriesResponse]
+    ListMemories: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ListMemoriesRequest, _memory_service_pb2.ListMemoriesResponse]
     """Memories of a scope, newest first, stable under writes."""
-    UpdateMemory: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.UpdateMemoryRequest, _memory_service_pb2.UpdateMemoryResponse]
+    UpdateMemory: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.UpdateMemoryRequest, _memory_service_pb2.UpdateMemoryResponse]
     """Makes a new version. ABORTED / VERSION_MISMATCH when `expected_version`
     is not the current one.
     """
-    ForgetMemory: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ForgetMemoryRequest, _memory_service_pb2.ForgetMemoryResponse]
+    ForgetMemory: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ForgetMemoryRequest, _memory_service_pb2.ForgetMemoryResponse]
     """Takes a memory out of every search at once; its history stays, unless
     `purge`.
     """
-    GetHistory: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.GetHistoryRequest, _memory_service_pb2.GetHistoryResponse]
+    GetHistory: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.GetHistoryRequest, _memory_service_pb2.GetHistoryResponse]
     """Every version of a memory, oldest first."""
-    Extract: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ExtractRequest, _memory_service_pb2.ExtractResponse]
+    Extract: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ExtractRequest, _memory_service_pb2.ExtractResponse]
     """Starts to turn messages into memories with a model. May add and
     supersede, never delete; invalid model output changes nothing.
     """
-    Export: _aio.UnaryStreamMultiCallable[_memory_service_pb2.ExportRequest, _memory_service_pb2.ExportResponse]
+    Export: _grpc.UnaryStreamMultiCallable[_memory_service_pb2.ExportRequest, _memory_service_pb2.ExportResponse]
     """Everything of a scope as typed records, ending in a checksum."""
-    Import: _aio.StreamUnaryMultiCallable[_memory_service_pb2.ImportRequest, _memory_service_pb2.ImportResponse]
+    Import: _grpc.StreamUnaryMultiCallable[_memory_service_pb2.ImportRequest, _memory_service_pb2.ImportResponse]
     """Puts exported records back. Fails with DATA_LOSS / CHECKSUM_MISMATCH and
     stores nothing when the checksum is wrong.
     """
-    Erase: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.EraseRequest, _memory_service_pb2.EraseResponse]
+    Erase: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.EraseRequest, _memory_service_pb2.EraseResponse]
     """Removes a subject everywhere and reads back that it is gone."""
-    PutBlock: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.PutBlockRequest, _memory_service_pb2.PutBlockResponse]
+    PutBlock: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.PutBlockRequest, _memory_service_pb2.PutBlockResponse]
     """Writes a block by compare-and-set."""
-    GetBlock: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.GetBlockRequest, _memory_service_pb2.GetBlockResponse]
+    GetBlock: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.GetBlockRequest, _memory_service_pb2.GetBlockResponse]
     """One block."""
-    ListBlocks: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ListBlocksRequest, _memory_service_pb2.ListBlocksResponse]
+    ListBlocks: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ListBlocksRequest, _memory_service_pb2.ListBlocksResponse]
     """Blocks of a scope, by name."""
-    PutSpace: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.PutSpaceRequest, _memory_service_pb2.PutSpaceResponse]
+    PutSpace: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.PutSpaceRequest, _memory_service_pb2.PutSpaceResponse]
     """Makes a space, or changes what can be changed of it. Backend and
     embedding model of an existing space are changed by Reindex only:
     FAILED_PRECONDITION / STATE_CONFLICT here.
     """
-    GetSpace: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.GetSpaceRequest, _memory_service_pb2.GetSpaceResponse]
+    GetSpace: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.GetSpaceRequest, _memory_service_pb2.GetSpaceResponse]
     """One space."""
-    ListSpaces: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ListSpacesRequest, _memory_service_pb2.ListSpacesResponse]
+    ListSpaces: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ListSpacesRequest, _memory_service_pb2.ListSpacesResponse]
     """Spaces of the tenant, by name."""
-    Reindex: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ReindexRequest, _memory_service_pb2.ReindexResponse]
+    Reindex: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ReindexRequest, _memory_service_pb2.ReindexResponse]
     """Starts to rebuild a space's index, with another embedding model or on
     another backend if asked, while it is read and written.
     """
-    GetOperation: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.GetOperationRequest, _memory_service_pb2.GetOperationResponse]
+    GetOperation: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.GetOperationRequest, _memory_service_pb2.GetOperationResponse]
     """How a long-running operation is."""
-    WatchOperation: _aio.UnaryStreamMultiCallable[_memory_service_pb2.WatchOperationRequest, _memory_service_pb2.WatchOperationResponse]
+    WatchOperation: _grpc.UnaryStreamMultiCallable[_memory_service_pb2.WatchOperationRequest, _memory_service_pb2.WatchOperationResponse]
     """The operation at once and after every change, until it ended."""
-    CancelOperation: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.CancelOperationRequest, _memory_service_pb2.CancelOperationResponse]
+    CancelOperation: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.CancelOperationRequest, _memory_service_pb2.CancelOperationResponse]
+    """Asks an operation to stop; it leaves nothing half done."""
+
+@_typing.type_check_only
+class MemoryServiceAsyncStub(MemoryServiceStub):
+    """What an assistant remembers. Postgres is the truth; windows in Redis and
+    vectors in pgvector or Chroma are derived and rebuilt from it.
+
+    Every write takes a `request_id`, 1 to 128 characters of
+    `[A-Za-z0-9._:-]`, idempotent for 24 h per tenant and method: the same id
+    and body give the stored answer, another body is ALREADY_EXISTS /
+    REQUEST_ID_REUSED. Empty: the write is not deduplicated.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    AppendMessages: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.AppendMessagesRequest, _memory_service_pb2.AppendMessagesResponse]  # type: ignore[assignment]
+    """Durable when it answers: the record is in Postgres. Adds turns to a
+    thread, in order, and to its working memory. All turns or none.
+    """
+    GetWindow: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.GetWindowRequest, _memory_service_pb2.GetWindowResponse]  # type: ignore[assignment]
+    """The newest messages of a thread within a token budget; a tool call is
+    never parted from its result. A thread that nobody wrote to is empty.
+    """
+    Remember: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.RememberRequest, _memory_service_pb2.RememberResponse]  # type: ignore[assignment]
+    """Durable when it answers. Stores memories; all or none."""
+    Ingest: _aio.StreamUnaryMultiCallable[_memory_service_pb2.IngestRequest, _memory_service_pb2.IngestResponse]  # type: ignore[assignment]
+    """Many records with back pressure; a bad item is reported, the others are
+    stored. The first message configures, the others carry items.
+    """
+    Recall: _aio.UnaryUnaryMultiCallable[_recall_pb2.RecallRequest, _recall_pb2.RecallResponse]  # type: ignore[assignment]
+    """The best turns and memories for a query, all of them allowed by scope,
+    filter and time.
+    """
+    GetMemory: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.GetMemoryRequest, _memory_service_pb2.GetMemoryResponse]  # type: ignore[assignment]
+    """One memory. NOT_FOUND also when it is another tenant's or forgotten."""
+    ListMemories: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ListMemoriesRequest, _memory_service_pb2.ListMemoriesResponse]  # type: ignore[assignment]
+    """Memories of a scope, newest first, stable under writes."""
+    UpdateMemory: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.UpdateMemoryRequest, _memory_service_pb2.UpdateMemoryResponse]  # type: ignore[assignment]
+    """Makes a new version. ABORTED / VERSION_MISMATCH when `expected_version`
+    is not the current one.
+    """
+    ForgetMemory: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ForgetMemoryRequest, _memory_service_pb2.ForgetMemoryResponse]  # type: ignore[assignment]
+    """Takes a memory out of every search at once; its history stays, unless
+    `purge`.
+    """
+    GetHistory: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.GetHistoryRequest, _memory_service_pb2.GetHistoryResponse]  # type: ignore[assignment]
+    """Every version of a memory, oldest first."""
+    Extract: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ExtractRequest, _memory_service_pb2.ExtractResponse]  # type: ignore[assignment]
+    """Starts to turn messages into memories with a model. May add and
+    supersede, never delete; invalid model output changes nothing.
+    """
+    Export: _aio.UnaryStreamMultiCallable[_memory_service_pb2.ExportRequest, _memory_service_pb2.ExportResponse]  # type: ignore[assignment]
+    """Everything of a scope as typed records, ending in a checksum."""
+    Import: _aio.StreamUnaryMultiCallable[_memory_service_pb2.ImportRequest, _memory_service_pb2.ImportResponse]  # type: ignore[assignment]
+    """Puts exported records back. Fails with DATA_LOSS / CHECKSUM_MISMATCH and
+    stores nothing when the checksum is wrong.
+    """
+    Erase: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.EraseRequest, _memory_service_pb2.EraseResponse]  # type: ignore[assignment]
+    """Removes a subject everywhere and reads back that it is gone."""
+    PutBlock: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.PutBlockRequest, _memory_service_pb2.PutBlockResponse]  # type: ignore[assignment]
+    """Writes a block by compare-and-set."""
+    GetBlock: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.GetBlockRequest, _memory_service_pb2.GetBlockResponse]  # type: ignore[assignment]
+    """One block."""
+    ListBlocks: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ListBlocksRequest, _memory_service_pb2.ListBlocksResponse]  # type: ignore[assignment]
+    """Blocks of a scope, by name."""
+    PutSpace: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.PutSpaceRequest, _memory_service_pb2.PutSpaceResponse]  # type: ignore[assignment]
+    """Makes a space, or changes what can be changed of it. Backend and
+    embedding model of an existing space are changed by Reindex only:
+    FAILED_PRECONDITION / STATE_CONFLICT here.
+    """
+    GetSpace: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.GetSpaceRequest, _memory_service_pb2.GetSpaceResponse]  # type: ignore[assignment]
+    """One space."""
+    ListSpaces: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ListSpacesRequest, _memory_service_pb2.ListSpacesResponse]  # type: ignore[assignment]
+    """Spaces of the tenant, by name."""
+    Reindex: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ReindexRequest, _memory_service_pb2.ReindexResponse]  # type: ignore[assignment]
+    """Starts to rebuild a space's index, with another embedding model or on
+    another backend if asked, while it is read and written.
+    """
+    GetOperation: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.GetOperationRequest, _memory_service_pb2.GetOperationResponse]  # type: ignore[assignment]
+    """How a long-running operation is."""
+    WatchOperation: _aio.UnaryStreamMultiCallable[_memory_service_pb2.WatchOperationRequest, _memory_service_pb2.WatchOperationResponse]  # type: ignore[assignment]
+    """The operation at once and after every change, until it ended."""
+    CancelOperation: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.CancelOperationRequest, _memory_service_pb2.CancelOperationResponse]  # type: ignore[assignment]
     """Asks an operation to stop; it leaves nothing half done."""
 
 class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -108,8 +207,8 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
     def AppendMessages(
         self,
         request: _memory_service_pb2.AppendMessagesRequest,
-        context: _aio.ServicerContext[_memory_service_pb2.AppendMessagesRequest, _abc.Awaitable[_memory_service_pb2.AppendMessagesResponse]],
-    ) -> _abc.Awaitable[_memory_service_pb2.AppendMessagesResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.AppendMessagesResponse, _abc.Awaitable[_memory_service_pb2.AppendMessagesResponse]]:
         """Durable when it answers: the record is in Postgres. Adds turns to a
         thread, in order, and to its working memory. All turns or none.
         """
@@ -118,26 +217,26 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
     def GetWindow(
         self,
         request: _memory_service_pb2.GetWindowRequest,
-        context: _aio.ServicerContext[_memory_service_pb2.GetWindowRequest, _abc.Awaitable[_memory_service_pb2.GetWindowResponse]],
-    ) -> _abc.Awaitable[_memory_service_pb2.GetWindowResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.GetWindowResponse, _abc.Awaitable[_memory_service_pb2.GetWindowResponse]]:
         """The newest messages of a thread within a token budget; a tool call is
-        never parted from its result.
+        never parted from its result. A thread that nobody wrote to is empty.
         """
 
     @_abc_1.abstractmethod
     def Remember(
         self,
         request: _memory_service_pb2.RememberRequest,
-        context: _aio.ServicerContext[_memory_service_pb2.RememberRequest, _abc.Awaitable[_memory_service_pb2.RememberResponse]],
-    ) -> _abc.Awaitable[_memory_service_pb2.RememberResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.RememberResponse, _abc.Awaitable[_memory_service_pb2.RememberResponse]]:
         """Durable when it answers. Stores memories; all or none."""
 
     @_abc_1.abstractmethod
     def Ingest(
         self,
-        request_iterator: _abc.AsyncIterator[_memory_service_pb2.IngestRequest],
-        context: _aio.ServicerContext[_abc.AsyncIterator[_memory_service_pb2.IngestRequest], _abc.Awaitable[_memory_service_pb2.IngestResponse]],
-    ) -> _abc.Awaitable[_memory_service_pb2.IngestResponse]:
+        request_iterator: _MaybeAsyncIterator[_memory_service_pb2.IngestRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.IngestResponse, _abc.Awaitable[_memory_service_pb2.IngestResponse]]:
         """Many records with back pressure; a bad item is reported, the others are
         stored. The first message configures, the others carry items.
         """
@@ -146,8 +245,8 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
     def Recall(
         self,
         request: _recall_pb2.RecallRequest,
-        context: _aio.ServicerContext[_recall_pb2.RecallRequest, _abc.Awaitable[_recall_pb2.RecallResponse]],
-    ) -> _abc.Awaitable[_recall_pb2.RecallResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_recall_pb2.RecallResponse, _abc.Awaitable[_recall_pb2.RecallResponse]]:
         """The best turns and memories for a query, all of them allowed by scope,
         filter and time.
         """
@@ -156,24 +255,24 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
     def GetMemory(
         self,
         request: _memory_service_pb2.GetMemoryRequest,
-        context: _aio.ServicerContext[_memory_service_pb2.GetMemoryRequest, _abc.Awaitable[_memory_service_pb2.GetMemoryResponse]],
-    ) -> _abc.Awaitable[_memory_service_pb2.GetMemoryResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.GetMemoryResponse, _abc.Awaitable[_memory_service_pb2.GetMemoryResponse]]:
         """One memory. NOT_FOUND also when it is another tenant's or forgotten."""
 
     @_abc_1.abstractmethod
     def ListMemories(
         self,
         request: _memory_service_pb2.ListMemoriesRequest,
-        context: _aio.ServicerContext[_memory_service_pb2.ListMemoriesRequest, _abc.Awaitable[_memory_service_pb2.ListMemoriesResponse]],
-    ) -> _abc.Awaitable[_memory_service_pb2.ListMemoriesResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.ListMemoriesResponse, _abc.Awaitable[_memory_service_pb2.ListMemoriesResponse]]:
         """Memories of a scope, newest first, stable under writes."""
 
     @_abc_1.abstractmethod
     def UpdateMemory(
         self,
         request: _memory_service_pb2.UpdateMemoryRequest,
-        context: _aio.ServicerContext[_memory_service_pb2.UpdateMemoryRequest, _abc.Awaitable[_memory_service_pb2.UpdateMemoryResponse]],
-    ) -> _abc.Awaitable[_memory_service_pb2.UpdateMemoryResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.UpdateMemoryResponse, _abc.Awaitable[_memory_service_pb2.UpdateMemoryResponse]]:
         """Makes a new version. ABORTED / VERSION_MISMATCH when `expected_version`
         is not the current one.
         """
@@ -182,8 +281,8 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
     def ForgetMemory(
         self,
         request: _memory_service_pb2.ForgetMemoryRequest,
-        context: _aio.ServicerContext[_memory_service_pb2.ForgetMemoryRequest, _abc.Awaitable[_memory_service_pb2.ForgetMemoryResponse]],
-    ) -> _abc.Awaitable[_memory_service_pb2.ForgetMemoryResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.ForgetMemoryResponse, _abc.Awaitable[_memory_service_pb2.ForgetMemoryResponse]]:
         """Takes a memory out of every search at once; its history stays, unless
         `purge`.
         """
@@ -192,16 +291,16 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
     def GetHistory(
         self,
         request: _memory_service_pb2.GetHistoryRequest,
-        context: _aio.ServicerContext[_memory_service_pb2.GetHistoryRequest, _abc.Awaitable[_memory_service_pb2.GetHistoryResponse]],
-    ) -> _abc.Awaitable[_memory_service_pb2.GetHistoryResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.GetHistoryResponse, _abc.Awaitable[_memory_service_pb2.GetHistoryResponse]]:
         """Every version of a memory, oldest first."""
 
     @_abc_1.abstractmethod
     def Extract(
         self,
         request: _memory_service_pb2.ExtractRequest,
-        context: _aio.ServicerContext[_memory_service_pb2.ExtractRequest, _abc.Awaitable[_memory_service_pb2.ExtractResponse]],
-    ) -> _abc.Awaitable[_memory_service_pb2.ExtractResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.ExtractResponse, _abc.Awaitable[_memory_service_pb2.ExtractResponse]]:
         """Starts to turn messages into memories with a model. May add and
         supersede, never delete; invalid model output changes nothing.
         """
@@ -210,16 +309,16 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
     def Export(
         self,
         request: _memory_service_pb2.ExportRequest,
-        context: _aio.ServicerContext[_memory_service_pb2.ExportRequest, _abc.AsyncIterator[_memory_service_pb2.ExportResponse]],
-    ) -> _abc.AsyncIterator[_memory_service_pb2.ExportResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_memory_service_pb2.ExportResponse], _abc.AsyncIterator[_memory_service_pb2.ExportResponse]]:
         """Everything of a scope as typed records, ending in a checksum."""
 
     @_abc_1.abstractmethod
     def Import(
         self,
-        request_iterator: _abc.AsyncIterator[_memory_service_pb2.ImportRequest],
-        context: _aio.ServicerContext[_abc.AsyncIterator[_memory_service_pb2.ImportRequest], _abc.Awaitable[_memory_service_pb2.ImportResponse]],
-    ) -> _abc.Awaitable[_memory_service_pb2.ImportResponse]:
+        request_iterator: _MaybeAsyncIterator[_memory_service_pb2.ImportRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.ImportResponse, _abc.Awaitable[_memory_service_pb2.ImportResponse]]:
         """Puts exported records back. Fails with DATA_LOSS / CHECKSUM_MISMATCH and
         stores nothing when the checksum is wrong.
         """
@@ -228,40 +327,40 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
     def Erase(
         self,
         request: _memory_service_pb2.EraseRequest,
-        context: _aio.ServicerContext[_memory_service_pb2.EraseRequest, _abc.Awaitable[_memory_service_pb2.EraseResponse]],
-    ) -> _abc.Awaitable[_memory_service_pb2.EraseResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.EraseResponse, _abc.Awaitable[_memory_service_pb2.EraseResponse]]:
         """Removes a subject everywhere and reads back that it is gone."""
 
     @_abc_1.abstractmethod
     def PutBlock(
         self,
         request: _memory_service_pb2.PutBlockRequest,
-        context: _aio.ServicerContext[_memory_service_pb2.PutBlockRequest, _abc.Awaitable[_memory_service_pb2.PutBlockResponse]],
-    ) -> _abc.Awaitable[_memory_service_pb2.PutBlockResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.PutBlockResponse, _abc.Awaitable[_memory_service_pb2.PutBlockResponse]]:
         """Writes a block by compare-and-set."""
 
     @_abc_1.abstractmethod
     def GetBlock(
         self,
         request: _memory_service_pb2.GetBlockRequest,
-        context: _aio.ServicerContext[_memory_service_pb2.GetBlockRequest, _abc.Awaitable[_memory_service_pb2.GetBlockResponse]],
-    ) -> _abc.Awaitable[_memory_service_pb2.GetBlockResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.GetBlockResponse, _abc.Awaitable[_memory_service_pb2.GetBlockResponse]]:
         """One block."""
 
     @_abc_1.abstractmethod
     def ListBlocks(
         self,
         request: _memory_service_pb2.ListBlocksRequest,
-        context: _aio.ServicerContext[_memory_service_pb2.ListBlocksRequest, _abc.Awaitable[_memory_service_pb2.ListBlocksResponse]],
-    ) -> _abc.Awaitable[_memory_service_pb2.ListBlocksResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.ListBlocksResponse, _abc.Awaitable[_memory_service_pb2.ListBlocksResponse]]:
         """Blocks of a scope, by name."""
 
     @_abc_1.abstractmethod
     def PutSpace(
         self,
         request: _memory_service_pb2.PutSpaceRequest,
-        context: _aio.ServicerContext[_memory_service_pb2.PutSpaceRequest, _abc.Awaitable[_memory_service_pb2.PutSpaceResponse]],
-    ) -> _abc.Awaitable[_memory_service_pb2.PutSpaceResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.PutSpaceResponse, _abc.Awaitable[_memory_service_pb2.PutSpaceResponse]]:
         """Makes a space, or changes what can be changed of it. Backend and
         embedding model of an existing space are changed by Reindex only:
         FAILED_PRECONDITION / STATE_CONFLICT here.
@@ -271,24 +370,24 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
     def GetSpace(
         self,
         request: _memory_service_pb2.GetSpaceRequest,
-        context: _aio.ServicerContext[_memory_service_pb2.GetSpaceRequest, _abc.Awaitable[_memory_service_pb2.GetSpaceResponse]],
-    ) -> _abc.Awaitable[_memory_service_pb2.GetSpaceResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.GetSpaceResponse, _abc.Awaitable[_memory_service_pb2.GetSpaceResponse]]:
         """One space."""
 
     @_abc_1.abstractmethod
     def ListSpaces(
         self,
         request: _memory_service_pb2.ListSpacesRequest,
-        context: _aio.ServicerContext[_memory_service_pb2.ListSpacesRequest, _abc.Awaitable[_memory_service_pb2.ListSpacesResponse]],
-    ) -> _abc.Awaitable[_memory_service_pb2.ListSpacesResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.ListSpacesResponse, _abc.Awaitable[_memory_service_pb2.ListSpacesResponse]]:
         """Spaces of the tenant, by name."""
 
     @_abc_1.abstractmethod
     def Reindex(
         self,
         request: _memory_service_pb2.ReindexRequest,
-        context: _aio.ServicerContext[_memory_service_pb2.ReindexRequest, _abc.Awaitable[_memory_service_pb2.ReindexResponse]],
-    ) -> _abc.Awaitable[_memory_service_pb2.ReindexResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.ReindexResponse, _abc.Awaitable[_memory_service_pb2.ReindexResponse]]:
         """Starts to rebuild a space's index, with another embedding model or on
         another backend if asked, while it is read and written.
         """
@@ -297,24 +396,24 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
     def GetOperation(
         self,
         request: _memory_service_pb2.GetOperationRequest,
-        context: _aio.ServicerContext[_memory_service_pb2.GetOperationRequest, _abc.Awaitable[_memory_service_pb2.GetOperationResponse]],
-    ) -> _abc.Awaitable[_memory_service_pb2.GetOperationResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.GetOperationResponse, _abc.Awaitable[_memory_service_pb2.GetOperationResponse]]:
         """How a long-running operation is."""
 
     @_abc_1.abstractmethod
     def WatchOperation(
         self,
         request: _memory_service_pb2.WatchOperationRequest,
-        context: _aio.ServicerContext[_memory_service_pb2.WatchOperationRequest, _abc.AsyncIterator[_memory_service_pb2.WatchOperationResponse]],
-    ) -> _abc.AsyncIterator[_memory_service_pb2.WatchOperationResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_memory_service_pb2.WatchOperationResponse], _abc.AsyncIterator[_memory_service_pb2.WatchOperationResponse]]:
         """The operation at once and after every change, until it ended."""
 
     @_abc_1.abstractmethod
     def CancelOperation(
         self,
         request: _memory_service_pb2.CancelOperationRequest,
-        context: _aio.ServicerContext[_memory_service_pb2.CancelOperationRequest, _abc.Awaitable[_memory_service_pb2.CancelOperationResponse]],
-    ) -> _abc.Awaitable[_memory_service_pb2.CancelOperationResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.CancelOperationResponse, _abc.Awaitable[_memory_service_pb2.CancelOperationResponse]]:
         """Asks an operation to stop; it leaves nothing half done."""
 
-def add_MemoryServiceServicer_to_server(servicer: MemoryServiceServicer, server: _aio.Server) -> None: ...
+def add_MemoryServiceServicer_to_server(servicer: MemoryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -30,23 +30,37 @@ class _RecordKind:
 class _RecordKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RecordKind.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     RECORD_KIND_UNSPECIFIED: _RecordKind.ValueType  # 0
+    """Not allowed."""
     RECORD_KIND_TURN: _RecordKind.ValueType  # 1
+    """A message of a conversation."""
     RECORD_KIND_FACT: _RecordKind.ValueType  # 2
+    """MEMORY_KIND_FACT."""
     RECORD_KIND_PREFERENCE: _RecordKind.ValueType  # 3
+    """MEMORY_KIND_PREFERENCE."""
     RECORD_KIND_EVENT: _RecordKind.ValueType  # 4
+    """MEMORY_KIND_EVENT."""
     RECORD_KIND_SUMMARY: _RecordKind.ValueType  # 5
+    """MEMORY_KIND_SUMMARY."""
     RECORD_KIND_DOCUMENT_CHUNK: _RecordKind.ValueType  # 6
+    """MEMORY_KIND_DOCUMENT_CHUNK."""
 
 class RecordKind(_RecordKind, metaclass=_RecordKindEnumTypeWrapper):
     """Kinds of records."""
 
 RECORD_KIND_UNSPECIFIED: RecordKind.ValueType  # 0
+"""Not allowed."""
 RECORD_KIND_TURN: RecordKind.ValueType  # 1
+"""A message of a conversation."""
 RECORD_KIND_FACT: RecordKind.ValueType  # 2
+"""MEMORY_KIND_FACT."""
 RECORD_KIND_PREFERENCE: RecordKind.ValueType  # 3
+"""MEMORY_KIND_PREFERENCE."""
 RECORD_KIND_EVENT: RecordKind.ValueType  # 4
+"""MEMORY_KIND_EVENT."""
 RECORD_KIND_SUMMARY: RecordKind.ValueType  # 5
+"""MEMORY_KIND_SUMMARY."""
 RECORD_KIND_DOCUMENT_CHUNK: RecordKind.ValueType  # 6
+"""MEMORY_KIND_DOCUMENT_CHUNK."""
 Global___RecordKind: _TypeAlias = RecordKind  # noqa: Y015
 
 @_typing.final
@@ -69,7 +83,7 @@ class RecallRequest(_message.Message):
     CONSISTENCY_TOKEN_FIELD_NUMBER: _builtins.int
     EXACT_FIELD_NUMBER: _builtins.int
     query: _builtins.str
-    """What to look for, 1 to 8,192 characters."""
+    """What to look for, 1 to 8,192 characters. Required."""
     limit: _builtins.int
     """Most hits, 1 to 200. 0: 10. All of them satisfy scope, filter and time."""
     pack_tokens: _builtins.int
@@ -79,18 +93,24 @@ class RecallRequest(_message.Message):
     explain: _builtins.bool
     """Return each hit's score details. Default false."""
     consistency_token: _builtins.str
-    """From a write's answer: include that write even if it is not indexed yet."""
+    """From a write's answer: include that write even if it is not indexed yet.
+    Empty: what is indexed.
+    """
     exact: _builtins.bool
     """Exhaustive search in the vector backend instead of an approximate one.
     Default false; small spaces are always searched exhaustively.
     """
     @_builtins.property
     def scope(self) -> _scope_pb2.Scope:
-        """Where to look: tenant, space and every field that is set are hard filters."""
+        """Where to look: tenant, space and every field that is set are hard filters.
+        Unset: all of space `default`.
+        """
 
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___RecordKind.ValueType]:
-        """What to return. Empty: turns and memories of every kind, ranked together."""
+        """What to return, at most 64. Empty: turns and memories of every kind, ranked
+        together.
+        """
 
     @_builtins.property
     def filter(self) -> _filter_pb2.Filter:
@@ -161,23 +181,25 @@ class RecallWeights(_message.Message):
     RECENCY_FIELD_NUMBER: _builtins.int
     IMPORTANCE_FIELD_NUMBER: _builtins.int
     lexical_turn: _builtins.float
-    """Lexical windows: the turn alone (1.0), with the one before (1.0), with
-    its surroundings (0.5), with wide surroundings (0.3).
-    """
+    """Lexical match of the turn alone. 0 to 10. Unset: 1.0."""
     lexical_before: _builtins.float
+    """Lexical match of the turn with the one before. 0 to 10. Unset: 1.0."""
     lexical_around: _builtins.float
+    """Lexical match of the turn with its surroundings. 0 to 10. Unset: 0.5."""
     lexical_wide: _builtins.float
+    """Lexical match of the turn with wide surroundings. 0 to 10. Unset: 0.3."""
     dense_turn: _builtins.float
-    """Dense windows: the turn alone (0.6), with the two before (0.6)."""
+    """Similarity of the turn alone. 0 to 10. Unset: 0.6."""
     dense_before: _builtins.float
+    """Similarity of the turn with the two before. 0 to 10. Unset: 0.6."""
     speaker: _builtins.float
-    """Bonus where the query names the speaker (0.4)."""
+    """Bonus where the query names the speaker. 0 to 10. Unset: 0.4."""
     session: _builtins.float
-    """Bonus from the mean of the session's three best (0.3)."""
+    """Bonus from the mean of the session's three best. 0 to 10. Unset: 0.3."""
     recency: _builtins.float
-    """Bonus for new records, halved every 30 days (0)."""
+    """Bonus for new records, halved every 30 days. 0 to 10. Unset: 0."""
     importance: _builtins.float
-    """Bonus for importance (0)."""
+    """Bonus for importance. 0 to 10. Unset: 0."""
     def __init__(
         self,
         *,
@@ -253,7 +275,9 @@ class RecallResponse(_message.Message):
     """Embedding model whose vectors were searched, e.g. `janus/lexical-v1`."""
     @_builtins.property
     def hits(self) -> _containers.RepeatedCompositeFieldContainer[Global___RecallHit]:
-        """Best first."""
+        """Best first, at most `limit`; fewer when the answer would be larger than
+        3 MiB: the best that fit, at least one. Empty: nothing was found.
+        """
 
     @_builtins.property
     def degraded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -263,7 +287,7 @@ class RecallResponse(_message.Message):
 
     @_builtins.property
     def packed(self) -> Global___PackedContext:
-        """With pack_tokens: the context, ready for a prompt."""
+        """With pack_tokens: the context, ready for a prompt. Unset otherwise."""
 
     def __init__(
         self,
@@ -294,12 +318,19 @@ class RecallHit(_message.Message):
     score: _builtins.float
     """Higher is better. Comparable within one answer only."""
     @_builtins.property
-    def turn(self) -> _record_pb2.Turn: ...
+    def turn(self) -> _record_pb2.Turn:
+        """A message of a conversation. Media is left out; read it with GetWindow or
+        ListMessages: data of images, sounds, documents and opaque parts, and
+        signature and redacted form of reasoning are empty.
+        """
+
     @_builtins.property
-    def memory(self) -> _record_pb2.Memory: ...
+    def memory(self) -> _record_pb2.Memory:
+        """Something that was remembered."""
+
     @_builtins.property
     def details(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoreDetail]:
-        """With `explain`: how the score came about."""
+        """With `explain`: how the score came about. Empty otherwise."""
 
     def __init__(
         self,
@@ -334,10 +365,15 @@ class ScoreDetail(_message.Message):
     leg: _builtins.str
     """`lexical_turn`, `dense_turn`, `speaker`, `session`, `recency`, …"""
     raw: _builtins.float
-    """What the leg said: BM25, cosine similarity, 0 to 1 for a bonus."""
+    """What the leg said: BM25 (0 or more), cosine similarity (-1 to 1), or 0 to 1
+    for a bonus.
+    """
     standardised: _builtins.float
-    """Standardised over the candidates."""
+    """Standardised over the candidates: mean 0, deviation 1. For a bonus the same
+    as `raw`.
+    """
     weight: _builtins.float
+    """Weight that it was multiplied by."""
     contribution: _builtins.float
     """What it added to the score."""
     rank: _builtins.int
@@ -399,6 +435,7 @@ class PackedSpan(_message.Message):
     OCCURRED_AT_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
     text: _builtins.str
+    """The records' texts, ready for a prompt."""
     score: _builtins.float
     """Score of its best hit."""
     @_builtins.property

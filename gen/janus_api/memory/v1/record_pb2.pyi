@@ -29,6 +29,7 @@ class _MemoryKind:
 class _MemoryKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MemoryKind.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     MEMORY_KIND_UNSPECIFIED: _MemoryKind.ValueType  # 0
+    """Not allowed in a request; never sent."""
     MEMORY_KIND_FACT: _MemoryKind.ValueType  # 1
     """Something that is so."""
     MEMORY_KIND_PREFERENCE: _MemoryKind.ValueType  # 2
@@ -44,6 +45,7 @@ class MemoryKind(_MemoryKind, metaclass=_MemoryKindEnumTypeWrapper):
     """What kind of thing is remembered."""
 
 MEMORY_KIND_UNSPECIFIED: MemoryKind.ValueType  # 0
+"""Not allowed in a request; never sent."""
 MEMORY_KIND_FACT: MemoryKind.ValueType  # 1
 """Something that is so."""
 MEMORY_KIND_PREFERENCE: MemoryKind.ValueType  # 2
@@ -63,19 +65,29 @@ class _Origin:
 class _OriginEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Origin.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     ORIGIN_UNSPECIFIED: _Origin.ValueType  # 0
+    """Not known; trusted no more than a tool."""
     ORIGIN_USER: _Origin.ValueType  # 1
+    """The person."""
     ORIGIN_MODEL: _Origin.ValueType  # 2
+    """A model."""
     ORIGIN_TOOL: _Origin.ValueType  # 3
+    """A tool's result."""
     ORIGIN_IMPORT: _Origin.ValueType  # 4
+    """An import or a document."""
 
 class Origin(_Origin, metaclass=_OriginEnumTypeWrapper):
     """Who said it; text of tools and models is never taken for the user's."""
 
 ORIGIN_UNSPECIFIED: Origin.ValueType  # 0
+"""Not known; trusted no more than a tool."""
 ORIGIN_USER: Origin.ValueType  # 1
+"""The person."""
 ORIGIN_MODEL: Origin.ValueType  # 2
+"""A model."""
 ORIGIN_TOOL: Origin.ValueType  # 3
+"""A tool's result."""
 ORIGIN_IMPORT: Origin.ValueType  # 4
+"""An import or a document."""
 Global___Origin: _TypeAlias = Origin  # noqa: Y015
 
 class _Change:
@@ -85,23 +97,37 @@ class _Change:
 class _ChangeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Change.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     CHANGE_UNSPECIFIED: _Change.ValueType  # 0
+    """Never sent."""
     CHANGE_CREATED: _Change.ValueType  # 1
+    """It was remembered for the first time."""
     CHANGE_UPDATED: _Change.ValueType  # 2
+    """It was changed by UpdateMemory, or by an extraction."""
     CHANGE_SUPERSEDED: _Change.ValueType  # 3
+    """Another memory took its place."""
     CHANGE_INVALIDATED: _Change.ValueType  # 4
+    """It is not true any more from some time on."""
     CHANGE_FORGOTTEN: _Change.ValueType  # 5
+    """It was taken out of every search."""
     CHANGE_IMPORTED: _Change.ValueType  # 6
+    """It came with an import."""
 
 class Change(_Change, metaclass=_ChangeEnumTypeWrapper):
     """What was done to a memory."""
 
 CHANGE_UNSPECIFIED: Change.ValueType  # 0
+"""Never sent."""
 CHANGE_CREATED: Change.ValueType  # 1
+"""It was remembered for the first time."""
 CHANGE_UPDATED: Change.ValueType  # 2
+"""It was changed by UpdateMemory, or by an extraction."""
 CHANGE_SUPERSEDED: Change.ValueType  # 3
+"""Another memory took its place."""
 CHANGE_INVALIDATED: Change.ValueType  # 4
+"""It is not true any more from some time on."""
 CHANGE_FORGOTTEN: Change.ValueType  # 5
+"""It was taken out of every search."""
 CHANGE_IMPORTED: Change.ValueType  # 6
+"""It came with an import."""
 Global___Change: _TypeAlias = Change  # noqa: Y015
 
 @_typing.final
@@ -124,11 +150,11 @@ class Turn(_message.Message):
     """
     @_builtins.property
     def message(self) -> _message_pb2.Message:
-        """The message; its id is the turn's id."""
+        """The message; its id is the turn's id. Required."""
 
     @_builtins.property
     def scope(self) -> _scope_pb2.Scope:
-        """Where it was said."""
+        """Where it was said. Output only, except in Ingest and Import."""
 
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp:
@@ -180,36 +206,45 @@ class Memory(_message.Message):
     METADATA_JSON_FIELD_NUMBER: _builtins.int
     EMBEDDING_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Stable over versions, 1 to 128 characters. Empty in a request: given by
-    the server.
+    """Stable over versions, 1 to 128 characters of `[A-Za-z0-9._:-]`, starting
+    with a letter or digit. Empty in a request: given by the server.
     """
     version: _builtins.int
     """Version of this id, from 1. Output only."""
     kind: Global___MemoryKind.ValueType
+    """What kind of thing it is. Required."""
     text: _builtins.str
-    """What is remembered, 1 character to 256 KiB of UTF-8, no NUL."""
+    """What is remembered, 1 character to 256 KiB of UTF-8, no NUL. Required."""
     predicate: _builtins.str
-    """What the fact says about the subject, e.g. `lives_in`; 0 to 128
-    characters. A new fact of the same subject and predicate supersedes the
-    old one when the writer says so.
+    """What the fact says about the subject, e.g. `lives_in`; at most 128
+    characters. Empty: none. A new fact of the same subject and predicate
+    supersedes the old one when the writer says so.
     """
     importance: _builtins.float
     """0 (least) to 1 (most). Unset: 0.5."""
     metadata_json: _builtins.str
-    """Client's own data: a JSON object, at most 16 KiB, depth 8. Empty: none."""
+    """Client's own data: a JSON object, at most 16 KiB, depth 8. Empty: none.
+    Filters see its fields.
+    """
     @_builtins.property
-    def scope(self) -> _scope_pb2.Scope: ...
+    def scope(self) -> _scope_pb2.Scope:
+        """Where it belongs. Unset in a request: the request's scope. `thread` may be
+        empty: it then belongs to no conversation.
+        """
+
     @_builtins.property
     def provenance(self) -> _containers.RepeatedCompositeFieldContainer[Global___Provenance]:
-        """Where it comes from. Required for MEMORY_KIND_FACT made by Extract."""
+        """Where it comes from, at most 64. Required for MEMORY_KIND_FACT made by
+        Extract.
+        """
 
     @_builtins.property
     def valid_from(self) -> _timestamp_pb2.Timestamp:
-        """From when it is true in the world. Unset: since ever."""
+        """From when it is true in the world, inclusive. Unset: since ever."""
 
     @_builtins.property
     def valid_to(self) -> _timestamp_pb2.Timestamp:
-        """Until when it is true, exclusive. Unset: still."""
+        """Until when it is true, exclusive; after valid_from. Unset: still."""
 
     @_builtins.property
     def recorded_at(self) -> _timestamp_pb2.Timestamp:
@@ -273,15 +308,15 @@ class Provenance(_message.Message):
     QUOTE_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
     message_id: _builtins.str
-    """Id of a turn."""
+    """Id of a turn, 1 to 128 characters."""
     memory_id: _builtins.str
-    """Id of another memory."""
+    """Id of another memory, 1 to 128 characters."""
     document: _builtins.str
-    """Name or address of a document."""
+    """Name or address of a document, 1 to 1,024 characters."""
     quote: _builtins.str
-    """The words it rests on; may be empty."""
+    """The words it rests on, at most 4 KiB; may be empty."""
     origin: Global___Origin.ValueType
-    """Who or what made the memory of it."""
+    """Who said it. Unspecified in a request: not known."""
     def __init__(
         self,
         *,
@@ -313,6 +348,7 @@ class MemoryVersion(_message.Message):
     MESSAGE_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     change: Global___Change.ValueType
+    """What was done."""
     changed_by: _builtins.str
     """Subject of the identity that made it."""
     message_id: _builtins.str
@@ -321,7 +357,9 @@ class MemoryVersion(_message.Message):
     """Why, in the writer's words; may be empty."""
     @_builtins.property
     def memory(self) -> Global___Memory:
-        """As it was; empty after a ForgetMemory with `purge`."""
+        """As it was; empty after a ForgetMemory with `purge`, except for id and
+        version.
+        """
 
     def __init__(
         self,
@@ -354,21 +392,25 @@ class Block(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """`[a-z0-9_-]{1,64}`, unique in its scope."""
+    """`[a-z0-9_-]{1,64}`, unique in its scope. Required."""
     text: _builtins.str
-    """At most size_limit characters."""
+    """At most size_limit characters. May be empty."""
     size_limit: _builtins.int
     """1 to 65,536 characters. 0 in a request: 4,096."""
     description: _builtins.str
-    """What it is for, shown to the model; at most 1,024 characters."""
+    """What it is for, shown to the model; at most 1,024 characters. Empty: none."""
     version: _builtins.int
     """From 1. Output only."""
     @_builtins.property
     def scope(self) -> _scope_pb2.Scope:
-        """Scope that it belongs to; `thread` must be empty."""
+        """Scope that it belongs to; `thread` must be empty. Unset: space `default`,
+        nobody's and no agent's.
+        """
 
     @_builtins.property
-    def updated_at(self) -> _timestamp_pb2.Timestamp: ...
+    def updated_at(self) -> _timestamp_pb2.Timestamp:
+        """When this version was put. Output only."""
+
     def __init__(
         self,
         *,

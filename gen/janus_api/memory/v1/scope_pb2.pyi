@@ -24,6 +24,7 @@ class _Consistency:
 class _ConsistencyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Consistency.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     CONSISTENCY_UNSPECIFIED: _Consistency.ValueType  # 0
+    """Not said; CONSISTENCY_DURABLE."""
     CONSISTENCY_DURABLE: _Consistency.ValueType  # 1
     """As soon as the record is durable; the default."""
     CONSISTENCY_READ_YOUR_WRITES: _Consistency.ValueType  # 2
@@ -35,6 +36,7 @@ class Consistency(_Consistency, metaclass=_ConsistencyEnumTypeWrapper):
     """When a write's answer is sent. The record itself is durable either way."""
 
 CONSISTENCY_UNSPECIFIED: Consistency.ValueType  # 0
+"""Not said; CONSISTENCY_DURABLE."""
 CONSISTENCY_DURABLE: Consistency.ValueType  # 1
 """As soon as the record is durable; the default."""
 CONSISTENCY_READ_YOUR_WRITES: Consistency.ValueType  # 2
@@ -64,11 +66,13 @@ class Scope(_message.Message):
     one space.
     """
     subject: _builtins.str
-    """Whom it is about or from, e.g. a user's id."""
+    """Whom it is about or from, e.g. a user's id. Empty in a write: nobody in
+    particular.
+    """
     agent: _builtins.str
-    """The agent that it belongs to."""
+    """The agent that it belongs to. Empty in a write: none."""
     thread: _builtins.str
-    """The conversation that it was said in."""
+    """The conversation that it was said in. Empty in a write: none."""
     def __init__(
         self,
         *,

@@ -27,15 +27,25 @@ class _VectorBackend:
 class _VectorBackendEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VectorBackend.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     VECTOR_BACKEND_UNSPECIFIED: _VectorBackend.ValueType  # 0
+    """In a request: the server's default, or for Reindex as it is. Otherwise
+    never sent.
+    """
     VECTOR_BACKEND_PGVECTOR: _VectorBackend.ValueType  # 1
+    """In Postgres, beside the records."""
     VECTOR_BACKEND_CHROMA: _VectorBackend.ValueType  # 2
+    """In Chroma, a collection for each tenant and space."""
 
 class VectorBackend(_VectorBackend, metaclass=_VectorBackendEnumTypeWrapper):
     """Where vectors live. Postgres has the records in either case."""
 
 VECTOR_BACKEND_UNSPECIFIED: VectorBackend.ValueType  # 0
+"""In a request: the server's default, or for Reindex as it is. Otherwise
+never sent.
+"""
 VECTOR_BACKEND_PGVECTOR: VectorBackend.ValueType  # 1
+"""In Postgres, beside the records."""
 VECTOR_BACKEND_CHROMA: VectorBackend.ValueType  # 2
+"""In Chroma, a collection for each tenant and space."""
 Global___VectorBackend: _TypeAlias = VectorBackend  # noqa: Y015
 
 @_typing.final
@@ -55,27 +65,33 @@ class Space(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     INDEX_BACKLOG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """1 to 128 characters of `[A-Za-z0-9._:-]`. `default` always exists."""
+    """1 to 128 characters of `[A-Za-z0-9._:-]`, starting with a letter or digit.
+    Required. `default` always exists.
+    """
     backend: Global___VectorBackend.ValueType
     """Where the vectors live. Unspecified in a request: the server's default.
     Changed by Reindex only.
     """
     embedding_model: _builtins.str
     """`janus/lexical-v1` (built in), or a model of the inference service, or
-    `onnx/<folder>`. Empty in a request: the server's default. Changed by
-    Reindex only.
+    `onnx/<folder>`; at most 256 characters. Empty in a request: the server's
+    default. Changed by Reindex only.
     """
     dimensions: _builtins.int
-    """Length of the vectors, 1 to 4,096. 0 in a request: the model's."""
+    """Length of the vectors, 1 to 4,096. 0 in a request: the model's. Changed by
+    Reindex only.
+    """
     description: _builtins.str
-    """What it is for; at most 1,024 characters."""
+    """What it is for; at most 1,024 characters. Empty: none."""
     version: _builtins.int
     """From 1; changes with every PutSpace. Output only."""
     index_backlog: _builtins.int
     """Records written and not searchable yet. Output only."""
     @_builtins.property
     def retention(self) -> _duration_pb2.Duration:
-        """Turns and memories older than this are removed. Unset: kept for ever."""
+        """Turns and memories older than this are removed; above 0. Unset: kept for
+        ever.
+        """
 
     @_builtins.property
     def weights(self) -> _recall_pb2.RecallWeights:
@@ -83,7 +99,7 @@ class Space(_message.Message):
 
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
-        """Output only."""
+        """When it was made. Output only."""
 
     def __init__(
         self,

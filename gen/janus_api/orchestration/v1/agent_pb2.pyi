@@ -29,6 +29,7 @@ class _WhenNoWorker:
 class _WhenNoWorkerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WhenNoWorker.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     WHEN_NO_WORKER_UNSPECIFIED: _WhenNoWorker.ValueType  # 0
+    """Not said; WHEN_NO_WORKER_FAIL."""
     WHEN_NO_WORKER_FAIL: _WhenNoWorker.ValueType  # 1
     """The model gets an error as the result, at once."""
     WHEN_NO_WORKER_WAIT: _WhenNoWorker.ValueType  # 2
@@ -38,6 +39,7 @@ class WhenNoWorker(_WhenNoWorker, metaclass=_WhenNoWorkerEnumTypeWrapper):
     """What happens to a call that no worker can take."""
 
 WHEN_NO_WORKER_UNSPECIFIED: WhenNoWorker.ValueType  # 0
+"""Not said; WHEN_NO_WORKER_FAIL."""
 WHEN_NO_WORKER_FAIL: WhenNoWorker.ValueType  # 1
 """The model gets an error as the result, at once."""
 WHEN_NO_WORKER_WAIT: WhenNoWorker.ValueType  # 2
@@ -51,6 +53,7 @@ class _RecallScope:
 class _RecallScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RecallScope.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     RECALL_SCOPE_UNSPECIFIED: _RecallScope.ValueType  # 0
+    """Not said; RECALL_SCOPE_SUBJECT."""
     RECALL_SCOPE_SUBJECT: _RecallScope.ValueType  # 1
     """All of the thread's subject; of the space when it has none. The default."""
     RECALL_SCOPE_THREAD: _RecallScope.ValueType  # 2
@@ -62,6 +65,7 @@ class RecallScope(_RecallScope, metaclass=_RecallScopeEnumTypeWrapper):
     """Whose memories a recall looks at."""
 
 RECALL_SCOPE_UNSPECIFIED: RecallScope.ValueType  # 0
+"""Not said; RECALL_SCOPE_SUBJECT."""
 RECALL_SCOPE_SUBJECT: RecallScope.ValueType  # 1
 """All of the thread's subject; of the space when it has none. The default."""
 RECALL_SCOPE_THREAD: RecallScope.ValueType  # 2
@@ -77,15 +81,21 @@ class _ApprovalDecision:
 class _ApprovalDecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ApprovalDecision.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     APPROVAL_DECISION_UNSPECIFIED: _ApprovalDecision.ValueType  # 0
+    """Not allowed as an answer. In a policy: declined."""
     APPROVAL_DECISION_APPROVED: _ApprovalDecision.ValueType  # 1
+    """The call may run."""
     APPROVAL_DECISION_DECLINED: _ApprovalDecision.ValueType  # 2
+    """The call may not run; the model is told so."""
 
 class ApprovalDecision(_ApprovalDecision, metaclass=_ApprovalDecisionEnumTypeWrapper):
     """An answer to an approval request."""
 
 APPROVAL_DECISION_UNSPECIFIED: ApprovalDecision.ValueType  # 0
+"""Not allowed as an answer. In a policy: declined."""
 APPROVAL_DECISION_APPROVED: ApprovalDecision.ValueType  # 1
+"""The call may run."""
 APPROVAL_DECISION_DECLINED: ApprovalDecision.ValueType  # 2
+"""The call may not run; the model is told so."""
 Global___ApprovalDecision: _TypeAlias = ApprovalDecision  # noqa: Y015
 
 class _DoubleTexting:
@@ -95,6 +105,7 @@ class _DoubleTexting:
 class _DoubleTextingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DoubleTexting.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DOUBLE_TEXTING_UNSPECIFIED: _DoubleTexting.ValueType  # 0
+    """Not said; DOUBLE_TEXTING_ENQUEUE."""
     DOUBLE_TEXTING_ENQUEUE: _DoubleTexting.ValueType  # 1
     """It waits; its run starts when the first has ended."""
     DOUBLE_TEXTING_REJECT: _DoubleTexting.ValueType  # 2
@@ -108,6 +119,7 @@ class DoubleTexting(_DoubleTexting, metaclass=_DoubleTextingEnumTypeWrapper):
     """What a second message does while a run of the thread is going on."""
 
 DOUBLE_TEXTING_UNSPECIFIED: DoubleTexting.ValueType  # 0
+"""Not said; DOUBLE_TEXTING_ENQUEUE."""
 DOUBLE_TEXTING_ENQUEUE: DoubleTexting.ValueType  # 1
 """It waits; its run starts when the first has ended."""
 DOUBLE_TEXTING_REJECT: DoubleTexting.ValueType  # 2
@@ -121,7 +133,8 @@ Global___DoubleTexting: _TypeAlias = DoubleTexting  # noqa: Y015
 @_typing.final
 class Agent(_message.Message):
     """An agent as data. Every PutAgent that changes it makes a new version; a run
-    keeps the version that it started with.
+    keeps the version that it started with. `default` exists without being put:
+    every field unset.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -142,24 +155,28 @@ class Agent(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """1 to 128 characters of `[A-Za-z0-9._:-]`."""
+    """1 to 128 characters of `[A-Za-z0-9._:-]`, starting with a letter or digit.
+    Required.
+    """
     model: _builtins.str
-    """Model or alias of the inference service. Empty: its default."""
+    """Model or alias of the inference service, at most 256 characters. Empty: its
+    default.
+    """
     instructions: _builtins.str
-    """Instructions for the model, at most 256 KiB."""
+    """Instructions for the model, at most 256 KiB. Empty: none."""
     double_texting: Global___DoubleTexting.ValueType
     """What a second message does while a run is going on. Unspecified: enqueue."""
     max_output_tokens: _builtins.int
-    """Most output tokens of one model call. Unset: the model's."""
+    """Most output tokens of one model call, 1 to 1,000,000. Unset: the model's."""
     description: _builtins.str
     """What it is for; at most 1,024 characters. Shown to agents that may hand
-    over to it.
+    over to it. Empty: none.
     """
     version: _builtins.int
     """From 1. Output only."""
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___AgentTool]:
-        """Tools that it may call, at most 128."""
+        """Tools that it may call, at most 128, names unique. Empty: none."""
 
     @_builtins.property
     def memory(self) -> Global___MemoryPolicy:
@@ -177,7 +194,7 @@ class Agent(_message.Message):
 
     @_builtins.property
     def handoffs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Agents that it may hand the conversation to, at most 32 names."""
+        """Agents that it may hand the conversation to, at most 32 names. Empty: none."""
 
     @_builtins.property
     def sampling(self) -> _request_pb2.Sampling:
@@ -235,8 +252,8 @@ class AgentTool(_message.Message):
     PARAMETERS_SCHEMA_JSON_FIELD_NUMBER: _builtins.int
     NEEDS_APPROVAL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name as a worker, an MCP server or Janus itself (`memory.search`,
-    `memory.remember`, `time.now`) offers it.
+    """`[A-Za-z0-9_.-]{1,64}`, as a worker, an MCP server or Janus itself
+    (`memory.search`, `memory.remember`, `time.now`) offers it. Required.
     """
     when_no_worker: Global___WhenNoWorker.ValueType
     """What to do when no worker offers it. Unspecified: fail."""
@@ -247,9 +264,13 @@ class AgentTool(_message.Message):
     fields below. Default false.
     """
     description: _builtins.str
-    """For a client-side tool: what the model is told."""
+    """For a client-side tool: what the model is told, at most 16 KiB. Empty
+    otherwise.
+    """
     parameters_schema_json: _builtins.str
-    """For a client-side tool: JSON Schema of the arguments."""
+    """For a client-side tool: JSON Schema of the arguments, an object schema of
+    at most 64 KiB, depth 32. Empty: no arguments. Empty for other tools.
+    """
     needs_approval: _builtins.bool
     """Ask a person before every call. Default false."""
     @_builtins.property
@@ -290,11 +311,13 @@ class MemoryPolicy(_message.Message):
     DO_NOT_STORE_FIELD_NUMBER: _builtins.int
     EXTRACT_FIELD_NUMBER: _builtins.int
     space: _builtins.str
-    """Space. Empty: `default`."""
+    """Space to recall from and store in, 1 to 128 characters of
+    `[A-Za-z0-9._:-]`, starting with a letter or digit. Empty: `default`.
+    """
     recall_limit: _builtins.int
     """Most records to recall before each turn, 1 to 200. Unset: 8. 0: none."""
     recall_scope: Global___RecallScope.ValueType
-    """Whose memories to recall from."""
+    """Whose memories to recall from. Unspecified: the thread's subject."""
     window_tokens: _builtins.int
     """Tokens of the conversation's window, 1 to 1,000,000. 0: 8,192."""
     recall_tokens: _builtins.int
@@ -338,14 +361,16 @@ class Budgets(_message.Message):
     max_model_steps: _builtins.int
     """Model calls, 1 to 1,000. 0: 16."""
     max_tokens: _builtins.int
-    """Tokens in and out. 0: no limit."""
+    """Tokens in and out, 0 or more. 0: no limit."""
     max_cost_micro_usd: _builtins.int
-    """Millionths of a US dollar. 0: no limit."""
+    """Cost in millionths of a US dollar, 0 or more. 0: no limit."""
     max_tool_calls: _builtins.int
-    """Tool calls. 0: 64."""
+    """Tool calls, 1 to 10,000. 0: 64."""
     @_builtins.property
     def max_wall_time(self) -> _duration_pb2.Duration:
-        """Time of work; waiting for people does not count. Unset: 10 min."""
+        """Time of work, 10 ms to 24 h; waiting for people does not count. Unset: 10
+        min.
+        """
 
     def __init__(
         self,
@@ -377,7 +402,7 @@ class ApprovalPolicy(_message.Message):
     """What an expired approval counts as. Unspecified: the call is declined."""
     @_builtins.property
     def tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Tools whose every call needs it."""
+        """Names of tools whose every call needs it, at most 128. Empty: none."""
 
     @_builtins.property
     def expires_after(self) -> _duration_pb2.Duration:

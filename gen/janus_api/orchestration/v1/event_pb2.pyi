@@ -31,8 +31,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class RunEvent(_message.Message):
     """One event of a run.
 
-    `cursor.sequence` starts at 1 and has no gaps; the same cursor never carries
-    two contents. The last event is exactly one of run_completed, run_failed,
+    `cursor.sequence` starts at 1 and has no gaps, but that a replay_compacted
+    may stand for several; the same cursor never carries two contents. The last event is exactly one of run_completed, run_failed,
     run_cancelled and run_expired. A client that was cut goes on with WatchRun
     and the last cursor it has.
     """
@@ -63,16 +63,27 @@ class RunEvent(_message.Message):
     RUN_CANCELLED_FIELD_NUMBER: _builtins.int
     RUN_EXPIRED_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
+    """Run that it belongs to."""
     @_builtins.property
-    def cursor(self) -> _run_pb2.Cursor: ...
+    def cursor(self) -> _run_pb2.Cursor:
+        """Its place, for WatchRun. Always set."""
+
     @_builtins.property
-    def at(self) -> _timestamp_pb2.Timestamp: ...
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """When it happened."""
+
     @_builtins.property
-    def run_queued(self) -> Global___RunQueued: ...
+    def run_queued(self) -> Global___RunQueued:
+        """The run is durable and waits for its turn. First."""
+
     @_builtins.property
-    def run_started(self) -> Global___RunStarted: ...
+    def run_started(self) -> Global___RunStarted:
+        """An owner works on it."""
+
     @_builtins.property
-    def memory_recalled(self) -> Global___MemoryRecalled: ...
+    def memory_recalled(self) -> Global___MemoryRecalled:
+        """What memory had to say."""
+
     @_builtins.property
     def model(self) -> Global___ModelEvent:
         """What the model says. Its sequence counts within the model call; its
@@ -80,37 +91,69 @@ class RunEvent(_message.Message):
         """
 
     @_builtins.property
-    def tool_call_requested(self) -> Global___ToolCallRequested: ...
+    def tool_call_requested(self) -> Global___ToolCallRequested:
+        """The model asked for a tool."""
+
     @_builtins.property
-    def tool_call_started(self) -> Global___ToolCallStarted: ...
+    def tool_call_started(self) -> Global___ToolCallStarted:
+        """A worker took the call."""
+
     @_builtins.property
-    def tool_call_progress(self) -> Global___ToolCallProgress: ...
+    def tool_call_progress(self) -> Global___ToolCallProgress:
+        """How far a worker is."""
+
     @_builtins.property
-    def tool_call_completed(self) -> Global___ToolCallCompleted: ...
+    def tool_call_completed(self) -> Global___ToolCallCompleted:
+        """The call has its result."""
+
     @_builtins.property
-    def approval_requested(self) -> Global___ApprovalRequested: ...
+    def approval_requested(self) -> Global___ApprovalRequested:
+        """A person must consent."""
+
     @_builtins.property
-    def approval_resolved(self) -> Global___ApprovalResolved: ...
+    def approval_resolved(self) -> Global___ApprovalResolved:
+        """A person decided, or time ran out."""
+
     @_builtins.property
-    def input_requested(self) -> Global___InputRequested: ...
+    def input_requested(self) -> Global___InputRequested:
+        """The run asks the person."""
+
     @_builtins.property
-    def handoff(self) -> Global___Handoff: ...
+    def handoff(self) -> Global___Handoff:
+        """Another agent goes on."""
+
     @_builtins.property
-    def message_committed(self) -> Global___MessageCommitted: ...
+    def message_committed(self) -> Global___MessageCommitted:
+        """A message is part of the thread for good."""
+
     @_builtins.property
-    def budget_warning(self) -> Global___BudgetWarning: ...
+    def budget_warning(self) -> Global___BudgetWarning:
+        """A budget is nearly used up."""
+
     @_builtins.property
-    def attempt_restarted(self) -> Global___AttemptRestarted: ...
+    def attempt_restarted(self) -> Global___AttemptRestarted:
+        """A model call begins again."""
+
     @_builtins.property
-    def replay_compacted(self) -> Global___ReplayCompacted: ...
+    def replay_compacted(self) -> Global___ReplayCompacted:
+        """Token deltas have expired."""
+
     @_builtins.property
-    def run_completed(self) -> Global___RunCompleted: ...
+    def run_completed(self) -> Global___RunCompleted:
+        """The run is done. Last."""
+
     @_builtins.property
-    def run_failed(self) -> Global___RunFailed: ...
+    def run_failed(self) -> Global___RunFailed:
+        """The run could not go on. Last."""
+
     @_builtins.property
-    def run_cancelled(self) -> Global___RunCancelled: ...
+    def run_cancelled(self) -> Global___RunCancelled:
+        """The run was cancelled. Last."""
+
     @_builtins.property
-    def run_expired(self) -> Global___RunExpired: ...
+    def run_expired(self) -> Global___RunExpired:
+        """The run waited too long. Last."""
+
     def __init__(
         self,
         *,
@@ -157,8 +200,9 @@ class RunQueued(_message.Message):
     THREAD_ID_FIELD_NUMBER: _builtins.int
     AHEAD_FIELD_NUMBER: _builtins.int
     thread_id: _builtins.str
+    """Thread of the run."""
     ahead: _builtins.int
-    """Runs of the thread before it."""
+    """Runs of the thread before it, 0 or more."""
     def __init__(
         self,
         *,
@@ -183,8 +227,11 @@ class RunStarted(_message.Message):
     AGENT_FIELD_NUMBER: _builtins.int
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
     thread_id: _builtins.str
+    """Thread of the run."""
     agent: _builtins.str
+    """Agent that answers."""
     agent_version: _builtins.int
+    """Version of the agent that the run keeps, from 1."""
     def __init__(
         self,
         *,
@@ -211,14 +258,18 @@ class MemoryRecalled(_message.Message):
     TOOK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hits(self) -> _containers.RepeatedCompositeFieldContainer[_recall_pb2.RecallHit]:
-        """Best first."""
+        """Best first, at most 1 MiB in all: hits that do not fit are left out. Empty:
+        nothing was found.
+        """
 
     @_builtins.property
     def degraded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Parts that were away; the recall was poorer for it."""
+        """Parts that were away; the recall was poorer for it. Empty: none."""
 
     @_builtins.property
-    def took(self) -> _duration_pb2.Duration: ...
+    def took(self) -> _duration_pb2.Duration:
+        """How long the recall took."""
+
     def __init__(
         self,
         *,
@@ -243,9 +294,11 @@ class ModelEvent(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     EVENT_FIELD_NUMBER: _builtins.int
     step: _builtins.int
-    """Step that it belongs to."""
+    """Step that it belongs to, from 1."""
     @_builtins.property
-    def event(self) -> _event_pb2.GenerationEvent: ...
+    def event(self) -> _event_pb2.GenerationEvent:
+        """What the inference service said. Always set."""
+
     def __init__(
         self,
         *,
@@ -270,10 +323,13 @@ class ToolCallRequested(_message.Message):
     CALL_FIELD_NUMBER: _builtins.int
     CLIENT_SIDE_FIELD_NUMBER: _builtins.int
     step: _builtins.int
+    """Step of the model call that asked, from 1."""
     client_side: _builtins.bool
     """The client is to answer it with SubmitToolResults."""
     @_builtins.property
-    def call(self) -> _message_pb2.ToolCall: ...
+    def call(self) -> _message_pb2.ToolCall:
+        """The call, whole."""
+
     def __init__(
         self,
         *,
@@ -299,9 +355,11 @@ class ToolCallStarted(_message.Message):
     WORKER_ID_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
+    """The call."""
     worker_id: _builtins.str
     """Id of the worker; empty for built-in tools."""
     attempt: _builtins.int
+    """Number of the try, from 1."""
     def __init__(
         self,
         *,
@@ -327,9 +385,11 @@ class ToolCallProgress(_message.Message):
     FRACTION_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
+    """The call."""
     fraction: _builtins.float
-    """0 to 1. Unset: unknown."""
+    """Share that is done, 0 to 1. Unset: unknown."""
     message: _builtins.str
+    """For people; may be empty."""
     def __init__(
         self,
         *,
@@ -356,9 +416,13 @@ class ToolCallCompleted(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     TOOK_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def result(self) -> _message_pb2.ToolResult: ...
+    def result(self) -> _message_pb2.ToolResult:
+        """What the tool answered, as the model will see it; names the call."""
+
     @_builtins.property
-    def took(self) -> _duration_pb2.Duration: ...
+    def took(self) -> _duration_pb2.Duration:
+        """From the request to the result, waiting included."""
+
     def __init__(
         self,
         *,
@@ -382,9 +446,13 @@ class ApprovalRequested(_message.Message):
     APPROVAL_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def approval(self) -> _run_pb2.PendingApproval: ...
+    def approval(self) -> _run_pb2.PendingApproval:
+        """What is asked; answered by ResolveApproval."""
+
     @_builtins.property
-    def expires_at(self) -> _timestamp_pb2.Timestamp: ...
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When the agent's policy decides instead."""
+
     def __init__(
         self,
         *,
@@ -410,10 +478,13 @@ class ApprovalResolved(_message.Message):
     DECIDED_BY_FIELD_NUMBER: _builtins.int
     COMMENT_FIELD_NUMBER: _builtins.int
     approval_id: _builtins.str
+    """The request that was answered."""
     decision: _agent_pb2.ApprovalDecision.ValueType
+    """What was decided."""
     decided_by: _builtins.str
     """Subject of the identity that decided; empty when it expired."""
     comment: _builtins.str
+    """In the words of who decided; may be empty."""
     def __init__(
         self,
         *,
@@ -439,9 +510,13 @@ class InputRequested(_message.Message):
     INPUT_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def input(self) -> _run_pb2.PendingInput: ...
+    def input(self) -> _run_pb2.PendingInput:
+        """The question; answered by ProvideInput."""
+
     @_builtins.property
-    def expires_at(self) -> _timestamp_pb2.Timestamp: ...
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When the run expires for want of an answer."""
+
     def __init__(
         self,
         *,
@@ -466,8 +541,11 @@ class Handoff(_message.Message):
     TO_AGENT_FIELD_NUMBER: _builtins.int
     CHILD_RUN_ID_FIELD_NUMBER: _builtins.int
     from_agent: _builtins.str
+    """Agent that hands over."""
     to_agent: _builtins.str
+    """Agent that goes on."""
     child_run_id: _builtins.str
+    """Run in which it does; its parent is this run."""
     def __init__(
         self,
         *,
@@ -485,7 +563,9 @@ Global___Handoff: _TypeAlias = Handoff  # noqa: Y015
 
 @_typing.final
 class MessageCommitted(_message.Message):
-    """A message is part of the thread for good."""
+    """A message is part of the thread for good: what the run was asked, then what
+    it answered; the role tells which.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -493,12 +573,14 @@ class MessageCommitted(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     DEGRADED_FIELD_NUMBER: _builtins.int
     position: _builtins.int
-    """Place in the thread."""
+    """Place in the thread, from 1."""
     @_builtins.property
-    def message(self) -> _message_pb2.Message: ...
+    def message(self) -> _message_pb2.Message:
+        """The whole message, with its id."""
+
     @_builtins.property
     def degraded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Parts that were away and will catch up, e.g. `redis`."""
+        """Parts that were away and will catch up, e.g. `redis`. Empty: none."""
 
     def __init__(
         self,
@@ -527,7 +609,11 @@ class BudgetWarning(_message.Message):
     budget: _builtins.str
     """`model_steps`, `tokens`, `cost_micro_usd`, `wall_time`, `tool_calls`."""
     used: _builtins.float
+    """How much is used, in the budget's unit: a count, millionths of a US dollar,
+    or seconds.
+    """
     limit: _builtins.float
+    """The limit, in the same unit."""
     def __init__(
         self,
         *,
@@ -553,7 +639,9 @@ class AttemptRestarted(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     step: _builtins.int
+    """Step that begins again, from 1."""
     attempt: _builtins.int
+    """Number of the try that begins, 2 or more."""
     @_builtins.property
     def discard_after(self) -> _run_pb2.Cursor:
         """Drop what events after this cursor said of the step."""
@@ -575,7 +663,10 @@ Global___AttemptRestarted: _TypeAlias = AttemptRestarted  # noqa: Y015
 
 @_typing.final
 class ReplayCompacted(_message.Message):
-    """Token deltas have expired; what follows are the committed messages."""
+    """Token deltas have expired or were lost; what they said follows as committed
+    messages. The only event whose sequence may leave numbers out: its cursor is
+    `through`. There may be more than one.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -606,8 +697,11 @@ class RunCompleted(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     finish_reason: _event_pb2.FinishReason.ValueType
+    """Why its last model call ended."""
     @_builtins.property
-    def usage(self) -> _usage_pb2.Usage: ...
+    def usage(self) -> _usage_pb2.Usage:
+        """Sum over the run's model calls."""
+
     def __init__(
         self,
         *,
@@ -634,9 +728,13 @@ class RunFailed(_message.Message):
     retryable: _builtins.bool
     """Whether the same run may succeed later."""
     @_builtins.property
-    def status(self) -> _status_pb2.Status: ...
+    def status(self) -> _status_pb2.Status:
+        """Why, with details."""
+
     @_builtins.property
-    def usage(self) -> _usage_pb2.Usage: ...
+    def usage(self) -> _usage_pb2.Usage:
+        """Sum over the run's model calls."""
+
     def __init__(
         self,
         *,
@@ -661,9 +759,11 @@ class RunCancelled(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """In the words of who cancelled."""
+    """In the words of who cancelled; may be empty."""
     @_builtins.property
-    def usage(self) -> _usage_pb2.Usage: ...
+    def usage(self) -> _usage_pb2.Usage:
+        """Sum over the run's model calls."""
+
     def __init__(
         self,
         *,
@@ -685,16 +785,28 @@ class RunExpired(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     WAITED_FOR_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
     waited_for: _builtins.str
     """`approval`, `input`, `tool`, `queue`."""
+    @_builtins.property
+    def status(self) -> _status_pb2.Status:
+        """What the same run would have answered as gRPC status, details included."""
+
+    @_builtins.property
+    def usage(self) -> _usage_pb2.Usage:
+        """Sum over its model calls."""
+
     def __init__(
         self,
         *,
         waited_for: _builtins.str = ...,
+        status: _status_pb2.Status | None = ...,
+        usage: _usage_pb2.Usage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["waited_for", b"waited_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["status", b"status", "usage", b"usage", "waited_for", b"waited_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

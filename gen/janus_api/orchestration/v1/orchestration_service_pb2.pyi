@@ -35,12 +35,17 @@ class PutAgentRequest(_message.Message):
     EXPECTED_VERSION_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     expected_version: _builtins.int
-    """0: whatever is current. Otherwise ABORTED / VERSION_MISMATCH when the
-    current version is another.
+    """The version that must be current, from 1; otherwise ABORTED /
+    VERSION_MISMATCH. 0: whatever is current.
     """
     request_id: _builtins.str
+    """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
+    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    """
     @_builtins.property
-    def agent(self) -> _agent_pb2.Agent: ...
+    def agent(self) -> _agent_pb2.Agent:
+        """The agent to store; its name is required."""
+
     def __init__(
         self,
         *,
@@ -64,7 +69,9 @@ class PutAgentResponse(_message.Message):
 
     AGENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def agent(self) -> _agent_pb2.Agent: ...
+    def agent(self) -> _agent_pb2.Agent:
+        """With its version. Always set."""
+
     def __init__(
         self,
         *,
@@ -87,8 +94,11 @@ class GetAgentRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """1 to 128 characters of `[A-Za-z0-9._:-]`, starting with a letter or digit.
+    Required.
+    """
     version: _builtins.int
-    """0: the newest."""
+    """From 1. 0: the newest."""
     def __init__(
         self,
         *,
@@ -111,7 +121,9 @@ class GetAgentResponse(_message.Message):
 
     AGENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def agent(self) -> _agent_pb2.Agent: ...
+    def agent(self) -> _agent_pb2.Agent:
+        """That version of it. Always set."""
+
     def __init__(
         self,
         *,
@@ -134,8 +146,9 @@ class ListAgentsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """1 to 1,000. 0: 100."""
+    """Most entries of the page, 1 to 1,000. 0: 100."""
     page_token: _builtins.str
+    """From an earlier answer of the same query. Empty: the first page."""
     def __init__(
         self,
         *,
@@ -159,9 +172,11 @@ class ListAgentsResponse(_message.Message):
     AGENTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty: the last page."""
+    """For the next page. Empty: this is the last one."""
     @_builtins.property
-    def agents(self) -> _containers.RepeatedCompositeFieldContainer[_agent_pb2.Agent]: ...
+    def agents(self) -> _containers.RepeatedCompositeFieldContainer[_agent_pb2.Agent]:
+        """By name. Empty: none."""
+
     def __init__(
         self,
         *,
@@ -185,7 +200,13 @@ class DeleteAgentRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """1 to 128 characters of `[A-Za-z0-9._:-]`, starting with a letter or digit.
+    Required.
+    """
     request_id: _builtins.str
+    """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
+    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    """
     def __init__(
         self,
         *,
@@ -227,11 +248,16 @@ class CreateThreadRequest(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
+    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    """
     @_builtins.property
-    def thread(self) -> _thread_pb2.Thread: ...
+    def thread(self) -> _thread_pb2.Thread:
+        """The conversation to make. Unset: a new id, no agent, nobody in particular."""
+
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
-        """Messages to start with, at most 256; roles user and assistant."""
+        """Messages to start with, at most 256; roles user and assistant. Empty: none."""
 
     def __init__(
         self,
@@ -256,7 +282,9 @@ class CreateThreadResponse(_message.Message):
 
     THREAD_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def thread(self) -> _thread_pb2.Thread: ...
+    def thread(self) -> _thread_pb2.Thread:
+        """With its id. Always set."""
+
     def __init__(
         self,
         *,
@@ -278,6 +306,9 @@ class GetThreadRequest(_message.Message):
 
     THREAD_ID_FIELD_NUMBER: _builtins.int
     thread_id: _builtins.str
+    """1 to 128 characters of `[A-Za-z0-9._:-]`, starting with a letter or digit.
+    Required.
+    """
     def __init__(
         self,
         *,
@@ -299,7 +330,9 @@ class GetThreadResponse(_message.Message):
 
     THREAD_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def thread(self) -> _thread_pb2.Thread: ...
+    def thread(self) -> _thread_pb2.Thread:
+        """The conversation as it is. Always set."""
+
     def __init__(
         self,
         *,
@@ -324,7 +357,9 @@ class ListThreadsRequest(_message.Message):
     SUBJECT_FIELD_NUMBER: _builtins.int
     AGENT_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
+    """Most entries of the page, 1 to 1,000. 0: 100."""
     page_token: _builtins.str
+    """From an earlier answer of the same query. Empty: the first page."""
     subject: _builtins.str
     """Only with this subject. Empty: all."""
     agent: _builtins.str
@@ -354,8 +389,11 @@ class ListThreadsResponse(_message.Message):
     THREADS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
+    """For the next page. Empty: this is the last one."""
     @_builtins.property
-    def threads(self) -> _containers.RepeatedCompositeFieldContainer[_thread_pb2.Thread]: ...
+    def threads(self) -> _containers.RepeatedCompositeFieldContainer[_thread_pb2.Thread]:
+        """Last used first. Empty: none."""
+
     def __init__(
         self,
         *,
@@ -381,8 +419,13 @@ class ListMessagesRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     DESCENDING_FIELD_NUMBER: _builtins.int
     thread_id: _builtins.str
+    """1 to 128 characters of `[A-Za-z0-9._:-]`, starting with a letter or digit.
+    Required.
+    """
     page_size: _builtins.int
+    """Most entries of the page, 1 to 1,000. 0: 100."""
     page_token: _builtins.str
+    """From an earlier answer of the same query. Empty: the first page."""
     descending: _builtins.bool
     """Newest first. Default false: oldest first."""
     def __init__(
@@ -410,8 +453,13 @@ class ListMessagesResponse(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
+    """For the next page. Empty: this is the last one."""
     @_builtins.property
-    def messages(self) -> _containers.RepeatedCompositeFieldContainer[_thread_pb2.ThreadMessage]: ...
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[_thread_pb2.ThreadMessage]:
+        """In the order asked for. Fewer than page_size when more would be larger than
+        3 MiB; next_page_token is set then. Empty: none.
+        """
+
     def __init__(
         self,
         *,
@@ -436,7 +484,13 @@ class DeleteThreadRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     ERASE_MEMORY_FIELD_NUMBER: _builtins.int
     thread_id: _builtins.str
+    """1 to 128 characters of `[A-Za-z0-9._:-]`, starting with a letter or digit.
+    Required.
+    """
     request_id: _builtins.str
+    """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
+    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    """
     erase_memory: _builtins.bool
     """Also erase its turns from memory. Default false."""
     def __init__(
@@ -482,11 +536,20 @@ class ForkThreadRequest(_message.Message):
     NEW_THREAD_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     thread_id: _builtins.str
+    """Thread to fork, 1 to 128 characters of `[A-Za-z0-9._:-]`, starting with a
+    letter or digit. Required.
+    """
     at_message_id: _builtins.str
-    """Last message to take along. Empty: the newest."""
+    """Last message to take along, an id of this thread. Empty: the newest."""
     new_thread_id: _builtins.str
-    """Id of the new thread. Empty: given by the server."""
+    """Id of the new thread, 1 to 128 characters of `[A-Za-z0-9._:-]`, starting
+    with a letter or digit. Empty: given by the server. Taken: ALREADY_EXISTS /
+    RESOURCE_EXISTS.
+    """
     request_id: _builtins.str
+    """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
+    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    """
     def __init__(
         self,
         *,
@@ -511,7 +574,9 @@ class ForkThreadResponse(_message.Message):
 
     THREAD_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def thread(self) -> _thread_pb2.Thread: ...
+    def thread(self) -> _thread_pb2.Thread:
+        """The new one. Always set."""
+
     def __init__(
         self,
         *,
@@ -559,18 +624,27 @@ class RunInput(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     thread_id: _builtins.str
-    """The conversation."""
+    """The conversation, 1 to 128 characters of `[A-Za-z0-9._:-]`, starting with a
+    letter or digit. Required, except in a Session, whose config names it.
+    """
     agent: _builtins.str
-    """Agent that answers. Empty: the thread's."""
+    """Agent that answers, 1 to 128 characters. Empty: the thread's, else
+    `default`.
+    """
     model: _builtins.str
-    """Model for this run instead of the agent's. Empty: the agent's."""
+    """Model for this run, an alias or `provider/model`, at most 256 characters.
+    Empty: the agent's.
+    """
     request_id: _builtins.str
-    """Makes starting the run idempotent for 24 h: the same id and body give
-    the same run.
+    """Makes starting the run idempotent for 24 h: the same id and body give the
+    same run. 1 to 128 characters of `[A-Za-z0-9._:-]`. Empty: not
+    deduplicated.
     """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
-        """1 to 64 messages of role user; each is committed to the thread first."""
+        """1 to 64 messages of role user. Durable at once; committed to the thread
+        when the run's turn comes.
+        """
 
     @_builtins.property
     def budgets(self) -> _agent_pb2.Budgets:
@@ -578,7 +652,9 @@ class RunInput(_message.Message):
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Free labels, as in janus.inference.v1.Prompt."""
+        """Free labels, with the bounds of janus.inference.v1.Prompt.labels. Empty:
+        none.
+        """
 
     def __init__(
         self,
@@ -610,7 +686,9 @@ class ConverseRequest(_message.Message):
     cancel_on_disconnect: _builtins.bool
     """Cancel the run when this stream is cut. Default false."""
     @_builtins.property
-    def input(self) -> Global___RunInput: ...
+    def input(self) -> Global___RunInput:
+        """What to do. Required."""
+
     def __init__(
         self,
         *,
@@ -633,7 +711,9 @@ class ConverseResponse(_message.Message):
 
     EVENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def event(self) -> _event_pb2.RunEvent: ...
+    def event(self) -> _event_pb2.RunEvent:
+        """The event, with its cursor. Always set."""
+
     def __init__(
         self,
         *,
@@ -660,17 +740,29 @@ class SessionRequest(_message.Message):
     ANSWER_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def config(self) -> Global___SessionConfig: ...
+    def config(self) -> Global___SessionConfig:
+        """How to converse."""
+
     @_builtins.property
-    def input(self) -> Global___RunInput: ...
+    def input(self) -> Global___RunInput:
+        """Starts a run."""
+
     @_builtins.property
-    def tool_results(self) -> Global___ToolResults: ...
+    def tool_results(self) -> Global___ToolResults:
+        """Answers client-side tool calls."""
+
     @_builtins.property
-    def approval(self) -> Global___ApprovalAnswer: ...
+    def approval(self) -> Global___ApprovalAnswer:
+        """Answers an approval request."""
+
     @_builtins.property
-    def answer(self) -> Global___InputAnswer: ...
+    def answer(self) -> Global___InputAnswer:
+        """Answers a question of a run."""
+
     @_builtins.property
-    def cancel(self) -> Global___SessionCancel: ...
+    def cancel(self) -> Global___SessionCancel:
+        """Cancels a run."""
+
     def __init__(
         self,
         *,
@@ -702,11 +794,19 @@ class SessionConfig(_message.Message):
     RESUME_RUN_ID_FIELD_NUMBER: _builtins.int
     RESUME_AFTER_FIELD_NUMBER: _builtins.int
     thread_id: _builtins.str
+    """The conversation, 1 to 128 characters of `[A-Za-z0-9._:-]`, starting with a
+    letter or digit. Required. Every `input` must name the same, or none.
+    """
     agent: _builtins.str
+    """Agent that answers where an `input` names none, 1 to 128 characters. Empty:
+    the thread's.
+    """
     resume_run_id: _builtins.str
-    """Go on with this run's events after a cursor. Unset: none."""
+    """Go on with this run's events first, 1 to 128 characters. Empty: none."""
     @_builtins.property
-    def resume_after(self) -> _run_pb2.Cursor: ...
+    def resume_after(self) -> _run_pb2.Cursor:
+        """The last event of that run that the caller has. Unset: from its start."""
+
     def __init__(
         self,
         *,
@@ -732,9 +832,12 @@ class ToolResults(_message.Message):
     RUN_ID_FIELD_NUMBER: _builtins.int
     RESULTS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
+    """Run that waits, 1 to 128 characters of `[A-Za-z0-9._:-]`, starting with a
+    letter or digit. Required.
+    """
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.ToolResult]:
-        """1 to 64."""
+        """1 to 64 results, each of a call that the run waits for."""
 
     def __init__(
         self,
@@ -761,10 +864,15 @@ class ApprovalAnswer(_message.Message):
     DECISION_FIELD_NUMBER: _builtins.int
     COMMENT_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
+    """Run that waits, 1 to 128 characters of `[A-Za-z0-9._:-]`, starting with a
+    letter or digit. Required.
+    """
     approval_id: _builtins.str
+    """From PendingApproval. Required."""
     decision: _agent_pb2.ApprovalDecision.ValueType
+    """Approved or declined. Required."""
     comment: _builtins.str
-    """At most 1,024 characters; the model sees it when declined."""
+    """At most 1,024 characters; the model sees it when declined. Empty: none."""
     def __init__(
         self,
         *,
@@ -791,9 +899,15 @@ class InputAnswer(_message.Message):
     INPUT_ID_FIELD_NUMBER: _builtins.int
     ANSWER_JSON_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
+    """Run that waits, 1 to 128 characters of `[A-Za-z0-9._:-]`, starting with a
+    letter or digit. Required.
+    """
     input_id: _builtins.str
+    """From PendingInput. Required."""
     answer_json: _builtins.str
-    """At most 64 KiB; valid against the question's schema when it has one."""
+    """The answer as one JSON text of at most 64 KiB. Required; valid against the
+    question's schema, a JSON string when it has none.
+    """
     def __init__(
         self,
         *,
@@ -818,7 +932,9 @@ class SessionCancel(_message.Message):
     RUN_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
+    """Run to cancel. Empty: the one that is going on."""
     reason: _builtins.str
+    """At most 1,024 characters; goes into RunCancelled. Empty: none."""
     def __init__(
         self,
         *,
@@ -844,15 +960,19 @@ class SessionResponse(_message.Message):
     REJECTED_FIELD_NUMBER: _builtins.int
     ENDED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """1, 2, 3, … within this stream."""
+    """1, 2, 3, … within this stream, without gaps."""
     @_builtins.property
-    def event(self) -> _event_pb2.RunEvent: ...
+    def event(self) -> _event_pb2.RunEvent:
+        """An event of a run, with its cursor."""
+
     @_builtins.property
     def rejected(self) -> Global___SessionRejected:
         """What was sent could not be done; the session goes on."""
 
     @_builtins.property
-    def ended(self) -> Global___SessionEnded: ...
+    def ended(self) -> Global___SessionEnded:
+        """The session is over."""
+
     def __init__(
         self,
         *,
@@ -924,7 +1044,9 @@ class StartRunRequest(_message.Message):
 
     INPUT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def input(self) -> Global___RunInput: ...
+    def input(self) -> Global___RunInput:
+        """What to do. Required."""
+
     def __init__(
         self,
         *,
@@ -946,7 +1068,9 @@ class StartRunResponse(_message.Message):
 
     RUN_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def run(self) -> _run_pb2.Run: ...
+    def run(self) -> _run_pb2.Run:
+        """Queued or running already. Always set."""
+
     def __init__(
         self,
         *,
@@ -968,6 +1092,9 @@ class GetRunRequest(_message.Message):
 
     RUN_ID_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
+    """1 to 128 characters of `[A-Za-z0-9._:-]`, starting with a letter or digit.
+    Required.
+    """
     def __init__(
         self,
         *,
@@ -989,7 +1116,9 @@ class GetRunResponse(_message.Message):
 
     RUN_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def run(self) -> _run_pb2.Run: ...
+    def run(self) -> _run_pb2.Run:
+        """With its steps and output. Always set."""
+
     def __init__(
         self,
         *,
@@ -1014,9 +1143,11 @@ class ListRunsRequest(_message.Message):
     THREAD_ID_FIELD_NUMBER: _builtins.int
     STATES_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
+    """Most entries of the page, 1 to 1,000. 0: 100."""
     page_token: _builtins.str
+    """From an earlier answer of the same query. Empty: the first page."""
     thread_id: _builtins.str
-    """Only of this thread. Empty: all."""
+    """Only of this thread, 1 to 128 characters. Empty: all."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_run_pb2.RunState.ValueType]:
         """Only in these states. Empty: all."""
@@ -1046,8 +1177,11 @@ class ListRunsResponse(_message.Message):
     RUNS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
+    """For the next page. Empty: this is the last one."""
     @_builtins.property
-    def runs(self) -> _containers.RepeatedCompositeFieldContainer[_run_pb2.Run]: ...
+    def runs(self) -> _containers.RepeatedCompositeFieldContainer[_run_pb2.Run]:
+        """Newest first, without steps and output. Empty: none."""
+
     def __init__(
         self,
         *,
@@ -1072,9 +1206,15 @@ class CancelRunRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
+    """1 to 128 characters of `[A-Za-z0-9._:-]`, starting with a letter or digit.
+    Required.
+    """
     reason: _builtins.str
-    """At most 1,024 characters."""
+    """At most 1,024 characters; goes into RunCancelled. Empty: none."""
     request_id: _builtins.str
+    """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
+    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    """
     def __init__(
         self,
         *,
@@ -1098,7 +1238,9 @@ class CancelRunResponse(_message.Message):
 
     RUN_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def run(self) -> _run_pb2.Run: ...
+    def run(self) -> _run_pb2.Run:
+        """Cancelling, or ended. Always set."""
+
     def __init__(
         self,
         *,
@@ -1121,6 +1263,9 @@ class WatchRunRequest(_message.Message):
     RUN_ID_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
+    """1 to 128 characters of `[A-Za-z0-9._:-]`, starting with a letter or digit.
+    Required.
+    """
     @_builtins.property
     def after(self) -> _run_pb2.Cursor:
         """The last event that the caller has. Unset: from the start. A cursor that
@@ -1149,7 +1294,9 @@ class WatchRunResponse(_message.Message):
 
     EVENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def event(self) -> _event_pb2.RunEvent: ...
+    def event(self) -> _event_pb2.RunEvent:
+        """The event, with its cursor. Always set."""
+
     def __init__(
         self,
         *,
@@ -1172,8 +1319,13 @@ class SubmitToolResultsRequest(_message.Message):
     RESULTS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
+    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    """
     @_builtins.property
-    def results(self) -> Global___ToolResults: ...
+    def results(self) -> Global___ToolResults:
+        """The results. Required."""
+
     def __init__(
         self,
         *,
@@ -1196,7 +1348,9 @@ class SubmitToolResultsResponse(_message.Message):
 
     RUN_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def run(self) -> _run_pb2.Run: ...
+    def run(self) -> _run_pb2.Run:
+        """Always set."""
+
     def __init__(
         self,
         *,
@@ -1219,8 +1373,13 @@ class ResolveApprovalRequest(_message.Message):
     APPROVAL_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
+    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    """
     @_builtins.property
-    def approval(self) -> Global___ApprovalAnswer: ...
+    def approval(self) -> Global___ApprovalAnswer:
+        """The decision. Required."""
+
     def __init__(
         self,
         *,
@@ -1243,7 +1402,9 @@ class ResolveApprovalResponse(_message.Message):
 
     RUN_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def run(self) -> _run_pb2.Run: ...
+    def run(self) -> _run_pb2.Run:
+        """Always set."""
+
     def __init__(
         self,
         *,
@@ -1266,8 +1427,13 @@ class ProvideInputRequest(_message.Message):
     ANSWER_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
+    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    """
     @_builtins.property
-    def answer(self) -> Global___InputAnswer: ...
+    def answer(self) -> Global___InputAnswer:
+        """The answer. Required."""
+
     def __init__(
         self,
         *,
@@ -1290,7 +1456,9 @@ class ProvideInputResponse(_message.Message):
 
     RUN_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def run(self) -> _run_pb2.Run: ...
+    def run(self) -> _run_pb2.Run:
+        """Always set."""
+
     def __init__(
         self,
         *,
@@ -1314,10 +1482,17 @@ class PutScheduleRequest(_message.Message):
     EXPECTED_VERSION_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     expected_version: _builtins.int
-    """0: whatever is current."""
+    """The version that must be current, from 1; otherwise ABORTED /
+    VERSION_MISMATCH. 0: whatever is current.
+    """
     request_id: _builtins.str
+    """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
+    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    """
     @_builtins.property
-    def schedule(self) -> _schedule_pb2.Schedule: ...
+    def schedule(self) -> _schedule_pb2.Schedule:
+        """The schedule to store; its name is required."""
+
     def __init__(
         self,
         *,
@@ -1341,7 +1516,9 @@ class PutScheduleResponse(_message.Message):
 
     SCHEDULE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def schedule(self) -> _schedule_pb2.Schedule: ...
+    def schedule(self) -> _schedule_pb2.Schedule:
+        """With its version. Always set."""
+
     def __init__(
         self,
         *,
@@ -1364,7 +1541,9 @@ class ListSchedulesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
+    """Most entries of the page, 1 to 1,000. 0: 100."""
     page_token: _builtins.str
+    """From an earlier answer of the same query. Empty: the first page."""
     def __init__(
         self,
         *,
@@ -1388,8 +1567,11 @@ class ListSchedulesResponse(_message.Message):
     SCHEDULES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
+    """For the next page. Empty: this is the last one."""
     @_builtins.property
-    def schedules(self) -> _containers.RepeatedCompositeFieldContainer[_schedule_pb2.Schedule]: ...
+    def schedules(self) -> _containers.RepeatedCompositeFieldContainer[_schedule_pb2.Schedule]:
+        """By name. Empty: none."""
+
     def __init__(
         self,
         *,
@@ -1413,7 +1595,13 @@ class DeleteScheduleRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """1 to 128 characters of `[A-Za-z0-9._:-]`, starting with a letter or digit.
+    Required.
+    """
     request_id: _builtins.str
+    """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
+    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    """
     def __init__(
         self,
         *,

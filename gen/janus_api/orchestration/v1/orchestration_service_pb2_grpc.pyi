@@ -7,7 +7,21 @@ from collections import abc as _abc
 from grpc import aio as _aio
 from janus_api.orchestration.v1 import orchestration_service_pb2 as _orchestration_service_pb2
 import abc as _abc_1
+import grpc as _grpc
+import sys
+import typing as _typing
 
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
+else:
+    from typing_extensions import Self as _Self
+
+_T = _typing.TypeVar("_T")
+
+class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
+class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
+    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -21,65 +35,139 @@ class OrchestrationServiceStub:
     REQUEST_ID_REUSED. Empty: the write is not deduplicated.
     """
 
-    def __init__(self, channel: _aio.Channel) -> None: ...
-    PutAgent: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.PutAgentRequest, _orchestration_service_pb2.PutAgentResponse]
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> OrchestrationServiceAsyncStub: ...
+    PutAgent: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.PutAgentRequest, _orchestration_service_pb2.PutAgentResponse]
     """Stores an agent as a new version; the same content keeps its version."""
-    GetAgent: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.GetAgentRequest, _orchestration_service_pb2.GetAgentResponse]
+    GetAgent: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.GetAgentRequest, _orchestration_service_pb2.GetAgentResponse]
     """An agent, the newest version or a given one."""
-    ListAgents: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListAgentsRequest, _orchestration_service_pb2.ListAgentsResponse]
+    ListAgents: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListAgentsRequest, _orchestration_service_pb2.ListAgentsResponse]
     """Agents by name, the newest version of each."""
-    DeleteAgent: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.DeleteAgentRequest, _orchestration_service_pb2.DeleteAgentResponse]
+    DeleteAgent: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.DeleteAgentRequest, _orchestration_service_pb2.DeleteAgentResponse]
     """Takes an agent out; runs that have it go on."""
-    CreateThread: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.CreateThreadRequest, _orchestration_service_pb2.CreateThreadResponse]
+    CreateThread: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.CreateThreadRequest, _orchestration_service_pb2.CreateThreadResponse]
     """Starts a conversation. ALREADY_EXISTS when the id is taken."""
-    GetThread: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.GetThreadRequest, _orchestration_service_pb2.GetThreadResponse]
+    GetThread: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.GetThreadRequest, _orchestration_service_pb2.GetThreadResponse]
     """One conversation."""
-    ListThreads: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListThreadsRequest, _orchestration_service_pb2.ListThreadsResponse]
+    ListThreads: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListThreadsRequest, _orchestration_service_pb2.ListThreadsResponse]
     """Conversations, last used first."""
-    ListMessages: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListMessagesRequest, _orchestration_service_pb2.ListMessagesResponse]
+    ListMessages: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListMessagesRequest, _orchestration_service_pb2.ListMessagesResponse]
     """Committed messages of a conversation, in order."""
-    DeleteThread: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.DeleteThreadRequest, _orchestration_service_pb2.DeleteThreadResponse]
+    DeleteThread: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.DeleteThreadRequest, _orchestration_service_pb2.DeleteThreadResponse]
     """Takes a conversation and its messages out. FAILED_PRECONDITION while a
     run of it is going on.
     """
-    ForkThread: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.ForkThreadRequest, _orchestration_service_pb2.ForkThreadResponse]
+    ForkThread: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.ForkThreadRequest, _orchestration_service_pb2.ForkThreadResponse]
     """A new conversation with the messages up to a given one."""
-    Converse: _aio.UnaryStreamMultiCallable[_orchestration_service_pb2.ConverseRequest, _orchestration_service_pb2.ConverseResponse]
+    Converse: _grpc.UnaryStreamMultiCallable[_orchestration_service_pb2.ConverseRequest, _orchestration_service_pb2.ConverseResponse]
     """One turn: starts a run and follows it to its end. The run is durable
     before the first event; it goes on when the stream is cut and WatchRun
     gives the rest. Cancelling the call does not cancel the run unless
     `cancel_on_disconnect`.
     """
-    Session: _aio.StreamStreamMultiCallable[_orchestration_service_pb2.SessionRequest, _orchestration_service_pb2.SessionResponse]
+    Session: _grpc.StreamStreamMultiCallable[_orchestration_service_pb2.SessionRequest, _orchestration_service_pb2.SessionResponse]
     """A live conversation on one stream: the first message configures, then
     messages, tool results, approvals and cancels in, events out.
     """
-    StartRun: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.StartRunRequest, _orchestration_service_pb2.StartRunResponse]
+    StartRun: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.StartRunRequest, _orchestration_service_pb2.StartRunResponse]
     """Starts a run in the background; durable when it answers."""
-    GetRun: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.GetRunRequest, _orchestration_service_pb2.GetRunResponse]
+    GetRun: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.GetRunRequest, _orchestration_service_pb2.GetRunResponse]
     """One run with its steps."""
-    ListRuns: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListRunsRequest, _orchestration_service_pb2.ListRunsResponse]
+    ListRuns: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListRunsRequest, _orchestration_service_pb2.ListRunsResponse]
     """Runs, newest first."""
-    CancelRun: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.CancelRunRequest, _orchestration_service_pb2.CancelRunResponse]
+    CancelRun: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.CancelRunRequest, _orchestration_service_pb2.CancelRunResponse]
     """Asks a run to stop; its model call is closed within 100 ms. A run that
     has ended already is answered as it is.
     """
-    WatchRun: _aio.UnaryStreamMultiCallable[_orchestration_service_pb2.WatchRunRequest, _orchestration_service_pb2.WatchRunResponse]
+    WatchRun: _grpc.UnaryStreamMultiCallable[_orchestration_service_pb2.WatchRunRequest, _orchestration_service_pb2.WatchRunResponse]
     """The events of a run after a cursor, then live ones, to its terminal
     event. Any number of watchers, on any replica, each sees every event
     once and in order.
     """
-    SubmitToolResults: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.SubmitToolResultsRequest, _orchestration_service_pb2.SubmitToolResultsResponse]
+    SubmitToolResults: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.SubmitToolResultsRequest, _orchestration_service_pb2.SubmitToolResultsResponse]
     """Answers client-side tool calls that a run waits for."""
-    ResolveApproval: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.ResolveApprovalRequest, _orchestration_service_pb2.ResolveApprovalResponse]
+    ResolveApproval: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.ResolveApprovalRequest, _orchestration_service_pb2.ResolveApprovalResponse]
     """Answers an approval request, once."""
-    ProvideInput: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.ProvideInputRequest, _orchestration_service_pb2.ProvideInputResponse]
+    ProvideInput: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.ProvideInputRequest, _orchestration_service_pb2.ProvideInputResponse]
     """Answers a question of a run."""
-    PutSchedule: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.PutScheduleRequest, _orchestration_service_pb2.PutScheduleResponse]
+    PutSchedule: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.PutScheduleRequest, _orchestration_service_pb2.PutScheduleResponse]
     """Stores a schedule."""
-    ListSchedules: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListSchedulesRequest, _orchestration_service_pb2.ListSchedulesResponse]
+    ListSchedules: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListSchedulesRequest, _orchestration_service_pb2.ListSchedulesResponse]
     """Schedules by name."""
-    DeleteSchedule: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.DeleteScheduleRequest, _orchestration_service_pb2.DeleteScheduleResponse]
+    DeleteSchedule: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.DeleteScheduleRequest, _orchestration_service_pb2.DeleteScheduleResponse]
+    """Takes a schedule out; runs that it started go on."""
+
+@_typing.type_check_only
+class OrchestrationServiceAsyncStub(OrchestrationServiceStub):
+    """Conversations as durable runs: recall, model, tools, store.
+
+    Every write takes a `request_id`, 1 to 128 characters of
+    `[A-Za-z0-9._:-]`, idempotent for 24 h per tenant and method: the same id
+    and body give the stored answer, another body is ALREADY_EXISTS /
+    REQUEST_ID_REUSED. Empty: the write is not deduplicated.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    PutAgent: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.PutAgentRequest, _orchestration_service_pb2.PutAgentResponse]  # type: ignore[assignment]
+    """Stores an agent as a new version; the same content keeps its version."""
+    GetAgent: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.GetAgentRequest, _orchestration_service_pb2.GetAgentResponse]  # type: ignore[assignment]
+    """An agent, the newest version or a given one."""
+    ListAgents: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListAgentsRequest, _orchestration_service_pb2.ListAgentsResponse]  # type: ignore[assignment]
+    """Agents by name, the newest version of each."""
+    DeleteAgent: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.DeleteAgentRequest, _orchestration_service_pb2.DeleteAgentResponse]  # type: ignore[assignment]
+    """Takes an agent out; runs that have it go on."""
+    CreateThread: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.CreateThreadRequest, _orchestration_service_pb2.CreateThreadResponse]  # type: ignore[assignment]
+    """Starts a conversation. ALREADY_EXISTS when the id is taken."""
+    GetThread: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.GetThreadRequest, _orchestration_service_pb2.GetThreadResponse]  # type: ignore[assignment]
+    """One conversation."""
+    ListThreads: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListThreadsRequest, _orchestration_service_pb2.ListThreadsResponse]  # type: ignore[assignment]
+    """Conversations, last used first."""
+    ListMessages: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListMessagesRequest, _orchestration_service_pb2.ListMessagesResponse]  # type: ignore[assignment]
+    """Committed messages of a conversation, in order."""
+    DeleteThread: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.DeleteThreadRequest, _orchestration_service_pb2.DeleteThreadResponse]  # type: ignore[assignment]
+    """Takes a conversation and its messages out. FAILED_PRECONDITION while a
+    run of it is going on.
+    """
+    ForkThread: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.ForkThreadRequest, _orchestration_service_pb2.ForkThreadResponse]  # type: ignore[assignment]
+    """A new conversation with the messages up to a given one."""
+    Converse: _aio.UnaryStreamMultiCallable[_orchestration_service_pb2.ConverseRequest, _orchestration_service_pb2.ConverseResponse]  # type: ignore[assignment]
+    """One turn: starts a run and follows it to its end. The run is durable
+    before the first event; it goes on when the stream is cut and WatchRun
+    gives the rest. Cancelling the call does not cancel the run unless
+    `cancel_on_disconnect`.
+    """
+    Session: _aio.StreamStreamMultiCallable[_orchestration_service_pb2.SessionRequest, _orchestration_service_pb2.SessionResponse]  # type: ignore[assignment]
+    """A live conversation on one stream: the first message configures, then
+    messages, tool results, approvals and cancels in, events out.
+    """
+    StartRun: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.StartRunRequest, _orchestration_service_pb2.StartRunResponse]  # type: ignore[assignment]
+    """Starts a run in the background; durable when it answers."""
+    GetRun: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.GetRunRequest, _orchestration_service_pb2.GetRunResponse]  # type: ignore[assignment]
+    """One run with its steps."""
+    ListRuns: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListRunsRequest, _orchestration_service_pb2.ListRunsResponse]  # type: ignore[assignment]
+    """Runs, newest first."""
+    CancelRun: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.CancelRunRequest, _orchestration_service_pb2.CancelRunResponse]  # type: ignore[assignment]
+    """Asks a run to stop; its model call is closed within 100 ms. A run that
+    has ended already is answered as it is.
+    """
+    WatchRun: _aio.UnaryStreamMultiCallable[_orchestration_service_pb2.WatchRunRequest, _orchestration_service_pb2.WatchRunResponse]  # type: ignore[assignment]
+    """The events of a run after a cursor, then live ones, to its terminal
+    event. Any number of watchers, on any replica, each sees every event
+    once and in order.
+    """
+    SubmitToolResults: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.SubmitToolResultsRequest, _orchestration_service_pb2.SubmitToolResultsResponse]  # type: ignore[assignment]
+    """Answers client-side tool calls that a run waits for."""
+    ResolveApproval: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.ResolveApprovalRequest, _orchestration_service_pb2.ResolveApprovalResponse]  # type: ignore[assignment]
+    """Answers an approval request, once."""
+    ProvideInput: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.ProvideInputRequest, _orchestration_service_pb2.ProvideInputResponse]  # type: ignore[assignment]
+    """Answers a question of a run."""
+    PutSchedule: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.PutScheduleRequest, _orchestration_service_pb2.PutScheduleResponse]  # type: ignore[assignment]
+    """Stores a schedule."""
+    ListSchedules: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListSchedulesRequest, _orchestration_service_pb2.ListSchedulesResponse]  # type: ignore[assignment]
+    """Schedules by name."""
+    DeleteSchedule: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.DeleteScheduleRequest, _orchestration_service_pb2.DeleteScheduleResponse]  # type: ignore[assignment]
     """Takes a schedule out; runs that it started go on."""
 
 class OrchestrationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -95,72 +183,72 @@ class OrchestrationServiceServicer(metaclass=_abc_1.ABCMeta):
     def PutAgent(
         self,
         request: _orchestration_service_pb2.PutAgentRequest,
-        context: _aio.ServicerContext[_orchestration_service_pb2.PutAgentRequest, _abc.Awaitable[_orchestration_service_pb2.PutAgentResponse]],
-    ) -> _abc.Awaitable[_orchestration_service_pb2.PutAgentResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestration_service_pb2.PutAgentResponse, _abc.Awaitable[_orchestration_service_pb2.PutAgentResponse]]:
         """Stores an agent as a new version; the same content keeps its version."""
 
     @_abc_1.abstractmethod
     def GetAgent(
         self,
         request: _orchestration_service_pb2.GetAgentRequest,
-        context: _aio.ServicerContext[_orchestration_service_pb2.GetAgentRequest, _abc.Awaitable[_orchestration_service_pb2.GetAgentResponse]],
-    ) -> _abc.Awaitable[_orchestration_service_pb2.GetAgentResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestration_service_pb2.GetAgentResponse, _abc.Awaitable[_orchestration_service_pb2.GetAgentResponse]]:
         """An agent, the newest version or a given one."""
 
     @_abc_1.abstractmethod
     def ListAgents(
         self,
         request: _orchestration_service_pb2.ListAgentsRequest,
-        context: _aio.ServicerContext[_orchestration_service_pb2.ListAgentsRequest, _abc.Awaitable[_orchestration_service_pb2.ListAgentsResponse]],
-    ) -> _abc.Awaitable[_orchestration_service_pb2.ListAgentsResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestration_service_pb2.ListAgentsResponse, _abc.Awaitable[_orchestration_service_pb2.ListAgentsResponse]]:
         """Agents by name, the newest version of each."""
 
     @_abc_1.abstractmethod
     def DeleteAgent(
         self,
         request: _orchestration_service_pb2.DeleteAgentRequest,
-        context: _aio.ServicerContext[_orchestration_service_pb2.DeleteAgentRequest, _abc.Awaitable[_orchestration_service_pb2.DeleteAgentResponse]],
-    ) -> _abc.Awaitable[_orchestration_service_pb2.DeleteAgentResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestration_service_pb2.DeleteAgentResponse, _abc.Awaitable[_orchestration_service_pb2.DeleteAgentResponse]]:
         """Takes an agent out; runs that have it go on."""
 
     @_abc_1.abstractmethod
     def CreateThread(
         self,
         request: _orchestration_service_pb2.CreateThreadRequest,
-        context: _aio.ServicerContext[_orchestration_service_pb2.CreateThreadRequest, _abc.Awaitable[_orchestration_service_pb2.CreateThreadResponse]],
-    ) -> _abc.Awaitable[_orchestration_service_pb2.CreateThreadResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestration_service_pb2.CreateThreadResponse, _abc.Awaitable[_orchestration_service_pb2.CreateThreadResponse]]:
         """Starts a conversation. ALREADY_EXISTS when the id is taken."""
 
     @_abc_1.abstractmethod
     def GetThread(
         self,
         request: _orchestration_service_pb2.GetThreadRequest,
-        context: _aio.ServicerContext[_orchestration_service_pb2.GetThreadRequest, _abc.Awaitable[_orchestration_service_pb2.GetThreadResponse]],
-    ) -> _abc.Awaitable[_orchestration_service_pb2.GetThreadResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestration_service_pb2.GetThreadResponse, _abc.Awaitable[_orchestration_service_pb2.GetThreadResponse]]:
         """One conversation."""
 
     @_abc_1.abstractmethod
     def ListThreads(
         self,
         request: _orchestration_service_pb2.ListThreadsRequest,
-        context: _aio.ServicerContext[_orchestration_service_pb2.ListThreadsRequest, _abc.Awaitable[_orchestration_service_pb2.ListThreadsResponse]],
-    ) -> _abc.Awaitable[_orchestration_service_pb2.ListThreadsResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestration_service_pb2.ListThreadsResponse, _abc.Awaitable[_orchestration_service_pb2.ListThreadsResponse]]:
         """Conversations, last used first."""
 
     @_abc_1.abstractmethod
     def ListMessages(
         self,
         request: _orchestration_service_pb2.ListMessagesRequest,
-        context: _aio.ServicerContext[_orchestration_service_pb2.ListMessagesRequest, _abc.Awaitable[_orchestration_service_pb2.ListMessagesResponse]],
-    ) -> _abc.Awaitable[_orchestration_service_pb2.ListMessagesResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestration_service_pb2.ListMessagesResponse, _abc.Awaitable[_orchestration_service_pb2.ListMessagesResponse]]:
         """Committed messages of a conversation, in order."""
 
     @_abc_1.abstractmethod
     def DeleteThread(
         self,
         request: _orchestration_service_pb2.DeleteThreadRequest,
-        context: _aio.ServicerContext[_orchestration_service_pb2.DeleteThreadRequest, _abc.Awaitable[_orchestration_service_pb2.DeleteThreadResponse]],
-    ) -> _abc.Awaitable[_orchestration_service_pb2.DeleteThreadResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestration_service_pb2.DeleteThreadResponse, _abc.Awaitable[_orchestration_service_pb2.DeleteThreadResponse]]:
         """Takes a conversation and its messages out. FAILED_PRECONDITION while a
         run of it is going on.
         """
@@ -169,16 +257,16 @@ class OrchestrationServiceServicer(metaclass=_abc_1.ABCMeta):
     def ForkThread(
         self,
         request: _orchestration_service_pb2.ForkThreadRequest,
-        context: _aio.ServicerContext[_orchestration_service_pb2.ForkThreadRequest, _abc.Awaitable[_orchestration_service_pb2.ForkThreadResponse]],
-    ) -> _abc.Awaitable[_orchestration_service_pb2.ForkThreadResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestration_service_pb2.ForkThreadResponse, _abc.Awaitable[_orchestration_service_pb2.ForkThreadResponse]]:
         """A new conversation with the messages up to a given one."""
 
     @_abc_1.abstractmethod
     def Converse(
         self,
         request: _orchestration_service_pb2.ConverseRequest,
-        context: _aio.ServicerContext[_orchestration_service_pb2.ConverseRequest, _abc.AsyncIterator[_orchestration_service_pb2.ConverseResponse]],
-    ) -> _abc.AsyncIterator[_orchestration_service_pb2.ConverseResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_orchestration_service_pb2.ConverseResponse], _abc.AsyncIterator[_orchestration_service_pb2.ConverseResponse]]:
         """One turn: starts a run and follows it to its end. The run is durable
         before the first event; it goes on when the stream is cut and WatchRun
         gives the rest. Cancelling the call does not cancel the run unless
@@ -188,9 +276,9 @@ class OrchestrationServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Session(
         self,
-        request_iterator: _abc.AsyncIterator[_orchestration_service_pb2.SessionRequest],
-        context: _aio.ServicerContext[_abc.AsyncIterator[_orchestration_service_pb2.SessionRequest], _abc.AsyncIterator[_orchestration_service_pb2.SessionResponse]],
-    ) -> _abc.AsyncIterator[_orchestration_service_pb2.SessionResponse]:
+        request_iterator: _MaybeAsyncIterator[_orchestration_service_pb2.SessionRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_orchestration_service_pb2.SessionResponse], _abc.AsyncIterator[_orchestration_service_pb2.SessionResponse]]:
         """A live conversation on one stream: the first message configures, then
         messages, tool results, approvals and cancels in, events out.
         """
@@ -199,32 +287,32 @@ class OrchestrationServiceServicer(metaclass=_abc_1.ABCMeta):
     def StartRun(
         self,
         request: _orchestration_service_pb2.StartRunRequest,
-        context: _aio.ServicerContext[_orchestration_service_pb2.StartRunRequest, _abc.Awaitable[_orchestration_service_pb2.StartRunResponse]],
-    ) -> _abc.Awaitable[_orchestration_service_pb2.StartRunResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestration_service_pb2.StartRunResponse, _abc.Awaitable[_orchestration_service_pb2.StartRunResponse]]:
         """Starts a run in the background; durable when it answers."""
 
     @_abc_1.abstractmethod
     def GetRun(
         self,
         request: _orchestration_service_pb2.GetRunRequest,
-        context: _aio.ServicerContext[_orchestration_service_pb2.GetRunRequest, _abc.Awaitable[_orchestration_service_pb2.GetRunResponse]],
-    ) -> _abc.Awaitable[_orchestration_service_pb2.GetRunResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestration_service_pb2.GetRunResponse, _abc.Awaitable[_orchestration_service_pb2.GetRunResponse]]:
         """One run with its steps."""
 
     @_abc_1.abstractmethod
     def ListRuns(
         self,
         request: _orchestration_service_pb2.ListRunsRequest,
-        context: _aio.ServicerContext[_orchestration_service_pb2.ListRunsRequest, _abc.Awaitable[_orchestration_service_pb2.ListRunsResponse]],
-    ) -> _abc.Awaitable[_orchestration_service_pb2.ListRunsResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestration_service_pb2.ListRunsResponse, _abc.Awaitable[_orchestration_service_pb2.ListRunsResponse]]:
         """Runs, newest first."""
 
     @_abc_1.abstractmethod
     def CancelRun(
         self,
         request: _orchestration_service_pb2.CancelRunRequest,
-        context: _aio.ServicerContext[_orchestration_service_pb2.CancelRunRequest, _abc.Awaitable[_orchestration_service_pb2.CancelRunResponse]],
-    ) -> _abc.Awaitable[_orchestration_service_pb2.CancelRunResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestration_service_pb2.CancelRunResponse, _abc.Awaitable[_orchestration_service_pb2.CancelRunResponse]]:
         """Asks a run to stop; its model call is closed within 100 ms. A run that
         has ended already is answered as it is.
         """
@@ -233,8 +321,8 @@ class OrchestrationServiceServicer(metaclass=_abc_1.ABCMeta):
     def WatchRun(
         self,
         request: _orchestration_service_pb2.WatchRunRequest,
-        context: _aio.ServicerContext[_orchestration_service_pb2.WatchRunRequest, _abc.AsyncIterator[_orchestration_service_pb2.WatchRunResponse]],
-    ) -> _abc.AsyncIterator[_orchestration_service_pb2.WatchRunResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_orchestration_service_pb2.WatchRunResponse], _abc.AsyncIterator[_orchestration_service_pb2.WatchRunResponse]]:
         """The events of a run after a cursor, then live ones, to its terminal
         event. Any number of watchers, on any replica, each sees every event
         once and in order.
@@ -244,48 +332,48 @@ class OrchestrationServiceServicer(metaclass=_abc_1.ABCMeta):
     def SubmitToolResults(
         self,
         request: _orchestration_service_pb2.SubmitToolResultsRequest,
-        context: _aio.ServicerContext[_orchestration_service_pb2.SubmitToolResultsRequest, _abc.Awaitable[_orchestration_service_pb2.SubmitToolResultsResponse]],
-    ) -> _abc.Awaitable[_orchestration_service_pb2.SubmitToolResultsResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestration_service_pb2.SubmitToolResultsResponse, _abc.Awaitable[_orchestration_service_pb2.SubmitToolResultsResponse]]:
         """Answers client-side tool calls that a run waits for."""
 
     @_abc_1.abstractmethod
     def ResolveApproval(
         self,
         request: _orchestration_service_pb2.ResolveApprovalRequest,
-        context: _aio.ServicerContext[_orchestration_service_pb2.ResolveApprovalRequest, _abc.Awaitable[_orchestration_service_pb2.ResolveApprovalResponse]],
-    ) -> _abc.Awaitable[_orchestration_service_pb2.ResolveApprovalResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestration_service_pb2.ResolveApprovalResponse, _abc.Awaitable[_orchestration_service_pb2.ResolveApprovalResponse]]:
         """Answers an approval request, once."""
 
     @_abc_1.abstractmethod
     def ProvideInput(
         self,
         request: _orchestration_service_pb2.ProvideInputRequest,
-        context: _aio.ServicerContext[_orchestration_service_pb2.ProvideInputRequest, _abc.Awaitable[_orchestration_service_pb2.ProvideInputResponse]],
-    ) -> _abc.Awaitable[_orchestration_service_pb2.ProvideInputResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestration_service_pb2.ProvideInputResponse, _abc.Awaitable[_orchestration_service_pb2.ProvideInputResponse]]:
         """Answers a question of a run."""
 
     @_abc_1.abstractmethod
     def PutSchedule(
         self,
         request: _orchestration_service_pb2.PutScheduleRequest,
-        context: _aio.ServicerContext[_orchestration_service_pb2.PutScheduleRequest, _abc.Awaitable[_orchestration_service_pb2.PutScheduleResponse]],
-    ) -> _abc.Awaitable[_orchestration_service_pb2.PutScheduleResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestration_service_pb2.PutScheduleResponse, _abc.Awaitable[_orchestration_service_pb2.PutScheduleResponse]]:
         """Stores a schedule."""
 
     @_abc_1.abstractmethod
     def ListSchedules(
         self,
         request: _orchestration_service_pb2.ListSchedulesRequest,
-        context: _aio.ServicerContext[_orchestration_service_pb2.ListSchedulesRequest, _abc.Awaitable[_orchestration_service_pb2.ListSchedulesResponse]],
-    ) -> _abc.Awaitable[_orchestration_service_pb2.ListSchedulesResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestration_service_pb2.ListSchedulesResponse, _abc.Awaitable[_orchestration_service_pb2.ListSchedulesResponse]]:
         """Schedules by name."""
 
     @_abc_1.abstractmethod
     def DeleteSchedule(
         self,
         request: _orchestration_service_pb2.DeleteScheduleRequest,
-        context: _aio.ServicerContext[_orchestration_service_pb2.DeleteScheduleRequest, _abc.Awaitable[_orchestration_service_pb2.DeleteScheduleResponse]],
-    ) -> _abc.Awaitable[_orchestration_service_pb2.DeleteScheduleResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestration_service_pb2.DeleteScheduleResponse, _abc.Awaitable[_orchestration_service_pb2.DeleteScheduleResponse]]:
         """Takes a schedule out; runs that it started go on."""
 
-def add_OrchestrationServiceServicer_to_server(servicer: OrchestrationServiceServicer, server: _aio.Server) -> None: ...
+def add_OrchestrationServiceServicer_to_server(servicer: OrchestrationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -30,33 +30,53 @@ class _RunState:
 class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     RUN_STATE_UNSPECIFIED: _RunState.ValueType  # 0
+    """In a request: not allowed. Otherwise never sent."""
     RUN_STATE_QUEUED: _RunState.ValueType  # 1
+    """Durable; waits for an owner or for earlier runs of its thread."""
     RUN_STATE_RUNNING: _RunState.ValueType  # 2
+    """An owner works on it."""
     RUN_STATE_WAITING_TOOL: _RunState.ValueType  # 3
+    """It waits for results of tools."""
     RUN_STATE_WAITING_APPROVAL: _RunState.ValueType  # 4
+    """It waits for a person's consent."""
     RUN_STATE_WAITING_INPUT: _RunState.ValueType  # 5
+    """It waits for a person's answer."""
     RUN_STATE_CANCELLING: _RunState.ValueType  # 6
+    """It was asked to stop and has not yet."""
     RUN_STATE_COMPLETED: _RunState.ValueType  # 7
-    """The states below are final."""
+    """It is done. Final."""
     RUN_STATE_FAILED: _RunState.ValueType  # 8
+    """It could not go on; see `error`. Final."""
     RUN_STATE_CANCELLED: _RunState.ValueType  # 9
+    """It was asked to stop and has. Final."""
     RUN_STATE_EXPIRED: _RunState.ValueType  # 10
+    """What it waited for did not come in time; see `error`. Final."""
 
 class RunState(_RunState, metaclass=_RunStateEnumTypeWrapper):
     """How a run is."""
 
 RUN_STATE_UNSPECIFIED: RunState.ValueType  # 0
+"""In a request: not allowed. Otherwise never sent."""
 RUN_STATE_QUEUED: RunState.ValueType  # 1
+"""Durable; waits for an owner or for earlier runs of its thread."""
 RUN_STATE_RUNNING: RunState.ValueType  # 2
+"""An owner works on it."""
 RUN_STATE_WAITING_TOOL: RunState.ValueType  # 3
+"""It waits for results of tools."""
 RUN_STATE_WAITING_APPROVAL: RunState.ValueType  # 4
+"""It waits for a person's consent."""
 RUN_STATE_WAITING_INPUT: RunState.ValueType  # 5
+"""It waits for a person's answer."""
 RUN_STATE_CANCELLING: RunState.ValueType  # 6
+"""It was asked to stop and has not yet."""
 RUN_STATE_COMPLETED: RunState.ValueType  # 7
-"""The states below are final."""
+"""It is done. Final."""
 RUN_STATE_FAILED: RunState.ValueType  # 8
+"""It could not go on; see `error`. Final."""
 RUN_STATE_CANCELLED: RunState.ValueType  # 9
+"""It was asked to stop and has. Final."""
 RUN_STATE_EXPIRED: RunState.ValueType  # 10
+"""What it waited for did not come in time; see `error`. Final."""
 Global___RunState: _TypeAlias = RunState  # noqa: Y015
 
 class _StepKind:
@@ -66,21 +86,33 @@ class _StepKind:
 class _StepKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StepKind.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     STEP_KIND_UNSPECIFIED: _StepKind.ValueType  # 0
+    """Never sent."""
     STEP_KIND_RECALL: _StepKind.ValueType  # 1
+    """Asks memory."""
     STEP_KIND_MODEL_CALL: _StepKind.ValueType  # 2
+    """Asks a model."""
     STEP_KIND_TOOL_CALL: _StepKind.ValueType  # 3
+    """Runs a tool."""
     STEP_KIND_STORE: _StepKind.ValueType  # 4
+    """Commits messages to the thread and to memory."""
     STEP_KIND_HANDOFF: _StepKind.ValueType  # 5
+    """Starts another agent's run."""
 
 class StepKind(_StepKind, metaclass=_StepKindEnumTypeWrapper):
     """Kinds of steps."""
 
 STEP_KIND_UNSPECIFIED: StepKind.ValueType  # 0
+"""Never sent."""
 STEP_KIND_RECALL: StepKind.ValueType  # 1
+"""Asks memory."""
 STEP_KIND_MODEL_CALL: StepKind.ValueType  # 2
+"""Asks a model."""
 STEP_KIND_TOOL_CALL: StepKind.ValueType  # 3
+"""Runs a tool."""
 STEP_KIND_STORE: StepKind.ValueType  # 4
+"""Commits messages to the thread and to memory."""
 STEP_KIND_HANDOFF: StepKind.ValueType  # 5
+"""Starts another agent's run."""
 Global___StepKind: _TypeAlias = StepKind  # noqa: Y015
 
 @_typing.final
@@ -127,17 +159,25 @@ class Run(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     TAKEOVERS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
+    """Given by the server, 1 to 128 characters of `[A-Za-z0-9._:-]`, starting
+    with a letter or digit.
+    """
     thread_id: _builtins.str
+    """Thread that it is a turn of."""
     agent: _builtins.str
-    """Agent and its version."""
+    """Agent that answers."""
     agent_version: _builtins.int
+    """Version of the agent that it keeps, from 1."""
     state: Global___RunState.ValueType
+    """How it is."""
     parent_run_id: _builtins.str
     """Run that started it; empty when a client did."""
     takeovers: _builtins.int
-    """How often an owner took it over after the one before died."""
+    """How often an owner took it over after the one before died, 0 or more."""
     @_builtins.property
-    def created_at(self) -> _timestamp_pb2.Timestamp: ...
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was accepted."""
+
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
         """Unset until it started."""
@@ -152,7 +192,7 @@ class Run(_message.Message):
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """With RUN_STATE_FAILED or RUN_STATE_EXPIRED: why."""
+        """With RUN_STATE_FAILED or RUN_STATE_EXPIRED: why. Unset otherwise."""
 
     @_builtins.property
     def last_event(self) -> Global___Cursor:
@@ -164,14 +204,19 @@ class Run(_message.Message):
 
     @_builtins.property
     def waiting_for(self) -> _containers.RepeatedCompositeFieldContainer[Global___PendingCall]:
-        """What it waits for, in a WAITING state."""
+        """What it waits for, in a WAITING state. Empty otherwise."""
 
     @_builtins.property
     def output(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
-        """The agent's messages, once committed; only in GetRun."""
+        """The agent's messages, once committed; only in GetRun. The newest ones of at
+        most 3 MiB in all; ListMessages has the rest. An answer of more than 3 MiB
+        fails its run with RESOURCE_EXHAUSTED / MESSAGE_TOO_LARGE.
+        """
 
     @_builtins.property
-    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels that it was started with."""
+
     def __init__(
         self,
         *,
@@ -212,9 +257,11 @@ class Cursor(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
-    """Grows when another owner takes the run over."""
+    """Grows when another owner takes the run over. 0 or more."""
     sequence: _builtins.int
-    """1, 2, 3, … over the whole run, whatever the epoch."""
+    """1, 2, 3, … over the whole run, whatever the epoch. 0: before the first
+    event.
+    """
     def __init__(
         self,
         *,
@@ -246,19 +293,26 @@ class Step(_message.Message):
     index: _builtins.int
     """From 1."""
     kind: Global___StepKind.ValueType
+    """What it does."""
     attempts: _builtins.int
-    """Tries that it took."""
+    """Tries that it took, 1 or more."""
     summary: _builtins.str
     """What it was about, for people: the model, the tool, the number recalled."""
     @_builtins.property
-    def started_at(self) -> _timestamp_pb2.Timestamp: ...
+    def started_at(self) -> _timestamp_pb2.Timestamp:
+        """When its first try began."""
+
     @_builtins.property
-    def ended_at(self) -> _timestamp_pb2.Timestamp: ...
+    def ended_at(self) -> _timestamp_pb2.Timestamp:
+        """When its result was journalled. Unset until then."""
+
     @_builtins.property
-    def usage(self) -> _usage_pb2.Usage: ...
+    def usage(self) -> _usage_pb2.Usage:
+        """With a model call: what it cost. Unset otherwise."""
+
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """With a step that failed: why."""
+        """With a step that failed: why. Unset otherwise."""
 
     def __init__(
         self,
@@ -304,7 +358,7 @@ class PendingCall(_message.Message):
 
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
-        """Not awaited any more after that."""
+        """Not awaited any more after that. Always set."""
 
     def __init__(
         self,
@@ -332,7 +386,9 @@ class PendingTool(_message.Message):
 
     CALL_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def call(self) -> _message_pb2.ToolCall: ...
+    def call(self) -> _message_pb2.ToolCall:
+        """The call to answer."""
+
     def __init__(
         self,
         *,
@@ -357,12 +413,15 @@ class PendingApproval(_message.Message):
     ARGUMENTS_SHA256_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     approval_id: _builtins.str
+    """For ResolveApproval."""
     arguments_sha256: _builtins.bytes
-    """SHA-256 of the arguments; the consent holds for these only."""
+    """SHA-256 of the arguments, 32 bytes; the consent holds for these only."""
     reason: _builtins.str
-    """Why it is asked."""
+    """Why it is asked, for people."""
     @_builtins.property
-    def call(self) -> _message_pb2.ToolCall: ...
+    def call(self) -> _message_pb2.ToolCall:
+        """The call that would run."""
+
     def __init__(
         self,
         *,
@@ -389,7 +448,9 @@ class PendingInput(_message.Message):
     QUESTION_FIELD_NUMBER: _builtins.int
     SCHEMA_JSON_FIELD_NUMBER: _builtins.int
     input_id: _builtins.str
+    """For ProvideInput."""
     question: _builtins.str
+    """The question, for people."""
     schema_json: _builtins.str
     """JSON Schema that the answer must hold to. Empty: any text."""
     def __init__(

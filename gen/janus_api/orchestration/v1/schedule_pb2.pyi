@@ -27,6 +27,7 @@ class _CatchUp:
 class _CatchUpEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CatchUp.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     CATCH_UP_UNSPECIFIED: _CatchUp.ValueType  # 0
+    """Not said; CATCH_UP_SKIP."""
     CATCH_UP_SKIP: _CatchUp.ValueType  # 1
     """Nothing."""
     CATCH_UP_ONCE: _CatchUp.ValueType  # 2
@@ -38,6 +39,7 @@ class CatchUp(_CatchUp, metaclass=_CatchUpEnumTypeWrapper):
     """What to do about runs that were missed."""
 
 CATCH_UP_UNSPECIFIED: CatchUp.ValueType  # 0
+"""Not said; CATCH_UP_SKIP."""
 CATCH_UP_SKIP: CatchUp.ValueType  # 1
 """Nothing."""
 CATCH_UP_ONCE: CatchUp.ValueType  # 2
@@ -66,38 +68,44 @@ class Schedule(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     SUBJECT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """1 to 128 characters of `[A-Za-z0-9._:-]`."""
+    """1 to 128 characters of `[A-Za-z0-9._:-]`, starting with a letter or digit.
+    Required.
+    """
     cron: _builtins.str
-    """Five-field cron expression."""
+    """Five-field cron expression, at most 128 characters. Required."""
     time_zone: _builtins.str
-    """IANA name. Empty: UTC."""
+    """IANA name, e.g. `Europe/Berlin`, that the expression is read in. Empty:
+    UTC.
+    """
     agent: _builtins.str
-    """Agent to run."""
+    """Agent to run, 1 to 128 characters. Required."""
     thread_id: _builtins.str
-    """Thread to run in. Empty: a new one each time."""
+    """Thread to run in, 1 to 128 characters. Empty: a new one each time."""
     catch_up: Global___CatchUp.ValueType
     """What to do about runs that were missed. Unspecified: skip."""
     paused: _builtins.bool
-    """Default false."""
+    """No runs start while it is set. Default false."""
     version: _builtins.int
-    """From 1. Output only."""
+    """From 1; changes with every PutSchedule. Output only."""
     subject: _builtins.str
-    """Whom new threads are with; as Thread.subject."""
+    """Whom new threads are with; as Thread.subject. Empty: nobody in particular."""
     @_builtins.property
     def message(self) -> _message_pb2.Message:
-        """What to say to it."""
+        """What to say to it. Required; role user."""
 
     @_builtins.property
     def catch_up_window(self) -> _duration_pb2.Duration:
-        """Missed runs older than this are never caught up. Unset: 24 h."""
+        """Missed runs older than this are never caught up, 1 min to 30 days. Unset:
+        24 h.
+        """
 
     @_builtins.property
     def next_run_at(self) -> _timestamp_pb2.Timestamp:
-        """Output only."""
+        """When the next run will start. Unset while paused. Output only."""
 
     @_builtins.property
     def last_run_at(self) -> _timestamp_pb2.Timestamp:
-        """Output only."""
+        """When the last run was started. Unset: none was. Output only."""
 
     def __init__(
         self,

@@ -35,29 +35,32 @@ class Thread(_message.Message):
     FORKED_AT_MESSAGE_ID_FIELD_NUMBER: _builtins.int
     ACTIVE_RUN_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """1 to 128 characters of `[A-Za-z0-9._:-]`. Empty in a request: given by
-    the server.
+    """1 to 128 characters of `[A-Za-z0-9._:-]`, starting with a letter or digit.
+    Empty in a request: given by the server.
     """
     agent: _builtins.str
-    """Agent that answers when a call names none."""
+    """Agent that answers when a call names none, 1 to 128 characters. Empty:
+    `default`.
+    """
     subject: _builtins.str
-    """Whom it is with, e.g. a user's id; memories belong to it. Empty: nobody
-    in particular.
+    """Whom it is with, e.g. a user's id, at most 128 characters of
+    `[A-Za-z0-9._:-]`; memories belong to it. Empty: nobody in particular.
     """
     title: _builtins.str
-    """At most 256 characters."""
+    """For people; at most 256 characters. Empty: none."""
     metadata_json: _builtins.str
     """Client's own data: a JSON object, at most 16 KiB, depth 8. Empty: none."""
     forked_from_thread_id: _builtins.str
-    """Thread and message that it was forked from; empty when it was not.
+    """Thread that it was forked from; empty when it was not. Output only."""
+    forked_at_message_id: _builtins.str
+    """Last message that it took along from there; empty when it was not forked.
     Output only.
     """
-    forked_at_message_id: _builtins.str
     active_run_id: _builtins.str
     """Run that is going on; empty when none is. Output only."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
-        """Output only."""
+        """When it was made. Output only."""
 
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp:

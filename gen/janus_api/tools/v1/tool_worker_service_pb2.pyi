@@ -30,6 +30,7 @@ class _SideEffect:
 class _SideEffectEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SideEffect.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     SIDE_EFFECT_UNSPECIFIED: _SideEffect.ValueType  # 0
+    """Not said; SIDE_EFFECT_AT_MOST_ONCE."""
     SIDE_EFFECT_READ_ONLY: _SideEffect.ValueType  # 1
     """Nothing: it may be sent again."""
     SIDE_EFFECT_IDEMPOTENT: _SideEffect.ValueType  # 2
@@ -43,6 +44,7 @@ class SideEffect(_SideEffect, metaclass=_SideEffectEnumTypeWrapper):
     """
 
 SIDE_EFFECT_UNSPECIFIED: SideEffect.ValueType  # 0
+"""Not said; SIDE_EFFECT_AT_MOST_ONCE."""
 SIDE_EFFECT_READ_ONLY: SideEffect.ValueType  # 1
 """Nothing: it may be sent again."""
 SIDE_EFFECT_IDEMPOTENT: SideEffect.ValueType  # 2
@@ -65,15 +67,25 @@ class ConnectRequest(_message.Message):
     CREDITS_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def register(self) -> Global___Register: ...
+    def register(self) -> Global___Register:
+        """Who the worker is and what it offers."""
+
     @_builtins.property
-    def started(self) -> Global___CallStarted: ...
+    def started(self) -> Global___CallStarted:
+        """It has begun a call."""
+
     @_builtins.property
-    def progress(self) -> Global___CallProgress: ...
+    def progress(self) -> Global___CallProgress:
+        """How far a call is."""
+
     @_builtins.property
-    def completed(self) -> Global___CallCompleted: ...
+    def completed(self) -> Global___CallCompleted:
+        """It is done with a call."""
+
     @_builtins.property
-    def heartbeat(self) -> Global___Heartbeat: ...
+    def heartbeat(self) -> Global___Heartbeat:
+        """A sign of life."""
+
     @_builtins.property
     def credits(self) -> Global___AddCredits:
         """More calls may come."""
@@ -117,13 +129,19 @@ class ConnectResponse(_message.Message):
     DRAIN_FIELD_NUMBER: _builtins.int
     CLOSED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """1, 2, 3, … within this stream."""
+    """1, 2, 3, … within this stream, without gaps."""
     @_builtins.property
-    def registered(self) -> Global___Registered: ...
+    def registered(self) -> Global___Registered:
+        """The registration holds. First."""
+
     @_builtins.property
-    def call(self) -> Global___Call: ...
+    def call(self) -> Global___Call:
+        """A call to run; uses one credit."""
+
     @_builtins.property
-    def cancel(self) -> Global___CancelCall: ...
+    def cancel(self) -> Global___CancelCall:
+        """A call's result is not awaited any more."""
+
     @_builtins.property
     def heartbeat(self) -> Global___Heartbeat:
         """Answer to a worker's heartbeat."""
@@ -133,7 +151,9 @@ class ConnectResponse(_message.Message):
         """The server is stopping: connect to another replica."""
 
     @_builtins.property
-    def closed(self) -> Global___Closed: ...
+    def closed(self) -> Global___Closed:
+        """The server ends the stream."""
+
     def __init__(
         self,
         *,
@@ -165,14 +185,14 @@ class Register(_message.Message):
     TOOLS_FIELD_NUMBER: _builtins.int
     CREDITS_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
-    """For logs and events, 1 to 128 characters of `[A-Za-z0-9._:-]`; the same
-    after a reconnect.
+    """For logs and events, 1 to 128 characters of `[A-Za-z0-9._:-]`, starting
+    with a letter or digit. Required; the same after a reconnect.
     """
     credits: _builtins.int
-    """Calls it takes at the same time, 1 to 1,000."""
+    """Calls it takes at the same time, 1 to 1,000. Required."""
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tool]:
-        """1 to 256 tools."""
+        """1 to 256 tools, names unique."""
 
     def __init__(
         self,
@@ -203,17 +223,19 @@ class Tool(_message.Message):
     SIDE_EFFECT_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """`[A-Za-z0-9_.-]{1,64}`; names with the prefixes `memory.` and `time.` are
-    Janus's own.
+    """`[A-Za-z0-9_.-]{1,64}`. Required. Names with the prefixes `memory.` and
+    `time.` are Janus's own.
     """
     description: _builtins.str
-    """For the model; at most 16 KiB."""
+    """What it does, for the model; at most 16 KiB. Empty: none."""
     parameters_schema_json: _builtins.str
     """JSON Schema of the arguments, an object schema of at most 64 KiB, depth
     32. Empty: no arguments. Arguments are checked before a worker sees them.
     """
     side_effect: Global___SideEffect.ValueType
-    """Unspecified: at most once, the careful choice."""
+    """What a call does to the world. Unspecified: at most once, the careful
+    choice.
+    """
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """Time for one call when the agent says nothing, 10 ms to 24 h. Unset: 60 s."""
@@ -282,23 +304,26 @@ class Call(_message.Message):
     SUBJECT_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
-    """Unique for this try."""
+    """Unique for this try; every message about it repeats it."""
     tool: _builtins.str
+    """Name of the tool."""
     arguments_json: _builtins.str
-    """Valid against the tool's schema."""
+    """A JSON object, valid against the tool's schema."""
     attempt: _builtins.int
-    """From 1."""
+    """Number of this try, from 1."""
     idempotency_key: _builtins.str
     """The same for every try of the same call."""
     run_id: _builtins.str
-    """Run, thread and subject that it is for."""
+    """Run that it is for."""
     thread_id: _builtins.str
+    """Thread of that run."""
     subject: _builtins.str
+    """Subject of that thread, e.g. a user's id. Empty: nobody in particular."""
     traceparent: _builtins.str
-    """W3C trace context, for the worker's own spans."""
+    """W3C trace context, for the worker's own spans. Empty: not traced."""
     @_builtins.property
     def deadline(self) -> _timestamp_pb2.Timestamp:
-        """The result is not awaited after that."""
+        """The result is not awaited after that. Always set."""
 
     def __init__(
         self,
@@ -330,6 +355,7 @@ class CallStarted(_message.Message):
 
     CALL_ID_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
+    """From Call. Required."""
     def __init__(
         self,
         *,
@@ -353,10 +379,11 @@ class CallProgress(_message.Message):
     FRACTION_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
+    """From Call. Required."""
     fraction: _builtins.float
-    """0 to 1. Unset: unknown."""
+    """Share that is done, 0 to 1. Unset: unknown."""
     message: _builtins.str
-    """At most 1,024 characters."""
+    """For people; at most 1,024 characters. Empty: none."""
     def __init__(
         self,
         *,
@@ -384,13 +411,16 @@ class CallCompleted(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
+    """From Call. Required."""
     @_builtins.property
     def result(self) -> _message_pb2.ToolResult:
         """For the model; its call_id is set by the server."""
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """The tool could not run."""
+        """The tool could not run. Code and message reach the model as a failed
+        result.
+        """
 
     def __init__(
         self,
@@ -418,7 +448,9 @@ class CancelCall(_message.Message):
     CALL_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
+    """From Call."""
     reason: _builtins.str
+    """Why, for logs; may be empty."""
     def __init__(
         self,
         *,
@@ -442,7 +474,7 @@ class Heartbeat(_message.Message):
     CALL_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def call_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Calls under way, so that both sides agree."""
+        """Calls under way, so that both sides agree. Empty: none."""
 
     def __init__(
         self,
@@ -465,7 +497,7 @@ class AddCredits(_message.Message):
 
     CREDITS_FIELD_NUMBER: _builtins.int
     credits: _builtins.int
-    """1 to 1,000."""
+    """How many more calls may come, 1 to 1,000. Required."""
     def __init__(
         self,
         *,
@@ -487,7 +519,7 @@ class Drain(_message.Message):
 
     REASON_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """For logs."""
+    """For logs, at most 1,024 characters. Empty: none."""
     def __init__(
         self,
         *,
@@ -510,7 +542,7 @@ class Closed(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def status(self) -> _status_pb2.Status:
-        """Code 0: as the worker asked."""
+        """Why the stream ends. Code 0: as the worker asked."""
 
     def __init__(
         self,

@@ -7,7 +7,21 @@ from collections import abc as _abc
 from grpc import aio as _aio
 from janus_api.tools.v1 import tool_worker_service_pb2 as _tool_worker_service_pb2
 import abc as _abc_1
+import grpc as _grpc
+import sys
+import typing as _typing
 
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
+else:
+    from typing_extensions import Self as _Self
+
+_T = _typing.TypeVar("_T")
+
+class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
+class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
+    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -15,8 +29,23 @@ GRPC_VERSION: str
 class ToolWorkerServiceStub:
     """Tools in any language: a worker dials in, so it needs no inbound port."""
 
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> ToolWorkerServiceAsyncStub: ...
+    Connect: _grpc.StreamStreamMultiCallable[_tool_worker_service_pb2.ConnectRequest, _tool_worker_service_pb2.ConnectResponse]
+    """The worker's first message registers its tools and credits; then calls
+    come as long as it has credits. A call whose worker vanished is sent
+    again or put to a person, by the tool's side-effect class. A stream that
+    the server closes ends in `closed`.
+    """
+
+@_typing.type_check_only
+class ToolWorkerServiceAsyncStub(ToolWorkerServiceStub):
+    """Tools in any language: a worker dials in, so it needs no inbound port."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Connect: _aio.StreamStreamMultiCallable[_tool_worker_service_pb2.ConnectRequest, _tool_worker_service_pb2.ConnectResponse]
+    Connect: _aio.StreamStreamMultiCallable[_tool_worker_service_pb2.ConnectRequest, _tool_worker_service_pb2.ConnectResponse]  # type: ignore[assignment]
     """The worker's first message registers its tools and credits; then calls
     come as long as it has credits. A call whose worker vanished is sent
     again or put to a person, by the tool's side-effect class. A stream that
@@ -29,13 +58,13 @@ class ToolWorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Connect(
         self,
-        request_iterator: _abc.AsyncIterator[_tool_worker_service_pb2.ConnectRequest],
-        context: _aio.ServicerContext[_abc.AsyncIterator[_tool_worker_service_pb2.ConnectRequest], _abc.AsyncIterator[_tool_worker_service_pb2.ConnectResponse]],
-    ) -> _abc.AsyncIterator[_tool_worker_service_pb2.ConnectResponse]:
+        request_iterator: _MaybeAsyncIterator[_tool_worker_service_pb2.ConnectRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_tool_worker_service_pb2.ConnectResponse], _abc.AsyncIterator[_tool_worker_service_pb2.ConnectResponse]]:
         """The worker's first message registers its tools and credits; then calls
         come as long as it has credits. A call whose worker vanished is sent
         again or put to a person, by the tool's side-effect class. A stream that
         the server closes ends in `closed`.
         """
 
-def add_ToolWorkerServiceServicer_to_server(servicer: ToolWorkerServiceServicer, server: _aio.Server) -> None: ...
+def add_ToolWorkerServiceServicer_to_server(servicer: ToolWorkerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
