@@ -1,0 +1,213 @@
+"""What every call passes, whatever its shape, in one interceptor.
+
+Outermost first: telemetry, which sees the status that really went out; the
+guard, which decodes and turns every failure into that status; deadline;
+identity and scope; limits. Each concern lives in a file of its own; here they
+are put together once a method and shape, so that a stream passes one coroutine
+and not five nested generators, and a message of a stream passes nothing.
+"""
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+
+from janus_kit.errors import Unavailable, Unimplemented
+from janus_kit.interceptors import guard, identity, telemetry
+from janus_kit.interceptors.call import Call, Method
+from janus_kit.interceptors.deadline import Deadline
+from janus_kit.interceptors.guard import Decode
+from janus_kit.interceptors.identity import Authenticator
+from janus_kit.interceptors.limits import Admission
+from janus_kit.telemetry import names
+
+Handler = Any  # grpc.RpcMethodHandler; its type parameters say nothing here
+Work = Callable[[Call], Awaitable[Any]]
+
+# Longer than the host waits before it closes connections: who comes back finds
+# another replica, or this one restarted.
+_COME_BACK_S = 1.0
+_HEALTH = "grpc.health.v1.Health"
+_UNKNOWN = Method(names.OTHER, "", None, True, True)
+
+
+class Pipeline(grpc.aio.ServerInterceptor):
+    """The interceptor of one listener."""
+
+    def __init__(
+        self,
+        methods: Mapping[str, Method],
+        *,
+        authenticator: Authenticator,
+        admission: Admission,
+        deadline: Deadline,
+        max_message_bytes: int,
+    ) -> None:
+        self._methods = methods
+        self._authenticator = authenticator
+        self._admission = admission
+        self._deadline = deadline
+        self._max_bytes = max_message_bytes
+        self._handlers: dict[str, Handler] = {}
+        self._debugging: set[asyncio.Task[Any]] = set()
+        self._is_draining = False
+        self._unknown = _refusing_handler(self)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        """The wrapped handler, made at a method's first call."""
+        path = str(details.method)
+        known = self._handlers.get(path)
+        if known is not None:
+            return known
+        handler = await continuation(details)
+        method = self._methods.get(path)
+        if handler is None or method is None:
+            # Not kept: anybody can make up names.
+            return self._unknown
+        self._handlers[path] = self._wrapped(method, handler)
+        return self._handlers[path]
+
+    def drain(self) -> None:
+        """Refuse new calls from now on, and end reflection and the like at once."""
+        self._is_draining = True
+        for task in self._debugging:
+            task.cancel()
+
+    async def run(self, method: Method, context: Any, work: Work) -> Any:
+        """One call, through all concerns."""
+        call = Call(method, context)
+        with telemetry.observing(call):
+            async with guard.answering(call):
+                if self._is_draining and method.service != _HEALTH:
+                    raise _draining()
+                async with self._deadline.limiting(call):
+                    await identity.identified(self._authenticator, call)
+                    with identity.acting(call):
+                        if method.is_infrastructure:
+                            return await self._infrastructure(call, work)
+                        async with self._admission.admit(call):
+                            return await work(call)
+
+    async def _infrastructure(self, call: Call, work: Work) -> Any:
+        if call.method.service == _HEALTH:
+            return await work(call)
+        task = asyncio.current_task()
+        assert task is not None
+        self._debugging.add(task)
+        try:
+            return await work(call)
+        except asyncio.CancelledError:
+            # One cancel is `drain`'s, and the call has yet to end with a status.
+            if not self._is_draining or task.uncancel() > 0:
+                raise
+            raise _draining() from None
+        finally:
+            self._debugging.discard(task)
+
+    def _wrapped(self, method: Method, handler: Handler) -> Handler:
+        """The handler with its behaviour inside the pipeline and its bytes undecoded."""
+        decode = guard.decoder(method, handler.request_deserializer, self._max_bytes)
+        encode = handler.response_serializer
+        if handler.request_streaming and handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(
+                self._stream_stream(method, handler.stream_stream, decode), None, encode
+            )
+        if handler.request_streaming:
+            return grpc.stream_unary_rpc_method_handler(
+                self._stream_unary(method, handler.stream_unary, decode, encode), None, None
+            )
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                self._unary_stream(method, handler.unary_stream, decode), None, encode
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            self._unary_unary(method, handler.unary_unary, decode, encode), None, None
+        )
+
+    def _unary_unary(self, method: Method, behaviour: Any, decode: Decode, encode: Any) -> Any:
+        async def unary_unary(raw: bytes, context: Any) -> Any:
+            async def work(call: Call) -> Any:
+                # Encoded here, so that an answer of the wrong type is an incident too.
+                return _encoded(encode, await _result(behaviour(decode(raw), context)))
+
+            return await self.run(method, context, work)
+
+        return unary_unary
+
+    def _stream_unary(self, method: Method, behaviour: Any, decode: Decode, encode: Any) -> Any:
+        async def stream_unary(requests: Any, context: Any) -> Any:
+            async def work(call: Call) -> Any:
+                decoded = guard.Requests(requests, decode)
+                reading = guard.ReadingContext(context, decode)
+                return _encoded(encode, await _result(behaviour(decoded, reading)))
+
+            return await self.run(method, context, work)
+
+        return stream_unary
+
+    def _unary_stream(self, method: Method, behaviour: Any, decode: Decode) -> Any:
+        async def unary_stream(raw: bytes, context: Any) -> None:
+            async def work(call: Call) -> None:
+                await _send(behaviour(decode(raw), context), context)
+
+            await self.run(method, context, work)
+
+        return unary_stream
+
+    def _stream_stream(self, method: Method, behaviour: Any, decode: Decode) -> Any:
+        async def stream_stream(requests: Any, context: Any) -> None:
+            async def work(call: Call) -> None:
+                decoded = guard.Requests(requests, decode)
+                reading = guard.ReadingContext(context, decode)
+                await _send(behaviour(decoded, reading), context)
+
+            await self.run(method, context, work)
+
+        return stream_stream
+
+
+async def _send(responses: Any, context: Any) -> None:
+    """Write what an async generator yields, or let the behaviour write by itself."""
+    if not hasattr(responses, "__aiter__"):
+        await _result(responses)
+        return
+    if not hasattr(responses, "aclose"):
+        async for response in responses:
+            await context.write(response)
+        return
+    # Closed here, not by the garbage collector: a call that is cancelled while
+    # it writes must let go of its upstream at once.
+    async with aclosing(responses):
+        async for response in responses:
+            await context.write(response)
+
+
+async def _result(value: Any) -> Any:
+    return await value if inspect.isawaitable(value) else value
+
+
+def _encoded(encode: Any, response: Any) -> Any:
+    return response if encode is None else encode(response)
+
+
+def _draining() -> Unavailable:
+    return Unavailable("", "the server is draining", reason="DRAINING", retry_after=_COME_BACK_S)
+
+
+def _refusing_handler(pipeline: Pipeline) -> Handler:
+    """For methods that are not there: takes any shape, reads nothing, says so."""
+
+    async def refuse(requests: Any, context: Any) -> None:
+        async def work(call: Call) -> None:
+            raise Unimplemented(message="the server has no such method")
+
+        await pipeline.run(_UNKNOWN, context, work)
+
+    return grpc.stream_stream_rpc_method_handler(refuse, None, None)

@@ -1,0 +1,296 @@
+"""Postgres: pooled transactions of a tenant or of a worker, and LISTEN.
+
+Every connection takes the role ``janus_app`` when it opens: no owner, no
+superuser, no BYPASSRLS, so that row-level security holds whoever the URL's
+user is. ``tenant`` opens a transaction that sees one tenant's rows; ``worker``
+one as ``janus_worker``, for the few tables that work across tenants.
+
+Whatever keeps Postgres from answering becomes ``Unavailable("postgres")``;
+what it says goes to the log. The pool connects on first use, and again when
+Postgres is back, without a restart.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple, TypeAlias
+
+import asyncpg
+
+from janus_kit.errors import DeadlineExceeded, JanusError, ResourceExhausted, Unavailable
+from janus_kit.settings import PostgresSettings
+from janus_kit.telemetry import metrics
+from janus_kit.telemetry.logging import get_logger
+
+Connection: TypeAlias = asyncpg.connection.Connection
+ConnectionInit = Callable[[Connection], Awaitable[None]]
+
+APP_ROLE = "janus_app"
+WORKER_ROLE = "janus_worker"
+
+_log = get_logger(__name__)
+
+# What asyncpg and the server raise when the connection, not the statement, is at
+# fault. Disk full, read-only after a failover and a lost race belong here too:
+# the caller did nothing wrong and may try again.
+_AWAY: tuple[type[BaseException], ...] = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.TransactionRollbackError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.PostgresSystemError,
+)
+
+# A lost listener is tried again after these seconds.
+_LISTEN_BACKOFF_S = 0.5
+
+
+class Notification(NamedTuple):
+    """One NOTIFY. Channel and payload are empty after every (re)connection."""
+
+    channel: str
+    payload: str
+
+
+class Database:
+    """A pool of connections. Made by ``database``."""
+
+    def __init__(self, settings: PostgresSettings, application: str, init: ConnectionInit | None) -> None:
+        self._settings = settings
+        self._application = application
+        self._init = init
+        self._pool: asyncpg.Pool | None = None
+        # The pool's own queue cannot tell "all busy" from "cannot connect"; with
+        # this in front of it, waiting means busy and nothing else.
+        self._free = asyncio.Semaphore(settings.pool_max)
+
+    @asynccontextmanager
+    async def tenant(self, tenant: str) -> AsyncIterator[Connection]:
+        """A transaction that sees and writes one tenant's rows; commits at the end.
+
+        Raises Unavailable, or ResourceExhausted when no connection is free.
+        """
+        async with self._transaction() as connection:
+            await connection.execute("SELECT set_config('janus.tenant', $1, true)", tenant)
+            yield connection
+
+    @asynccontextmanager
+    async def worker(self) -> AsyncIterator[Connection]:
+        """A transaction as ``janus_worker``, across tenants where policies let it."""
+        async with self._transaction() as connection:
+            await connection.execute(f"SET LOCAL ROLE {WORKER_ROLE}")
+            yield connection
+
+    async def ping(self) -> None:
+        """Raise Unavailable unless Postgres answers a query; never waits for a free slot."""
+        if self._free.locked():
+            # Health must not queue behind load, and load must not look like an outage.
+            await self._ping_aside()
+            return
+        async with self._connection() as connection:
+            await connection.fetchval("SELECT 1")
+
+    async def listen(self, *channels: str) -> AsyncIterator[Notification]:
+        """Notifications, on a connection of their own that is re-made when lost.
+
+        The first item, and one after each reconnection, is empty: look at the
+        tables then, since notifications may have been missed. Runs until
+        closed or cancelled.
+        """
+        inbox: asyncio.Queue[Notification | None] = asyncio.Queue()
+
+        def receive(connection: Any, pid: int, channel: str, payload: object) -> None:
+            inbox.put_nowait(Notification(channel, str(payload)))
+
+        while True:
+            try:
+                connection = await asyncpg.connect(**self._connect_arguments())
+            except (asyncpg.PostgresError, *_AWAY) as error:
+                _log.debug("postgres_listen_failed", error=type(error).__name__)
+                await asyncio.sleep(_LISTEN_BACKOFF_S)
+                continue
+            try:
+                connection.add_termination_listener(lambda _: inbox.put_nowait(None))
+                try:
+                    for channel in channels:
+                        await connection.add_listener(channel, receive)
+                except (asyncpg.PostgresError, *_AWAY):
+                    inbox.put_nowait(None)
+                yield Notification("", "")
+                while (notification := await inbox.get()) is not None:
+                    yield notification
+            finally:
+                connection.terminate()
+            await asyncio.sleep(_LISTEN_BACKOFF_S)
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[Connection]:
+        async with self._connection() as connection, connection.transaction():
+            yield connection
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        await self._wait_for_slot()
+        try:
+            connection = await self._acquire()
+            try:
+                yield connection
+            except (asyncpg.QueryCanceledError, *_AWAY) as error:
+                translated = self._translated(error, connection)
+                if translated is None:
+                    raise
+                raise translated from error
+            finally:
+                await self._release(connection)
+        finally:
+            self._free.release()
+
+    async def _ping_aside(self) -> None:
+        try:
+            connection = await asyncpg.connect(**self._connect_arguments())
+        except asyncpg.TooManyConnectionsError:
+            return  # an answer too
+        except (asyncpg.PostgresError, ValueError, OverflowError, *_AWAY) as error:
+            raise Unavailable("postgres", "postgres is not available") from error
+        connection.terminate()
+
+    async def _wait_for_slot(self) -> None:
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self._settings.pool_wait_s):
+                await self._free.acquire()
+        except TimeoutError:
+            raise ResourceExhausted(
+                "OVERLOADED",
+                "no database connection became free in time",
+                {"part": "postgres"},
+                retry_after=self._settings.pool_wait_s,
+                quota=("postgres connections", f"{self._settings.pool_max} at the same time"),
+            ) from None
+        finally:
+            metrics.db_pool_wait.labels(self._application).observe(time.monotonic() - began)
+
+    async def _acquire(self) -> Connection:
+        """A connection that was alive a moment ago; the slot is already ours."""
+        if self._pool is None:
+            raise Unavailable("postgres", "the database pool is closed")
+        try:
+            return await self._pool.acquire(timeout=self._settings.connect_timeout_s)
+        except (asyncpg.PostgresError, ValueError, OverflowError, *_AWAY) as error:
+            # Also a role or database that is yet to be made, and an address that is none.
+            _log.warning("postgres_unreachable", error=_described(error))
+            raise Unavailable("postgres", "postgres is not available") from error
+
+    async def _release(self, connection: Connection) -> None:
+        assert self._pool is not None
+        try:
+            await self._pool.release(connection, timeout=self._settings.connect_timeout_s)
+        except (asyncpg.PostgresError, *_AWAY):
+            if not _is_lost(connection):
+                connection.terminate()
+
+    def _translated(self, error: BaseException, connection: Connection) -> JanusError | None:
+        """What the caller is told; None for a mistake of ours in how we use the driver."""
+        if isinstance(error, asyncpg.InterfaceError) and not _is_lost(connection):
+            return None
+        if isinstance(error, asyncpg.QueryCanceledError):
+            return DeadlineExceeded("postgres", "a database statement took too long")
+        if isinstance(error, TimeoutError | OSError) and not _is_lost(connection):
+            # No answer in time: what the connection is in the middle of is unknown.
+            connection.terminate()
+        if isinstance(error, asyncpg.TransactionRollbackError):
+            return Unavailable("postgres", "the transaction lost a race inside the database", retry_after=0.05)
+        _log.warning("postgres_lost", error=_described(error))
+        return Unavailable("postgres", "postgres is not available")
+
+    def _connect_arguments(self) -> dict[str, Any]:
+        settings = self._settings
+        return {
+            "dsn": settings.url.get_secret_value(),
+            "timeout": settings.connect_timeout_s,
+            # Ends a wait on a dead link; the server's own limit comes first otherwise.
+            "command_timeout": settings.statement_timeout_s + 1,
+            "server_settings": {
+                "role": APP_ROLE,
+                "application_name": self._application,
+                "statement_timeout": str(round(settings.statement_timeout_s * 1000)),
+                "idle_in_transaction_session_timeout": "60000",
+                "timezone": "UTC",
+            },
+        }
+
+    async def open(self) -> None:
+        """Make the pool. Connects to nothing, so it cannot fail for Postgres's sake."""
+        self._pool = await asyncpg.create_pool(
+            **self._connect_arguments(),
+            min_size=0,
+            max_size=self._settings.pool_max,
+            max_inactive_connection_lifetime=300,
+            init=self._init,
+        )
+        metrics.watch_db_pool(self._application, self._pool)
+
+    async def warm_up(self) -> None:
+        """Open ``pool_min`` connections ahead of need, or leave it to the first calls."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(self._settings.pool_min, self._settings.pool_max)):
+                    group.create_task(self.ping())
+        except* JanusError:
+            pass
+
+    async def close(self) -> None:
+        """Close all connections, by force when they do not end in 2 s."""
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        metrics.unwatch_db_pool(self._application, pool)
+        try:
+            async with asyncio.timeout(2):
+                await pool.close()
+        except (TimeoutError, asyncpg.PostgresError, *_AWAY):
+            pool.terminate()
+
+
+@asynccontextmanager
+async def database(
+    settings: PostgresSettings, *, application: str, init: ConnectionInit | None = None
+) -> AsyncIterator[Database]:
+    """A Database, closed at the end. Does not fail when Postgres is away.
+
+    ``application`` names the connections in pg_stat_activity and the pool in
+    metrics. ``init`` runs on every new connection, e.g. to register codecs.
+    """
+    opened = Database(settings, application, init)
+    await opened.open()
+    warming = asyncio.create_task(opened.warm_up(), name=f"{application}-pool-warm-up")
+    try:
+        yield opened
+    finally:
+        warming.cancel()
+        await asyncio.gather(warming, return_exceptions=True)
+        await opened.close()
+
+
+def _is_lost(connection: Connection) -> bool:
+    """Whether the server has gone; the pool takes a connection back at once then."""
+    try:
+        return bool(connection.is_closed())
+    except asyncpg.InterfaceError:
+        return True
+
+
+def _described(error: BaseException) -> str:
+    """For the log: the kind, and the server's words where there are any."""
+    state = getattr(error, "sqlstate", None)
+    return f"{type(error).__name__} {state}" if state else f"{type(error).__name__}: {error}"

@@ -1,0 +1,59 @@
+"""Redis with timeouts. What Redis holds may be lost or rebuilt: callers degrade.
+
+Errors are redis-py's own (``redis.RedisError``, which covers timeouts and lost
+connections); every caller decides what it does without Redis. The client
+connects on first use and again after a loss, without a restart.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+
+from janus_kit.errors import Unavailable
+from janus_kit.settings import RedisSettings
+
+RedisClient = Redis
+
+
+@asynccontextmanager
+async def redis(settings: RedisSettings, *, application: str = "janus") -> AsyncIterator[RedisClient]:
+    """A client of its own pool; closed at the end. Never fails when Redis is away.
+
+    Values are bytes. Commands that block on the server (XREAD BLOCK, BLPOP)
+    must ask for less than ``settings.socket_timeout_s``.
+    """
+    pool = BlockingConnectionPool.from_url(
+        settings.url.get_secret_value(),
+        max_connections=settings.pool_max,
+        timeout=settings.pool_wait_s,
+        socket_connect_timeout=settings.connect_timeout_s,
+        socket_timeout=settings.socket_timeout_s,
+        socket_keepalive=True,
+        health_check_interval=15,
+        client_name=application,
+        # One quick retry covers a pooled connection that died while idle; more
+        # would only delay the fallback that every caller has.
+        retry=Retry(ExponentialBackoff(cap=0.05, base=0.01), 1),
+    )
+    client = Redis(connection_pool=pool)
+    try:
+        yield client
+    finally:
+        await client.aclose()
+        await pool.aclose()
+
+
+def key(tenant: str, *parts: str) -> str:
+    """A tenant's key. The braces keep all keys of a tenant on one cluster shard."""
+    return f"janus:{{{tenant}}}:{':'.join(parts)}"
+
+
+async def ping(client: RedisClient) -> None:
+    """Raise Unavailable("redis") unless Redis answers; for a mount's parts."""
+    try:
+        await client.ping()
+    except Exception as error:
+        raise Unavailable("redis", "redis does not answer") from error

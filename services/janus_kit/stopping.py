@@ -1,0 +1,114 @@
+"""How a host ends.
+
+In this order: health says NOT_SERVING; new calls from outside are refused, then
+its connections are told to go; calls and ``Mount.drain`` get ``drain_s``;
+background tasks are cancelled; the inside stops; and then whoever made the
+mounts closes their pools.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import grpc
+
+from janus_kit.health import HealthMonitor
+from janus_kit.interceptors.pipeline import Pipeline
+from janus_kit.lifecycle import Background
+from janus_kit.mount import Mount
+from janus_kit.settings import ServerSettings
+from janus_kit.telemetry.logging import get_logger
+
+_log = get_logger(__name__)
+
+# Time for statuses that are already written to reach their callers.
+_FLUSH_S = 0.25
+
+
+class Listener(NamedTuple):
+    """One gRPC server and what its calls pass."""
+
+    server: grpc.aio.Server
+    pipeline: Pipeline
+
+
+class Host:
+    """A running server. Leaving ``serve`` drains and stops it."""
+
+    def __init__(self, monitor: HealthMonitor) -> None:
+        self.monitor = monitor
+        self.address: str | None = None
+        """``host:port`` that was really bound; None without a TCP listener."""
+        self.uds: str | None = None
+        """``unix:/path``; None without a Unix socket."""
+        self.metrics_address: str | None = None
+        """``host:port`` of /metrics; None without one."""
+        self._asked_to_stop = asyncio.Event()
+        self._hurried = asyncio.Event()
+
+    def stop(self) -> None:
+        """Ask to stop. While it stops already: give calls no more time to finish."""
+        if self._asked_to_stop.is_set():
+            self._hurried.set()
+        self._asked_to_stop.set()
+
+    def stopping(self) -> None:
+        """The host stops now, asked or not."""
+        self._asked_to_stop.set()
+
+    async def wait_closed(self) -> None:
+        """Wait until somebody asks to stop."""
+        await self._asked_to_stop.wait()
+
+    async def wait_hurried(self) -> None:
+        """Wait until somebody asks a second time."""
+        await self._hurried.wait()
+
+
+async def drain(host: Host, mounts: Sequence[Mount], outside: Listener, settings: ServerSettings) -> None:
+    """Let calls and services finish, for ``drain_s`` or until somebody hurries."""
+    began = time.monotonic()
+    host.stopping()
+    host.monitor.drain()
+    outside.pipeline.drain()
+    finishing = asyncio.create_task(_finish(outside, mounts, settings), name="drain")
+    hurry = asyncio.create_task(host.wait_hurried(), name="hurry")
+    try:
+        await asyncio.wait([finishing, hurry], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        finishing.cancel()
+        hurry.cancel()
+        await asyncio.gather(finishing, hurry, return_exceptions=True)
+    _log.info("drained", seconds=round(time.monotonic() - began, 3))
+
+
+async def stop(listeners: Sequence[Listener], background: Background) -> None:
+    """End what is left: background tasks first, then the listeners, outside before inside."""
+    await background.stop()
+    for place, listener in enumerate(listeners):
+        listener.pipeline.drain()
+        await listener.server.stop(0 if place == 0 else _FLUSH_S)
+    _log.info("stopped")
+
+
+async def _finish(outside: Listener, mounts: Sequence[Mount], settings: ServerSettings) -> None:
+    async def calls() -> None:
+        # Callers are told to come back later before connections close: a call that
+        # arrives while they do is answered by gRPC itself, with CANCELLED.
+        await asyncio.sleep(min(settings.lame_duck_s, settings.drain_s))
+        await outside.server.stop(max(0.0, settings.drain_s - settings.lame_duck_s))
+
+    await asyncio.gather(calls(), *(_drained(mount, settings.drain_s) for mount in mounts))
+
+
+async def _drained(mount: Mount, drain_s: float) -> None:
+    if mount.drain is None:
+        return
+    try:
+        async with asyncio.timeout(drain_s):
+            await mount.drain()
+    except TimeoutError:
+        _log.warning("drain_timed_out", service=mount.name, seconds=drain_s)
+    except Exception as error:  # noqa: BLE001 - the stop goes on whatever one service raised
+        _log.error("drain_failed", service=mount.name, exc_info=error)

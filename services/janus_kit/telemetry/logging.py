@@ -1,0 +1,116 @@
+"""Structured logs: one JSON object a line on stderr, with the ids of the work at hand.
+
+``request_id``, ``run_id``, ``tenant`` and ``trace_id`` are context variables:
+bound once, they are on every line that the task and its children log. Lines of
+the standard library's loggers take the same form. Content of messages and
+memories is never logged.
+"""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, TextIO, cast
+
+import structlog
+from pydantic import SecretBytes, SecretStr
+from structlog.typing import EventDict, FilteringBoundLogger, Processor
+
+_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+# Libraries that report at info what is of interest only when they are debugged.
+_QUIET = ("asyncio", "chromadb", "grpc", "httpcore", "httpx", "httpx2", "openai", "anthropic", "uvicorn")
+
+Level = Literal["debug", "info", "warning", "error"]
+
+
+class _Stderr:
+    """The process's stderr as it is at the time of writing: whoever hosts us may replace it."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        return sys.stderr.isatty()
+
+
+def configure(
+    *, level: Level = "info", form: Literal["json", "console"] = "json", stream: TextIO | None = None
+) -> None:
+    """Set up logging of the whole process. The last call wins."""
+    output = stream if stream is not None else cast(TextIO, _Stderr())
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level if form == "console" else structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _mask_secrets,
+    ]
+    finish: list[Processor]
+    if form == "json":
+        finish = [
+            # Local variables hold what callers said, and secrets: never in a log.
+            structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
+            structlog.processors.JSONRenderer(ensure_ascii=False, default=str),
+        ]
+    else:
+        finish = [
+            structlog.dev.ConsoleRenderer(colors=output.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        ]
+    structlog.configure(
+        processors=[*shared, *finish],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        logger_factory=structlog.WriteLoggerFactory(output),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(output)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *finish],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(_LEVELS[level])
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(max(_LEVELS[level], logging.WARNING))
+
+
+def get_logger(name: str) -> FilteringBoundLogger:
+    """A logger; ``name`` (the module) is on every line as ``module``."""
+    return cast(FilteringBoundLogger, structlog.get_logger(module=name))
+
+
+def bind(**values: str) -> None:
+    """Put values on every later line of this task and of tasks that it starts."""
+    structlog.contextvars.bind_contextvars(**values)
+
+
+@contextmanager
+def bound(**values: Any) -> Iterator[None]:
+    """Put values on every line within the block, e.g. ``bound(run_id=run.id)``."""
+    with structlog.contextvars.bound_contextvars(**values):
+        yield
+
+
+def _quiet_until_configured() -> None:
+    """A library or test that configures nothing sees warnings and worse, on stderr."""
+    if not structlog.is_configured():
+        structlog.configure(
+            wrapper_class=structlog.make_filtering_bound_logger(_LEVELS["warning"]),
+            logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        )
+
+
+def _mask_secrets(logger: Any, method: str, event: EventDict) -> EventDict:
+    """Secrets given by mistake come out as asterisks, whatever renders the line."""
+    for name, value in event.items():
+        if isinstance(value, SecretStr | SecretBytes):
+            event[name] = str(value)
+    return event
+
+
+_quiet_until_configured()

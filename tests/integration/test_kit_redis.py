@@ -1,0 +1,69 @@
+"""The Redis factory against a real server."""
+
+import asyncio
+import socket
+from contextlib import suppress
+
+import pytest
+from pydantic import SecretStr
+from redis.exceptions import RedisError
+
+from janus_kit.errors import Unavailable
+from janus_kit.redis import key, ping, redis
+from janus_kit.settings import RedisSettings
+
+
+async def test_values_are_kept_under_a_tenants_key(redis_url):
+    async with redis(RedisSettings(url=SecretStr(redis_url))) as client:
+        await client.set(key("acme", "window", "thr_1"), b"text")
+        assert await client.get("janus:{acme}:window:thr_1") == b"text"
+        await ping(client)
+
+
+def test_keys_of_one_tenant_share_a_cluster_slot_and_no_other_tenants_key():
+    assert key("acme", "a", "b") == "janus:{acme}:a:b"
+    assert key("acme", "a") != key("globex", "a")
+
+
+async def test_redis_that_is_away_is_an_error_that_callers_can_name():
+    async with redis(RedisSettings(url=SecretStr("redis://127.0.0.1:1"))) as client:
+        with pytest.raises(RedisError):
+            await client.get("key")
+        with pytest.raises(Unavailable) as raised:
+            await ping(client)
+    assert raised.value.metadata == {"part": "redis"}
+
+
+async def test_a_server_that_says_nothing_is_given_up():
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
+        settings = RedisSettings(url=SecretStr(url), socket_timeout_s=0.05, connect_timeout_s=0.05)
+        async with redis(settings) as client, asyncio.timeout(5):
+            with pytest.raises(RedisError):
+                await client.get("key")
+
+
+async def test_a_full_pool_makes_callers_wait_briefly_and_then_fail(redis_url):
+    settings = RedisSettings(url=SecretStr(redis_url), pool_max=1, pool_wait_s=0.05)
+    async with redis(settings) as client:
+        blocking = asyncio.create_task(client.blpop(["never"], timeout=1))
+        await asyncio.sleep(0)
+        with pytest.raises(RedisError):
+            await client.get("key")
+        await blocking
+        assert await client.get("key") is None
+
+
+async def test_a_killed_server_is_found_again_without_a_restart(own_stack):
+    async with redis(RedisSettings(url=SecretStr(own_stack.addresses.redis_url))) as client:
+        await client.set("key", "value")
+        own_stack.kill("redis")
+        async with asyncio.timeout(30):
+            value = None
+            while value is None:
+                with suppress(RedisError, OSError):
+                    value = await client.get("key")
+                await asyncio.sleep(0.05)
+    assert value == b"value"

@@ -1,0 +1,83 @@
+"""A service as a process of its own: it starts, obeys signals, and says what is wrong."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+SERVICE = """
+from contextlib import asynccontextmanager
+from janus_kit.mount import Mount
+from janus_kit.settings import Settings
+from janus_kit.standalone import main
+
+class ProbeSettings(Settings):
+    name: str = "probe"
+
+@asynccontextmanager
+async def build(loaded):
+    print("opened", flush=True)
+    yield Mount(loaded["inference"].name, lambda server: None, ())
+    print("closed", flush=True)
+
+main("inference", ProbeSettings, build)
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    started = []
+
+    def run(**environ):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SERVICE],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "JANUS_SERVER__LISTEN": "", **environ},
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_the_process_in_order(start, tmp_path, number):
+    process = start(JANUS_SERVER__UDS=str(tmp_path / "s"), JANUS_SERVER__LAME_DUCK_S="0")
+    while '"event": "serving"' not in (line := process.stderr.readline()):
+        assert line
+    async with grpc.aio.insecure_channel(f"unix:{tmp_path}/s") as channel:
+        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    process.send_signal(number)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert out.split() == ["opened", "closed"]
+    assert '"event": "stopped"' in err
+
+
+@pytest.mark.parametrize(
+    ("environ", "problem"),
+    [
+        ({"JANUS_INFERENCE__NAEM": "x"}, "inference.naem: unknown key, did you mean 'name'?"),
+        ({"JANUS_CONFIG": "/nowhere/janus.yaml"}, "/nowhere/janus.yaml: no such file"),
+        ({"JANUS_SERVER__LISTEN": "0.0.0.0:0"}, "development identity"),
+        ({}, "nothing to listen on"),
+    ],
+    ids=["setting", "file", "address", "nothing"],
+)
+def test_what_is_wrong_is_said_in_words_without_a_stack(start, environ, problem):
+    process = start(**environ)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 2
+    assert problem in err
+    assert "Traceback" not in err
