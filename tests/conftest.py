@@ -1,0 +1,184 @@
+"""Fixtures shared by all tests: the real Postgres, Valkey and Chroma.
+
+One stack per pytest process (per xdist worker), started on first use and
+stopped at the end. It runs on a thread with an event loop of its own, so that
+tests may use any loop they like.
+"""
+
+import asyncio
+import fcntl
+import itertools
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from janus_app.embedded import Addresses, Stack
+from janus_app.embedded import stack as embedded_stack
+
+T = TypeVar("T")
+_PREFIX = "janus-tests-"
+_redis_databases = itertools.count()
+
+
+class StackThread:
+    """The embedded stack on a thread of its own."""
+
+    def __init__(self, data: Path, **options: Any) -> None:
+        self.data = data
+        self._options = options
+        self._loop = asyncio.new_event_loop()
+        self._started: Future[Stack] = Future()
+        self._stop = asyncio.Event()
+        # The servers die with this thread; as a daemon it never keeps pytest from ending.
+        self._thread = threading.Thread(target=self._work, name="embedded stack", daemon=True)
+
+    def start(self) -> "StackThread":
+        self._thread.start()
+        self._started.result()
+        return self
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    @property
+    def stack(self) -> Stack:
+        return self._started.result()
+
+    @property
+    def addresses(self) -> Addresses:
+        return self.stack.addresses
+
+    def kill(self, part: str) -> int:
+        """SIGKILL to "postgres", "redis" or "chroma"; returns the killed process's id."""
+        pid = self.stack.process_ids[part]
+        assert pid is not None, f"{part} is down already"
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the stack's loop, whatever loop the caller is in."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _work(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        try:
+            async with embedded_stack(self.data, **self._options) as running:
+                self._started.set_result(running)
+                await self._stop.wait()
+        except BaseException as error:
+            if self._started.done():
+                raise
+            self._started.set_exception(error)
+
+
+def _sweep() -> None:
+    """Remove the folders of pytest processes that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        try:
+            if folder.stat().st_uid != os.geteuid() or time.time() - folder.stat().st_mtime < 60:
+                continue
+            descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        except BlockingIOError:
+            continue  # in use
+        finally:
+            os.close(descriptor)
+
+
+def _new_folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix=_PREFIX))
+
+
+@pytest.fixture(scope="session")
+def stack_thread() -> Iterator[StackThread]:
+    """The session's stack with its controls; tests that kill a part take `own_stack` instead."""
+    _sweep()
+    folder = _new_folder()
+    running = StackThread(folder).start()
+    try:
+        yield running
+    finally:
+        running.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def stack(stack_thread: StackThread) -> Addresses:
+    """Addresses of the real servers: ``postgres_url``, ``redis_url``, ``chroma_url``."""
+    return stack_thread.addresses
+
+
+@pytest.fixture
+def own_stack() -> Iterator[StackThread]:
+    """A stack for one test alone, which may kill its parts (`StackThread.kill`)."""
+    folder = _new_folder()
+    running = StackThread(folder).start()
+    try:
+        yield running
+    finally:
+        running.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def postgres_url(stack_thread: StackThread) -> Iterator[str]:
+    """A superuser's URL of an empty database for this test module."""
+    name = f"test_{uuid.uuid4().hex[:16]}"
+    url = stack_thread.addresses.postgres_url
+    stack_thread.run(_execute(url, f'CREATE DATABASE "{name}" TEMPLATE template1'))
+    yield f"{url.rpartition('/')[0]}/{name}"
+    stack_thread.run(_execute(url, f'DROP DATABASE "{name}" WITH (FORCE)'))
+
+
+@pytest.fixture(scope="module")
+def redis_url(stack_thread: StackThread) -> str:
+    """The URL of an empty Redis database (by number) for this test module."""
+    url = f"{stack_thread.addresses.redis_url.rpartition('/')[0]}/{next(_redis_databases) % 15 + 1}"
+    stack_thread.run(_flush(url))
+    return url
+
+
+@pytest.fixture(scope="module")
+def chroma_url(stack_thread: StackThread) -> str:
+    """The session's Chroma server. It is shared: use tenants or collections of your own."""
+    url = stack_thread.addresses.chroma_url
+    assert url is not None
+    return url
+
+
+async def _execute(url: str, statement: str) -> None:
+    import asyncpg
+
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+async def _flush(url: str) -> None:
+    import redis.asyncio
+
+    client = redis.asyncio.Redis.from_url(url)
+    try:
+        await client.flushdb()
+    finally:
+        await client.aclose()
