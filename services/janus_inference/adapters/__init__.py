@@ -1,0 +1,1 @@
+"""Provider clients. Each imports its SDK at its first use, never when the process starts."""

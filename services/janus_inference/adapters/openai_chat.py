@@ -1,0 +1,83 @@
+"""Chat Completions: OpenAI itself and OpenAI-compatible servers."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from janus_inference.adapters.openai_client import OpenAIClient, sdk
+from janus_inference.adapters.options import with_options
+from janus_inference.adapters.upstream import answering
+from janus_inference.dialects.openai_chat_request import RESERVED, chat_body
+from janus_inference.dialects.openai_chat_stream import ChatReader
+from janus_inference.dialects.parts import CallCheck
+from janus_inference.events import ProviderEvent
+from janus_inference.ports import Ask
+from janus_inference.profiles import ChatProfile
+from janus_inference.provider_errors import not_configured
+
+
+class OpenAIChat:
+    """A ``Provider`` that speaks Chat Completions.
+
+    ``issuer`` marks reasoning and opaque blocks as its own. ``needs_key``: it
+    cannot be asked without one.
+    """
+
+    dialect = "openai_chat"
+
+    def __init__(
+        self,
+        name: str,
+        client: OpenAIClient,
+        profile: ChatProfile,
+        *,
+        issuer: str,
+        has_key: bool,
+        needs_key: bool,
+    ) -> None:
+        self._name = name
+        self._client = client
+        self._profile = profile
+        self._issuer = issuer
+        self._usable = has_key or not needs_key
+
+    @asynccontextmanager
+    async def stream(self, ask: Ask) -> AsyncIterator[AsyncIterator[Sequence[ProviderEvent]]]:
+        if not self._usable:
+            raise not_configured(self._name)
+        body = chat_body(ask.prompt, ask.model, self._profile, self._issuer)
+        extra = with_options(body, ask.options, RESERVED)
+        client = await self._client.get()
+        openai = sdk()
+        timeout = openai.Timeout(None, connect=ask.connect_timeout, pool=ask.connect_timeout)
+        reader = ChatReader(
+            self._name,
+            ask.model,
+            self._issuer,
+            CallCheck.of(ask.prompt),
+            needs_done=self._profile.needs_done,
+        )
+        # All of it travels as the SDK's extra body: what it would do to the typed
+        # arguments, message by message, costs more than all the rest of a request.
+        async with answering(
+            lambda: client.chat.completions.with_streaming_response.create(
+                model=ask.model,
+                messages=(),
+                stream=True,
+                extra_body=body | extra,
+                extra_headers=self._client.headers(),
+                timeout=timeout,
+            ),
+            sdk=openai,
+            provider=self._name,
+            model=ask.model,
+            connect_timeout=ask.connect_timeout,
+            reader=reader,
+            stopwatch=ask.stopwatch,
+        ) as batches:
+            yield batches
+
+    async def warm(self) -> None:
+        await self._client.get()
+
+    async def close(self) -> None:
+        await self._client.close()

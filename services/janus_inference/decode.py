@@ -1,0 +1,286 @@
+"""Protobuf to domain. Decides nothing: what makes no sense becomes a value that validation refuses.
+
+Only a request with too many items is refused before: one of 4 MiB has room for
+hundreds of thousands, and to decode them all would keep every other call waiting.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sized
+from typing import TypeVar
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message as ProtoMessage
+
+from janus_api.content.v1 import message_pb2 as content
+from janus_api.inference.v1 import inference_service_pb2
+from janus_api.inference.v1 import request_pb2 as pb
+from janus_inference.model import (
+    Audio,
+    CachePolicy,
+    Citation,
+    Document,
+    Effort,
+    Empty,
+    Image,
+    JsonFormat,
+    JsonSchemaFormat,
+    Media,
+    Message,
+    Opaque,
+    Part,
+    Prompt,
+    Reasoning,
+    ReasoningOptions,
+    Refusal,
+    Role,
+    Routing,
+    Sampling,
+    Text,
+    Timeouts,
+    ToolCall,
+    ToolChoice,
+    ToolChoiceMode,
+    ToolDefinition,
+    ToolResult,
+)
+from janus_inference.validation import (
+    MAX_ALL_PARTS,
+    MAX_FALLBACKS,
+    MAX_INPUTS,
+    MAX_LABELS,
+    MAX_MESSAGES,
+    MAX_PARTS,
+    MAX_RESULT_PARTS,
+    MAX_STOPS,
+    MAX_TOOLS,
+)
+from janus_kit.validate import Violations
+
+_Value = TypeVar("_Value")
+
+_ROLES: dict[int, Role] = {
+    content.ROLE_SYSTEM: Role.SYSTEM,
+    content.ROLE_USER: Role.USER,
+    content.ROLE_ASSISTANT: Role.ASSISTANT,
+    content.ROLE_TOOL: Role.TOOL,
+}
+_MODES: dict[int, ToolChoiceMode] = {
+    pb.TOOL_CHOICE_MODE_AUTO: ToolChoiceMode.AUTO,
+    pb.TOOL_CHOICE_MODE_NONE: ToolChoiceMode.NONE,
+    pb.TOOL_CHOICE_MODE_REQUIRED: ToolChoiceMode.REQUIRED,
+    pb.TOOL_CHOICE_MODE_NAMED: ToolChoiceMode.NAMED,
+}
+_EFFORTS: dict[int, Effort] = {
+    pb.REASONING_EFFORT_NONE: Effort.NONE,
+    pb.REASONING_EFFORT_MINIMAL: Effort.MINIMAL,
+    pb.REASONING_EFFORT_LOW: Effort.LOW,
+    pb.REASONING_EFFORT_MEDIUM: Effort.MEDIUM,
+    pb.REASONING_EFFORT_HIGH: Effort.HIGH,
+}
+
+
+def prompt_from(prompt: pb.Prompt) -> Prompt:
+    """The prompt of a request. Raises InvalidArgument when it has too many items."""
+    _refuse_too_many(prompt)
+    return Prompt(
+        messages=tuple(map(_message, prompt.messages)),
+        model=prompt.model,
+        system=prompt.system,
+        tools=tuple(map(_tool, prompt.tools)),
+        tool_choice=_tool_choice(prompt),
+        parallel_tool_calls=_given(prompt, "parallel_tool_calls", lambda: prompt.parallel_tool_calls),
+        response_format=_response_format(prompt),
+        sampling=_sampling(prompt.sampling),
+        stop=tuple(prompt.stop),
+        max_output_tokens=_given(prompt, "max_output_tokens", lambda: prompt.max_output_tokens),
+        reasoning=_reasoning_options(prompt),
+        timeouts=_timeouts(prompt.timeouts),
+        routing=Routing(
+            tuple(prompt.routing.fallbacks), _seconds(prompt.routing, "hedge_after", prompt.routing.hedge_after)
+        ),
+        cache=CachePolicy(
+            read=prompt.cache.mode in (pb.CACHE_MODE_READ, pb.CACHE_MODE_READ_WRITE),
+            write=prompt.cache.mode in (pb.CACHE_MODE_WRITE, pb.CACHE_MODE_READ_WRITE),
+            max_age=_seconds(prompt.cache, "max_age", prompt.cache.max_age),
+        ),
+        labels=dict(prompt.labels),
+        provider_options_json=prompt.provider_options_json,
+        resumable=prompt.resumable,
+        linger=_seconds(prompt, "linger", prompt.linger),
+        request_id=prompt.request_id,
+    )
+
+
+def inputs_from(request: inference_service_pb2.EmbedRequest) -> list[str]:
+    """The texts to embed. Raises InvalidArgument when the request has too many items."""
+    _refuse_too_many_inputs(request)
+    return list(request.inputs)
+
+
+def _message(message: content.Message) -> Message:
+    return Message(
+        role=_ROLES.get(message.role, Role.UNSPECIFIED),
+        parts=tuple(map(_part, message.parts)),
+        name=message.name,
+        id=message.id,
+    )
+
+
+def _part(part: content.Part) -> Part:
+    mark = part.cache_breakpoint
+    match part.WhichOneof("kind"):
+        case "text":
+            return Text(part.text, mark)
+        case "image":
+            return Image(_media(part.image), mark)
+        case "audio":
+            return Audio(_media(part.audio), mark)
+        case "document":
+            return Document(_media(part.document.media), part.document.title, mark)
+        case "tool_call":
+            call = part.tool_call
+            return ToolCall(call.call_id, call.name, call.arguments_json, mark)
+        case "tool_result":
+            result = part.tool_result
+            return ToolResult(result.call_id, tuple(map(_part, result.parts)), result.is_error, mark)
+        case "reasoning":
+            return _reasoning(part.reasoning, mark)
+        case "refusal":
+            return Refusal(part.refusal, mark)
+        case "citation":
+            said = part.citation
+            return Citation(said.start, said.end, said.title, said.uri, said.quote, said.part_index, mark)
+        case "opaque":
+            return Opaque(part.opaque.issuer, part.opaque.type, part.opaque.data, mark)
+    return Empty(mark)
+
+
+def _media(media: content.Media) -> Media:
+    match media.WhichOneof("source"):
+        case "data":
+            return Media(media.mime_type, data=media.data)
+        case "uri":
+            return Media(media.mime_type, uri=media.uri)
+    return Media(media.mime_type)
+
+
+def _reasoning(said: content.Reasoning, mark: bool) -> Reasoning:
+    form = said.WhichOneof("form")
+    return Reasoning(
+        text=said.text if form == "text" else None,
+        summary=said.summary if form == "summary" else None,
+        redacted=said.redacted if form == "redacted" else None,
+        signature=said.signature,
+        issuer=said.issuer,
+        cache_breakpoint=mark,
+    )
+
+
+def _tool(tool: pb.ToolDefinition) -> ToolDefinition:
+    return ToolDefinition(tool.name, tool.description, tool.parameters_schema_json, tool.strict)
+
+
+def _tool_choice(prompt: pb.Prompt) -> ToolChoice | None:
+    mode = _MODES.get(prompt.tool_choice.mode)
+    return ToolChoice(mode, prompt.tool_choice.name) if mode is not None else None
+
+
+def _response_format(prompt: pb.Prompt) -> JsonFormat | JsonSchemaFormat | None:
+    match prompt.response_format.WhichOneof("form"):
+        case "json":
+            return JsonFormat()
+        case "json_schema":
+            wanted = prompt.response_format.json_schema
+            return JsonSchemaFormat(wanted.name, wanted.schema_json, wanted.description, wanted.strict)
+    return None
+
+
+def _sampling(given: pb.Sampling) -> Sampling:
+    return Sampling(
+        temperature=_given(given, "temperature", lambda: given.temperature),
+        top_p=_given(given, "top_p", lambda: given.top_p),
+        top_k=_given(given, "top_k", lambda: given.top_k),
+        frequency_penalty=_given(given, "frequency_penalty", lambda: given.frequency_penalty),
+        presence_penalty=_given(given, "presence_penalty", lambda: given.presence_penalty),
+        seed=_given(given, "seed", lambda: given.seed),
+        top_logprobs=_given(given, "top_logprobs", lambda: given.top_logprobs),
+    )
+
+
+def _reasoning_options(prompt: pb.Prompt) -> ReasoningOptions | None:
+    if not prompt.HasField("reasoning"):
+        return None
+    given = prompt.reasoning
+    return ReasoningOptions(
+        effort=_EFFORTS.get(given.effort),
+        budget_tokens=_given(given, "budget_tokens", lambda: given.budget_tokens),
+        summary=given.summary,
+    )
+
+
+def _timeouts(given: pb.Timeouts) -> Timeouts:
+    return Timeouts(
+        connect=_seconds(given, "connect", given.connect),
+        first_event=_seconds(given, "first_event", given.first_event),
+        idle=_seconds(given, "idle", given.idle),
+        total=_seconds(given, "total", given.total),
+    )
+
+
+def _seconds(owner: ProtoMessage, field: str, duration: Duration) -> float | None:
+    """NaN, which is within no bounds, for what is no duration."""
+    if not owner.HasField(field):
+        return None
+    if duration.seconds * duration.nanos < 0 or abs(duration.nanos) > 999_999_999:
+        return math.nan
+    return duration.seconds + duration.nanos / 1e9
+
+
+def _given(owner: ProtoMessage, field: str, value: Callable[[], _Value]) -> _Value | None:
+    return value() if owner.HasField(field) else None
+
+
+def _refuse_too_many(prompt: pb.Prompt) -> None:
+    """Raises InvalidArgument when a repeated field of the prompt is too long; what is too short is not for here."""
+    check = Violations()
+    _at_most(check, "prompt.messages", prompt.messages, MAX_MESSAGES, at_least=1)
+    _at_most(check, "prompt.tools", prompt.tools, MAX_TOOLS)
+    _at_most(check, "prompt.stop", prompt.stop, MAX_STOPS)
+    _at_most(check, "prompt.labels", prompt.labels, MAX_LABELS)
+    _at_most(check, "prompt.routing.fallbacks", prompt.routing.fallbacks, MAX_FALLBACKS)
+    check.done()
+    check.require(
+        sum(len(message.parts) for message in prompt.messages) <= MAX_ALL_PARTS,
+        "prompt.messages",
+        f"must have at most {MAX_ALL_PARTS} parts in all",
+    )
+    check.done()
+    for index, message in enumerate(prompt.messages):
+        path = f"prompt.messages[{index}]"
+        _at_most(check, f"{path}.parts", message.parts, MAX_PARTS, at_least=1)
+        # The first message that is too long is enough: the rest may be just as long.
+        check.done()
+        _results(check, path, message.parts)
+
+
+def _refuse_too_many_inputs(request: inference_service_pb2.EmbedRequest) -> None:
+    """The same for what is to be embedded."""
+    check = Violations()
+    _at_most(check, "inputs", request.inputs, MAX_INPUTS, at_least=1)
+    _at_most(check, "labels", request.labels, MAX_LABELS)
+    check.done()
+
+
+def _results(check: Violations, path: str, parts: Iterable[content.Part]) -> None:
+    for at, part in enumerate(parts):
+        if part.HasField("tool_result"):
+            inside = f"{path}.parts[{at}].tool_result"
+            _at_most(check, f"{inside}.parts", part.tool_result.parts, MAX_RESULT_PARTS)
+            check.done()
+            # Results within results are refused later, but decoded first.
+            _results(check, inside, part.tool_result.parts)
+
+
+def _at_most(check: Violations, field: str, items: Sized, most: int, *, at_least: int = 0) -> None:
+    if len(items) > most:
+        check.count(field, items, at_least=at_least, at_most=most)

@@ -1,0 +1,203 @@
+"""Messages answers as Anthropic writes them: blocks, each started, added to and stopped."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from janus_inference import accounting
+from janus_inference.dialects.json_text import compact, parse_object
+from janus_inference.dialects.parts import CallCheck, Numbering, OpenCall
+from janus_inference.dialects.reader import WRONG_SHAPE, StreamReader
+from janus_inference.events import (
+    CitationAdded,
+    FinishReason,
+    OpaqueAdded,
+    ProviderEvent,
+    ReasoningDelta,
+    ReasoningSignature,
+    Stopped,
+    TextDelta,
+    ToolCallArguments,
+    ToolCallStarted,
+    UsageUpdated,
+)
+from janus_inference.model import Citation, Opaque
+from janus_inference.provider_errors import STATUS_OF_TYPE, Refused, broken, classify
+
+_REASONS = {
+    "end_turn": FinishReason.STOP,
+    "max_tokens": FinishReason.LENGTH,
+    "model_context_window_exceeded": FinishReason.LENGTH,
+    "stop_sequence": FinishReason.STOP_SEQUENCE,
+    "tool_use": FinishReason.TOOL_CALLS,
+    "pause_turn": FinishReason.PAUSE,
+    "refusal": FinishReason.REFUSAL,
+}
+
+
+@dataclass(slots=True)
+class _Block:
+    """A block of the answer that has begun."""
+
+    part_index: int
+    kind: str
+    start: Mapping[str, Any]
+    call: OpenCall | None = None
+    signature: str = ""
+    input_json: list[str] = field(default_factory=list)
+
+
+class MessagesReader(StreamReader):
+    """Reads one answer; see ``Reader``. Only `message_stop` makes a stream whole."""
+
+    def __init__(self, provider: str, model: str, issuer: str, calls: CallCheck) -> None:
+        super().__init__(provider)
+        self._model, self._issuer = model, issuer
+        self._check = calls
+        self._parts = Numbering()
+        self._blocks: dict[int, _Block] = {}
+        self._response_id = ""
+        self._reason: str | None = None
+        self._usage: dict[str, Any] = {}
+
+    def body(self, data: bytes) -> list[ProviderEvent]:
+        events: list[ProviderEvent] = []
+        try:
+            message = parse_object(data)
+            if message.get("type") == "error":
+                raise classify(self._provider, self._model, _refused(message.get("error")))
+            self._message_start(message, events)
+            for index, block in enumerate(message["content"]):
+                self._block_start(index, block, events)
+                self._block_stop(index, events)
+            self._reason = message.get("stop_reason")
+            self._end(events)
+        except WRONG_SHAPE:
+            raise broken(self._provider, "the answer is not of the expected form") from None
+        return events
+
+    def _event(self, name: bytes, data: bytes, events: list[ProviderEvent]) -> None:
+        event = parse_object(data)
+        match event.get("type"):
+            case "content_block_delta":
+                self._delta(self._blocks[event["index"]], event["delta"], events)
+            case "content_block_start":
+                self._block_start(event["index"], event["content_block"], events)
+            case "content_block_stop":
+                self._block_stop(event["index"], events)
+            case "message_start":
+                self._message_start(event["message"], events)
+            case "message_delta":
+                self._reason = event["delta"].get("stop_reason") or self._reason
+                self._note_usage(event.get("usage"), events)
+            case "message_stop":
+                self._end(events)
+            case "error":
+                raise classify(self._provider, self._model, _refused(event.get("error")))
+            # `ping` and whatever is new say nothing about the answer.
+
+    def _message_start(self, message: Mapping[str, Any], events: list[ProviderEvent]) -> None:
+        if isinstance(identity := message.get("id"), str):
+            self._response_id = identity
+        self._note_usage(message.get("usage"), events)
+
+    def _note_usage(self, usage: Mapping[str, Any] | None, events: list[ProviderEvent]) -> None:
+        if usage:
+            self._usage = accounting.merged(self._usage, usage)
+            events.append(UsageUpdated(accounting.anthropic_usage(self._usage)))
+
+    def _block_start(self, index: int, start: Mapping[str, Any], events: list[ProviderEvent]) -> None:
+        kind = start["type"]
+        block = _Block(self._parts.of(index), kind, start)
+        self._blocks[index] = block
+        match kind:
+            case "text":
+                if text := start.get("text"):
+                    events.append(TextDelta(block.part_index, _text(text)))
+                events += [
+                    CitationAdded(_citation(citation, block.part_index)) for citation in start.get("citations") or ()
+                ]
+            case "thinking":
+                if thinking := start.get("thinking"):
+                    events.append(ReasoningDelta(block.part_index, text=_text(thinking)))
+                block.signature = start.get("signature") or ""
+            case "redacted_thinking":
+                events.append(ReasoningDelta(block.part_index, redacted=start["data"].encode()))
+            case "tool_use":
+                block.call = OpenCall(block.part_index, _text(start["id"]), _text(start["name"]))
+                events.append(ToolCallStarted(block.part_index, block.call.call_id, block.call.name))
+
+    def _delta(self, block: _Block, delta: Mapping[str, Any], events: list[ProviderEvent]) -> None:
+        match delta["type"]:
+            case "text_delta":
+                if text := delta["text"]:
+                    events.append(TextDelta(block.part_index, _text(text)))
+            case "input_json_delta":
+                if piece := delta["partial_json"]:
+                    if block.call is not None:
+                        block.call.fragments.append(_text(piece))
+                        events.append(ToolCallArguments(block.part_index, piece))
+                    else:
+                        block.input_json.append(_text(piece))
+            case "thinking_delta":
+                if thinking := delta["thinking"]:
+                    events.append(ReasoningDelta(block.part_index, text=_text(thinking)))
+            case "signature_delta":
+                block.signature += delta["signature"]
+            case "citations_delta":
+                events.append(CitationAdded(_citation(delta["citation"], block.part_index)))
+
+    def _block_stop(self, index: int, events: list[ProviderEvent]) -> None:
+        block = self._blocks[index]
+        match block.kind:
+            case "text":
+                pass
+            case "thinking" | "redacted_thinking":
+                # Also without a signature: it says whose reasoning this is.
+                proof = block.signature.encode()
+                events.append(ReasoningSignature(block.part_index, proof, self._issuer))
+            case "tool_use" if block.call is not None:
+                if not block.call.fragments and block.start.get("input"):
+                    arguments = compact(block.start["input"])
+                    block.call.fragments.append(arguments)
+                    events.append(ToolCallArguments(block.part_index, arguments))
+                events.append(self._check.completed(block.call))
+            case _:
+                events.append(OpaqueAdded(block.part_index, self._opaque(block)))
+
+    def _opaque(self, block: _Block) -> Opaque:
+        """A block that is not ours to read: server-side tools, their results, what is new."""
+        whole = dict(block.start)
+        if block.input_json:
+            whole["input"] = parse_object("".join(block.input_json).encode())
+        return Opaque(self._issuer, block.kind, compact(whole).encode())
+
+    def _end(self, events: list[ProviderEvent]) -> None:
+        if self._reason is None:
+            raise self.too_short()
+        self.whole = True
+        reason = _REASONS.get(self._reason, FinishReason.OTHER)
+        events.append(Stopped(reason, self._reason, self._response_id))
+
+
+def _citation(said: Mapping[str, Any], part_index: int) -> Citation:
+    """Anthropic cites blocks of text, not stretches: start and end 0 mean the whole part."""
+    return Citation(
+        title=str(said.get("title") or said.get("document_title") or ""),
+        uri=str(said.get("url") or said.get("source") or ""),
+        quote=str(said.get("cited_text") or ""),
+        part_index=part_index,
+    )
+
+
+def _refused(error: Any) -> Refused:
+    if not isinstance(error, Mapping):
+        return Refused(500)
+    kind = str(error.get("type") or "")
+    return Refused(STATUS_OF_TYPE.get(kind, 500), type=kind, message=str(error.get("message") or ""))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("text expected")
+    return value

@@ -1,0 +1,25 @@
+"""How a dialect says that something cannot be said in it."""
+
+from janus_inference.model import Part
+from janus_kit.errors import InvalidArgument
+
+_CAPABILITY = {"image": "IMAGE_INPUT", "audio": "AUDIO_INPUT", "document": "DOCUMENT_INPUT"}
+
+
+def unsupported(model: str, capability: str, field: str, rule: str) -> InvalidArgument:
+    """A prompt that asks for what the model, or its dialect, cannot do."""
+    return InvalidArgument(
+        field, rule, reason="CAPABILITY_UNSUPPORTED", metadata={"model": model, "capability": capability}
+    )
+
+
+def unsupported_part(model: str, part: Part, path: str) -> InvalidArgument:
+    """A part of a kind that the dialect has no place for; ``path`` is the part's."""
+    kind = type(part).__name__.lower()
+    rule = f"this model takes no {kind} here"
+    return unsupported(model, _CAPABILITY.get(kind, kind.upper()), f"{path}.{kind}", rule)
+
+
+def malformed(path: str, rule: str) -> InvalidArgument:
+    """A part that its issuer would not know as its own."""
+    return InvalidArgument(path, rule)

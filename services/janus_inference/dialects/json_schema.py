@@ -1,0 +1,164 @@
+"""Whether a value holds to a JSON Schema, for the model to be told what it got wrong.
+
+The keywords that tools use: type, enum, const, properties, required,
+additionalProperties, items, prefixItems, anyOf, oneOf, allOf, not, the bounds
+of numbers, strings and arrays, and ``$ref`` within the schema. Others,
+``pattern`` and ``format`` among them, are not checked: a pattern by a user
+could take for ever.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_MAX_STEPS = 20_000
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "object": (dict,),
+    "array": (list,),
+    "string": (str,),
+    "number": (int, float),
+    "integer": (int, float),
+    "boolean": (bool,),
+    "null": (type(None),),
+}
+
+
+class _Budget:
+    def __init__(self) -> None:
+        self.left = _MAX_STEPS
+
+    def spend(self) -> bool:
+        self.left -= 1
+        return self.left > 0
+
+
+def problem(value: Any, schema: Any) -> str | None:
+    """The first thing that does not hold, as ``$.path: rule``; None when all does."""
+    return next(_problems(value, schema, "$", schema, _Budget(), 0), None)
+
+
+def _problems(value: Any, schema: Any, path: str, root: Any, budget: _Budget, level: int) -> Iterator[str]:
+    if schema is False:
+        yield f"{path}: is not allowed"
+    # A schema that refers to itself without end stops being checked, not the process.
+    if not isinstance(schema, dict) or level > 64 or not budget.spend():
+        return
+    if isinstance(reference := schema.get("$ref"), str):
+        yield from _problems(value, _resolve(reference, root), path, root, budget, level + 1)
+    wanted = schema.get("type")
+    names = [wanted] if isinstance(wanted, str) else wanted if isinstance(wanted, list) else []
+    if names and not any(_is(value, name) for name in names):
+        yield f"{path}: must be {' or '.join(map(str, names))}"
+        return
+    if "const" in schema and not _equal(value, schema["const"]):
+        yield f"{path}: must be the one allowed value"
+    if isinstance(allowed := schema.get("enum"), list) and not any(_equal(value, each) for each in allowed):
+        yield f"{path}: must be one of the allowed values"
+    yield from _combined(value, schema, path, root, budget, level)
+    if isinstance(value, dict):
+        yield from _object(value, schema, path, root, budget, level)
+    elif isinstance(value, list):
+        yield from _array(value, schema, path, root, budget, level)
+    elif isinstance(value, str):
+        yield from _length(len(value), schema, "Length", "characters", path)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield from _number(value, schema, path)
+
+
+def _combined(value: Any, schema: dict[str, Any], path: str, root: Any, budget: _Budget, level: int) -> Iterator[str]:
+    def holds(branch: Any) -> bool:
+        return next(_problems(value, branch, path, root, budget, level + 1), None) is None
+
+    for branch in _list(schema.get("allOf")):
+        yield from _problems(value, branch, path, root, budget, level + 1)
+    any_of, one_of = _list(schema.get("anyOf")), _list(schema.get("oneOf"))
+    if any_of and not any(map(holds, any_of)):
+        yield f"{path}: must hold to one of the alternatives"
+    if one_of and sum(map(holds, one_of)) != 1:
+        yield f"{path}: must hold to exactly one of the alternatives"
+    if "not" in schema and holds(schema["not"]):
+        yield f"{path}: must not hold to the excluded schema"
+
+
+def _object(
+    value: dict[str, Any], schema: dict[str, Any], path: str, root: Any, budget: _Budget, level: int
+) -> Iterator[str]:
+    properties = schema.get("properties")
+    properties = properties if isinstance(properties, dict) else {}
+    for name in _list(schema.get("required")):
+        if name not in value:
+            yield f"{path}: '{name}' is missing"
+    others = schema.get("additionalProperties", True)
+    patterned = isinstance(schema.get("patternProperties"), dict)
+    for name, item in value.items():
+        below = f"{path}.{name}"[:200]
+        if name in properties:
+            yield from _problems(item, properties[name], below, root, budget, level + 1)
+        elif others is False and not patterned:
+            yield f"{path}: '{name[:100]}' is not a known property"
+        elif isinstance(others, dict) and not patterned:
+            yield from _problems(item, others, below, root, budget, level + 1)
+    yield from _length(len(value), schema, "Properties", "properties", path)
+
+
+def _array(
+    value: list[Any], schema: dict[str, Any], path: str, root: Any, budget: _Budget, level: int
+) -> Iterator[str]:
+    first = _list(schema.get("prefixItems"))
+    rest = schema.get("items", True)
+    for index, item in enumerate(value):
+        each = first[index] if index < len(first) else rest
+        yield from _problems(item, each, f"{path}[{index}]"[:200], root, budget, level + 1)
+    yield from _length(len(value), schema, "Items", "items", path)
+
+
+def _length(size: int, schema: dict[str, Any], what: str, unit: str, path: str) -> Iterator[str]:
+    least, most = schema.get(f"min{what}"), schema.get(f"max{what}")
+    if isinstance(least, int | float) and size < least:
+        yield f"{path}: must have at least {least} {unit}"
+    if isinstance(most, int | float) and size > most:
+        yield f"{path}: must have at most {most} {unit}"
+
+
+def _number(value: float, schema: dict[str, Any], path: str) -> Iterator[str]:
+    def bound(name: str) -> float | None:
+        found = schema.get(name)
+        return found if isinstance(found, int | float) and not isinstance(found, bool) else None
+
+    if (least := bound("minimum")) is not None and value < least:
+        yield f"{path}: must be at least {least}"
+    if (most := bound("maximum")) is not None and value > most:
+        yield f"{path}: must be at most {most}"
+    if (above := bound("exclusiveMinimum")) is not None and value <= above:
+        yield f"{path}: must be above {above}"
+    if (below := bound("exclusiveMaximum")) is not None and value >= below:
+        yield f"{path}: must be below {below}"
+
+
+def _is(value: Any, name: Any) -> bool:
+    if isinstance(value, bool):
+        return bool(name == "boolean")
+    if name == "integer" and isinstance(value, float):
+        return value.is_integer()
+    return isinstance(name, str) and isinstance(value, _TYPES.get(name, (object,)))
+
+
+def _equal(left: Any, right: Any) -> bool:
+    return bool(left == right) and isinstance(left, bool) == isinstance(right, bool)
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _resolve(reference: str, root: Any) -> Any:
+    """A ``#/…`` pointer into the schema itself; anything else is not followed."""
+    if not reference.startswith("#"):
+        return True
+    found = root
+    for step in reference[1:].split("/")[1:]:
+        step = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, dict) and step in found:
+            found = found[step]
+        else:
+            return True
+    return found

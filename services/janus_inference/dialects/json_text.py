@@ -1,0 +1,84 @@
+"""JSON as providers write it, and as users do."""
+
+import json
+from typing import Any
+
+import jiter
+
+
+class NotJson(Exception):
+    """The text is not the JSON that it should be."""
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """One JSON object, its texts such as every store can hold. Raises NotJson."""
+    try:
+        value = jiter.from_json(data, cache_mode="keys")
+    except ValueError:
+        value = _mended(data)
+    else:
+        # JSON can say NUL only in this way.
+        if b"\\u0000" in data:
+            value = _storable(value)
+    if not isinstance(value, dict):
+        raise NotJson("not an object")
+    return value
+
+
+def _mended(data: bytes) -> Any:
+    """Half of a surrogate pair, which some servers send where they cut a text, becomes U+FFFD."""
+    try:
+        return _storable(json.loads(data))
+    except (ValueError, RecursionError):
+        raise NotJson("not JSON") from None
+
+
+def _storable(value: Any) -> Any:
+    """NUL, which Postgres refuses, and halves of surrogate pairs become U+FFFD."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\x00", "\ufffd")
+    if isinstance(value, list):
+        return [_storable(item) for item in value]
+    if isinstance(value, dict):
+        return {_storable(key): _storable(item) for key, item in value.items()}
+    return value
+
+
+def compact(value: Any) -> str:
+    """The shortest JSON text of a value, characters kept."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def depth(text: str) -> int:
+    """How deep the brackets of a JSON text nest; strings are skipped."""
+    deepest = level = 0
+    in_string = escaped = False
+    for char in text:
+        if in_string:
+            if escaped:
+                escaped = False
+            elif char == "\\":
+                escaped = True
+            elif char == '"':
+                in_string = False
+        elif char == '"':
+            in_string = True
+        elif char in "{[":
+            level += 1
+            deepest = max(deepest, level)
+        elif char in "}]":
+            level -= 1
+    return deepest
+
+
+def object_problem(text: str, max_bytes: int, max_depth: int) -> str | None:
+    """Which rule a user's JSON object breaks; None when it is fine."""
+    if len(text.encode()) > max_bytes:
+        return f"must be at most {max_bytes // 1024} KiB"
+    if depth(text) > max_depth:
+        return f"must not nest deeper than {max_depth}"
+    try:
+        value = jiter.from_json(text.encode(), allow_inf_nan=False)
+    except ValueError:
+        return "must be valid JSON"
+    return None if isinstance(value, dict) else "must be a JSON object"

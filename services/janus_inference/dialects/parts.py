@@ -1,0 +1,68 @@
+"""What every dialect's reader needs: the numbers of parts, and whole tool calls."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jiter
+
+from janus_inference.dialects import json_schema
+from janus_inference.events import ToolCallCompleted
+from janus_inference.model import Prompt, ToolCall
+
+
+class Numbering:
+    """Gives the parts of an answer their indexes, in order of their first appearance."""
+
+    def __init__(self) -> None:
+        self._indexes: dict[object, int] = {}
+
+    def of(self, part: object) -> int:
+        """The index of this part; the next free one when it is new."""
+        return self._indexes.setdefault(part, len(self._indexes))
+
+    def __contains__(self, part: object) -> bool:
+        return part in self._indexes
+
+
+@dataclass(slots=True)
+class OpenCall:
+    """A tool call whose arguments are still coming."""
+
+    part_index: int
+    call_id: str
+    name: str
+    fragments: list[str] = field(default_factory=list)
+
+
+class CallCheck:
+    """Completes tool calls: `{}` for no arguments, and whether they are what the tool takes."""
+
+    def __init__(self, schemas: Mapping[str, Any]) -> None:
+        self._schemas = schemas
+
+    @classmethod
+    def of(cls, prompt: Prompt) -> "CallCheck":
+        """With the schemas of the prompt's tools, already validated as JSON."""
+        return cls(
+            {
+                tool.name: jiter.from_json(tool.parameters_schema_json.encode()) if tool.parameters_schema_json else {}
+                for tool in prompt.tools
+            }
+        )
+
+    def completed(self, call: OpenCall) -> ToolCallCompleted:
+        """The whole call and what is wrong with it."""
+        text = "".join(call.fragments)
+        arguments = text if text.strip() else "{}"
+        whole = ToolCall(call.call_id, call.name, arguments)
+        try:
+            value = jiter.from_json(arguments.encode(), allow_inf_nan=False)
+        except ValueError:
+            return ToolCallCompleted(call.part_index, whole, False, False, "the arguments are not valid JSON")
+        if not isinstance(value, dict):
+            return ToolCallCompleted(call.part_index, whole, True, False, "the arguments must be a JSON object")
+        if call.name not in self._schemas:
+            return ToolCallCompleted(call.part_index, whole, True, False, f"there is no tool named '{call.name}'")
+        problem = json_schema.problem(value, self._schemas[call.name])
+        return ToolCallCompleted(call.part_index, whole, True, problem is None, problem or "")

@@ -1,0 +1,84 @@
+"""How every dialect reads a stream: events until its end, or until something is wrong."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from janus_inference.dialects.json_text import NotJson
+from janus_inference.dialects.sse import EventTooLarge, SseSplitter
+from janus_inference.events import ProviderEvent
+from janus_inference.provider_errors import ProviderFailure, broken
+
+# What looking into a document of an unexpected shape may raise.
+WRONG_SHAPE = (NotJson, TypeError, AttributeError, KeyError, ValueError, IndexError)
+
+
+class Reader(Protocol):
+    """Turns one answer's bytes into events.
+
+    ``feed`` takes what came, cut anywhere; ``close`` is called at the end of
+    the stream. Neither raises: what was said before something went wrong is
+    returned, and ``failure`` holds what did. ``body`` takes the place of both
+    for a provider that answered with one JSON body, and raises ProviderFailure.
+    ``whole`` is true once the answer's own end was seen.
+    """
+
+    whole: bool
+    failure: ProviderFailure | None
+
+    def feed(self, chunk: bytes) -> list[ProviderEvent]: ...
+
+    def close(self) -> list[ProviderEvent]: ...
+
+    def body(self, data: bytes) -> list[ProviderEvent]: ...
+
+
+class StreamReader:
+    """The part of a ``Reader`` that is the same for every dialect of server-sent events."""
+
+    def __init__(self, provider: str) -> None:
+        self.whole = False
+        self.failure: ProviderFailure | None = None
+        self._provider = provider
+        self._sse = SseSplitter()
+
+    def feed(self, chunk: bytes) -> list[ProviderEvent]:
+        return [] if self.whole else self._collected(self._sse.feed(chunk))
+
+    def close(self) -> list[ProviderEvent]:
+        if self.whole:
+            return []
+        events = self._collected(self._sse.close())
+        if self.failure is None and not self.whole:
+            self._ended(events)
+        if self.failure is None and not self.whole:
+            self.failure = self.too_short()
+        return events
+
+    def too_short(self) -> ProviderFailure:
+        """The failure that a stream without its end is."""
+        return broken(self._provider, "the stream ended before the answer did")
+
+    def _event(self, name: bytes, data: bytes, events: list[ProviderEvent]) -> None:
+        """Add what one event says. Sets ``whole`` at the end of the answer."""
+        raise NotImplementedError
+
+    def _ended(self, events: list[ProviderEvent]) -> None:
+        """The stream ended without saying so; a dialect may know better than to call it broken."""
+
+    def _collected(self, found: Iterator[tuple[bytes, bytes]]) -> list[ProviderEvent]:
+        events: list[ProviderEvent] = []
+        if self.failure is not None:
+            return events
+        try:
+            for name, data in found:
+                self._event(name, data, events)
+                if self.whole:
+                    break
+        except ProviderFailure as failure:
+            self.failure = failure
+        except EventTooLarge:
+            self.failure = broken(self._provider, "an event is larger than 4 MiB")
+        except WRONG_SHAPE:
+            # Whatever shape it has, it is not one that this dialect knows.
+            self.failure = broken(self._provider, "an event is not of the expected form")
+        return events

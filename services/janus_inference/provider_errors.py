@@ -1,0 +1,221 @@
+"""What a provider's failure means to the caller: one pure mapping for every provider.
+
+``classify`` turns what a provider said (HTTP status, error code, headers) into
+a ProviderFailure. Nothing of the provider's text is passed on, since it may
+quote the prompt or the key; only codes and parameter names that look like
+identifiers are.
+"""
+
+import re
+from dataclasses import dataclass
+
+from janus_kit.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    JanusError,
+    ResourceExhausted,
+    Unavailable,
+)
+
+DEFAULT_RETRY_AFTER_S = 1.0
+_LONGEST_RETRY_AFTER_S = 3600.0
+
+_IDENTIFIER = re.compile(r"[A-Za-z0-9_.\[\]-]{1,128}")
+_TOO_LONG_TEXT = re.compile(
+    r"maximum context length|context window|context length|prompt is too long"
+    r"|input is too long|too many input tokens|exceeds? the context",
+    re.IGNORECASE,
+)
+_TOKENS = re.compile(r"(\d[\d,]{2,})\s*(?:input\s+|prompt\s+)?tokens?", re.IGNORECASE)
+_LIMIT = re.compile(
+    r"(?:maximum(?: context length)?(?: is)?|limit of|up to|max(?:imum)? of|>)\s*(\d[\d,]{2,})", re.IGNORECASE
+)
+
+_TOO_LONG = {"context_length_exceeded", "string_above_max_length", "model_context_window_exceeded"}
+_BILLING = {"insufficient_quota", "billing_hard_limit_reached", "billing_error", "credit_balance_too_low"}
+_FILTERED = {"content_filter", "content_policy_violation", "responsible_ai_policy_violation"}
+_NO_MODEL = {"model_not_found", "not_found_error", "unknown_model", "model_not_available"}
+
+# Error types inside a stream carry no HTTP status; these are the ones they have outside of it.
+STATUS_OF_TYPE = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "timeout_error": 504,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "rate_limit_exceeded": 429,
+    "insufficient_quota": 429,
+    "tokens": 429,
+    "requests": 429,
+    "api_error": 500,
+    "server_error": 500,
+    "internal_server_error": 500,
+    "service_unavailable": 503,
+    "overloaded_error": 529,
+}
+
+
+class ProviderFailure(Exception):
+    """An attempt that failed, already in the caller's terms.
+
+    ``retryable``: another attempt may succeed. ``outcome`` is a bounded label
+    for metrics. ``filtered``: not a failure to the caller but a finish reason.
+    """
+
+    def __init__(
+        self, error: JanusError, *, retryable: bool, outcome: str, filtered: bool = False, detail: str = ""
+    ) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.retryable = retryable
+        self.outcome = outcome
+        self.filtered = filtered
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """What a provider said when it refused: as much of it as it gave."""
+
+    status: int
+    code: str = ""
+    type: str = ""
+    param: str = ""
+    message: str = ""
+    retry_after: float | None = None
+    should_retry: bool | None = None
+
+
+def classify(provider: str, model: str, said: Refused) -> ProviderFailure:
+    """The failure that a provider's refusal is."""
+    status, codes = said.status, {said.code, said.type}
+    who = _who(provider, said)
+    retry_after = said.retry_after if said.retry_after is not None else DEFAULT_RETRY_AFTER_S
+
+    def failure(error: JanusError, outcome: str, retryable: bool = False) -> ProviderFailure:
+        wanted = retryable if said.should_retry is None else said.should_retry
+        if not wanted:
+            error.retry_after = None
+        detail = " ".join(sorted(code for code in codes if _IDENTIFIER.fullmatch(code)))
+        return ProviderFailure(error, retryable=wanted, outcome=outcome, detail=f"status {status} {detail}")
+
+    if codes & _FILTERED:
+        rejected = _rejected(provider, model, who)
+        return ProviderFailure(rejected, retryable=False, outcome="content_filter", filtered=True)
+    if status == 402 or codes & _BILLING or (status == 400 and "credit balance" in said.message.lower()):
+        text = f"provider '{provider}' says that the account is out of credit"
+        return failure(FailedPrecondition("PROVIDER_BILLING", text, who, subject=provider), "billing")
+    if status in (401, 403):
+        text = f"provider '{provider}' refused the credential that this server has for it"
+        return failure(FailedPrecondition("PROVIDER_AUTH", text, who, subject=provider), "auth")
+    if status == 429:
+        text = f"provider '{provider}' limits the rate of requests"
+        error = ResourceExhausted("PROVIDER_RATE_LIMITED", text, who, retry_after)
+        return failure(error, "rate_limited", retryable=True)
+    if status in (408, 504):
+        text = f"provider '{provider}' did not answer in its own time"
+        return failure(DeadlineExceeded("first_event", text, who), "timeout", retryable=True)
+    if status == 404 and (codes & _NO_MODEL or said.type or said.code):
+        rule = f"provider '{provider}' does not know this model"
+        gone = InvalidArgument(
+            "prompt.model",
+            rule,
+            reason="MODEL_NOT_FOUND",
+            metadata={**who, "model": f"{provider}/{model}"},
+        )
+        return failure(gone, "rejected")
+    if status in (400, 413, 422) and (codes & _TOO_LONG or _TOO_LONG_TEXT.search(said.message)):
+        return failure(_too_long(provider, model, said, who), "rejected")
+    if 400 <= status < 500 and status != 404:
+        return failure(_rejected(provider, model, who), "rejected")
+    text = f"provider '{provider}' is unavailable or overloaded"
+    away = Unavailable("", text, retry_after=retry_after, reason="PROVIDER_UNAVAILABLE", metadata=who)
+    return failure(away, "unavailable", retryable=True)
+
+
+def unreachable(provider: str, detail: str = "") -> ProviderFailure:
+    """No connection, or one that ended before an answer began."""
+    error = Unavailable(
+        "",
+        f"provider '{provider}' cannot be reached",
+        retry_after=DEFAULT_RETRY_AFTER_S,
+        reason="PROVIDER_UNAVAILABLE",
+        metadata={"provider": provider},
+    )
+    return ProviderFailure(error, retryable=True, outcome="unreachable", detail=detail)
+
+
+def broken(provider: str, what: str) -> ProviderFailure:
+    """The answer was cut or makes no sense; ``what`` is our own wording."""
+    error = Unavailable(
+        "",
+        f"the answer of provider '{provider}' broke off: {what}",
+        retry_after=DEFAULT_RETRY_AFTER_S,
+        reason="PROVIDER_STREAM_BROKEN",
+        metadata={"provider": provider},
+    )
+    return ProviderFailure(error, retryable=True, outcome="broken", detail=what)
+
+
+def timed_out(provider: str, leg: str, seconds: float) -> ProviderFailure:
+    """One of the time limits passed; ``leg`` names it."""
+    text = f"provider '{provider}' kept '{leg}' waiting for more than {seconds:g} s"
+    return ProviderFailure(
+        DeadlineExceeded(leg, text, {"provider": provider}), retryable=True, outcome="timeout", detail=leg
+    )
+
+
+def not_configured(provider: str) -> ProviderFailure:
+    """There is no credential for the provider."""
+    text = f"no credential is configured for provider '{provider}'"
+    error = FailedPrecondition("PROVIDER_AUTH", text, {"provider": provider}, subject=provider)
+    return ProviderFailure(error, retryable=False, outcome="auth")
+
+
+def retry_after_of(headers: "dict[str, str]") -> float | None:
+    """Seconds from ``retry-after-ms`` or ``retry-after``; None when absent or a date."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name, "")) * unit
+        except ValueError:
+            continue
+        if 0 <= seconds <= _LONGEST_RETRY_AFTER_S:
+            return seconds
+    return None
+
+
+def _who(provider: str, said: Refused) -> dict[str, str]:
+    who = {"provider": provider}
+    if said.status:
+        who["upstream_status"] = str(said.status)
+    names = {"upstream_code": said.code or said.type, "upstream_param": said.param}
+    return who | {key: name for key, name in names.items() if _IDENTIFIER.fullmatch(name)}
+
+
+def _rejected(provider: str, model: str, who: dict[str, str]) -> InvalidArgument:
+    return InvalidArgument(
+        "prompt",
+        f"provider '{provider}' refused the request as malformed",
+        reason="PROVIDER_REJECTED_REQUEST",
+        metadata={**who, "model": model},
+    )
+
+
+def _too_long(provider: str, model: str, said: Refused, who: dict[str, str]) -> InvalidArgument:
+    numbers = {}
+    if limit := _LIMIT.search(said.message):
+        numbers["limit_tokens"] = limit[1].replace(",", "")
+    counts = [found.replace(",", "") for found in _TOKENS.findall(said.message)]
+    asked = [count for count in counts if count != numbers.get("limit_tokens")]
+    if asked:
+        numbers["request_tokens"] = asked[0]
+    rule = f"is longer than the context window of model '{model}' of provider '{provider}'"
+    if "limit_tokens" in numbers:
+        rule += f" ({numbers['limit_tokens']} tokens)"
+    return InvalidArgument(
+        "prompt.messages", rule, reason="CONTEXT_TOO_LONG", metadata={**who, "model": model, **numbers}
+    )

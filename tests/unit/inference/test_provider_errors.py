@@ -1,0 +1,118 @@
+"""What a provider's refusal becomes for the caller."""
+
+import pytest
+
+from janus_inference.provider_errors import Refused, classify, retry_after_of, timed_out
+from janus_kit.errors import InvalidArgument
+
+ROWS = [
+    (Refused(429, retry_after=7.5), "RESOURCE_EXHAUSTED", "PROVIDER_RATE_LIMITED", True, 7.5),
+    (Refused(429), "RESOURCE_EXHAUSTED", "PROVIDER_RATE_LIMITED", True, 1.0),
+    (Refused(429, code="insufficient_quota"), "FAILED_PRECONDITION", "PROVIDER_BILLING", False, None),
+    (Refused(402), "FAILED_PRECONDITION", "PROVIDER_BILLING", False, None),
+    (
+        Refused(400, message="Your credit balance is too low"),
+        "FAILED_PRECONDITION",
+        "PROVIDER_BILLING",
+        False,
+        None,
+    ),
+    (Refused(529), "UNAVAILABLE", "PROVIDER_UNAVAILABLE", True, 1.0),
+    (Refused(500), "UNAVAILABLE", "PROVIDER_UNAVAILABLE", True, 1.0),
+    (Refused(503, retry_after=3), "UNAVAILABLE", "PROVIDER_UNAVAILABLE", True, 3),
+    (Refused(503, should_retry=False), "UNAVAILABLE", "PROVIDER_UNAVAILABLE", False, None),
+    (Refused(408), "DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED", True, None),
+    (Refused(504), "DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED", True, None),
+    (Refused(401), "FAILED_PRECONDITION", "PROVIDER_AUTH", False, None),
+    (Refused(403, type="permission_error"), "FAILED_PRECONDITION", "PROVIDER_AUTH", False, None),
+    (Refused(404, code="model_not_found"), "INVALID_ARGUMENT", "MODEL_NOT_FOUND", False, None),
+    (Refused(404), "UNAVAILABLE", "PROVIDER_UNAVAILABLE", True, 1.0),
+    (Refused(307), "UNAVAILABLE", "PROVIDER_UNAVAILABLE", True, 1.0),
+    (Refused(400), "INVALID_ARGUMENT", "PROVIDER_REJECTED_REQUEST", False, None),
+    (Refused(422), "INVALID_ARGUMENT", "PROVIDER_REJECTED_REQUEST", False, None),
+    (Refused(400, code="context_length_exceeded"), "INVALID_ARGUMENT", "CONTEXT_TOO_LONG", False, None),
+]
+
+
+@pytest.mark.parametrize(("said", "code", "reason", "retryable", "retry_after"), ROWS)
+def test_every_status_has_its_meaning(
+    said: Refused, code: str, reason: str, retryable: bool, retry_after: float | None
+) -> None:
+    failure = classify("upstream", "model", said)
+    assert (failure.error.code, failure.error.reason) == (code, reason)
+    assert failure.retryable is retryable
+    assert failure.error.retry_after == retry_after
+    assert failure.error.metadata["provider"] == "upstream"
+    assert failure.error.metadata["upstream_status"] == str(said.status)
+
+
+@pytest.mark.parametrize(
+    ("message", "limit", "asked"),
+    [
+        (
+            "This model's maximum context length is 128000 tokens. However, your messages resulted in 130,412 tokens.",
+            "128000",
+            "130412",
+        ),
+        ("prompt is too long: 208310 tokens > 200000 maximum", "200000", "208310"),
+        ("the request exceeds the context window of this model", None, None),
+    ],
+)
+def test_a_prompt_that_is_too_long_says_by_how_much(message: str, limit: str | None, asked: str | None) -> None:
+    error = classify("upstream", "model", Refused(400, message=message)).error
+    assert isinstance(error, InvalidArgument)
+    assert error.reason == "CONTEXT_TOO_LONG"
+    assert error.metadata.get("limit_tokens") == limit
+    assert error.metadata.get("request_tokens") == asked
+    assert error.violations[0].field == "prompt.messages"
+
+
+def test_an_unknown_model_names_the_field() -> None:
+    error = classify("upstream", "gpt-9", Refused(404, type="not_found_error")).error
+    assert isinstance(error, InvalidArgument)
+    assert error.violations[0].field == "prompt.model"
+    assert error.metadata["model"] == "upstream/gpt-9"
+
+
+@pytest.mark.parametrize("code", ["content_filter", "content_policy_violation"])
+def test_a_content_filter_is_no_error(code: str) -> None:
+    assert classify("upstream", "model", Refused(400, code=code)).filtered
+
+
+def test_nothing_of_the_provider_s_text_is_passed_on() -> None:
+    secret = "sk-very-secret and the prompt"
+    failure = classify("upstream", "model", Refused(400, code=secret, type=secret, param=secret, message=secret))
+    shown = f"{failure.error!r} {failure.error.message} {failure.error.metadata} {failure.detail} {failure}"
+    assert "secret" not in shown
+
+
+def test_identifiers_of_the_provider_are_passed_on() -> None:
+    said = Refused(400, code="invalid_value", param="messages[3].content", message="no")
+    assert classify("upstream", "model", said).error.metadata == {
+        "provider": "upstream",
+        "model": "model",
+        "upstream_status": "400",
+        "upstream_code": "invalid_value",
+        "upstream_param": "messages[3].content",
+    }
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after-ms": "250", "retry-after": "7"}, 0.25),
+        ({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}, None),
+        ({"retry-after": "-1"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "9999999"}, None),
+        ({}, None),
+    ],
+)
+def test_retry_after_is_read_in_either_unit(headers: dict[str, str], seconds: float | None) -> None:
+    assert retry_after_of(headers) == seconds
+
+
+def test_a_time_limit_names_its_leg() -> None:
+    error = timed_out("upstream", "idle", 30.0).error
+    assert error.metadata["leg"] == "idle"
