@@ -1,0 +1,1 @@
+"""Drivers behind memory's ports: Postgres, pgvector, Chroma, Redis, embedders."""

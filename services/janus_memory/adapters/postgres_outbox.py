@@ -1,0 +1,149 @@
+"""The outbox in Postgres, as the indexer of one tenant's rows uses it."""
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from janus_kit.postgres import Connection
+from janus_memory.model import Embeddable, IndexBatch, Indexed, IndexTask, Kind, View
+from janus_memory.text import date_text, line
+
+CHANNEL = "janus_memory_outbox"
+EMBEDDED_CHARS = 8_000
+"""Characters of a record that are embedded; models read no further."""
+_BEFORE = 2
+
+
+class OutboxStatements:
+    """Outbox rows and what they ask for, of one tenant's transaction."""
+
+    _connection: Connection
+    _last_outbox: int
+
+    async def enqueue(self, space_no: int) -> int:
+        if not self._last_outbox:
+            last = await self._connection.fetchval(
+                "SELECT coalesce(max(id), 0) FROM memory.outbox WHERE space_no = $1", space_no
+            )
+            return int(last)
+        # Delivered when the transaction commits, and only then.
+        await self._connection.execute("SELECT pg_notify($1, '')", CHANNEL)
+        return self._last_outbox
+
+    async def unindexed(self, space_no: int, upto: int) -> list[int]:
+        rows = await self._connection.fetch(
+            """SELECT DISTINCT unit FROM memory.outbox
+               WHERE space_no = $1 AND id <= $2 AND dead_at IS NULL ORDER BY unit""",
+            space_no, upto,
+        )  # fmt: skip
+        return [row["unit"] for row in rows]
+
+    async def held_tasks(self, batch: IndexBatch, ids: Sequence[int]) -> list[IndexTask]:
+        rows = await self._connection.fetch(
+            """SELECT id, unit, attempts, counted FROM memory.outbox
+               WHERE space_no = $1 AND id = ANY($2::bigint[]) AND lease = $3 ORDER BY id FOR UPDATE""",
+            batch.space_no, list(ids), UUID(batch.lease),
+        )  # fmt: skip
+        return [IndexTask(row["id"], row["unit"], row["attempts"], row["counted"]) for row in rows]
+
+    async def count_terms(self, space_no: int, tasks: Sequence[IndexTask]) -> None:
+        if not tasks:
+            return
+        units = [task.unit for task in tasks]
+        await self._connection.execute(
+            """INSERT INTO memory.lexicon AS l (space_no, term, units)
+               SELECT $1, split_part(lexeme, ':', 2), count(*)
+               FROM memory.unit, unnest(tsvector_to_array(terms)) AS lexeme
+               WHERE space_no = $1 AND unit = ANY($2::bigint[])
+               GROUP BY 2 ORDER BY 2
+               ON CONFLICT (tenant, space_no, term) DO UPDATE SET units = l.units + excluded.units""",
+            space_no, units,
+        )  # fmt: skip
+        # A turn's date is three terms, which are not in its bag.
+        await self._connection.execute(
+            """INSERT INTO memory.statistics AS s (space_no, units, tokens)
+               SELECT $1, count(*), coalesce(sum(octet_length(bag) / 4 + CASE kind WHEN 1 THEN 3 ELSE 0 END), 0)
+               FROM memory.unit WHERE space_no = $1 AND unit = ANY($2::bigint[])
+               ON CONFLICT (tenant, space_no) DO UPDATE
+               SET units = s.units + excluded.units, tokens = s.tokens + excluded.tokens""",
+            space_no, units,
+        )  # fmt: skip
+        await self._connection.execute(
+            "UPDATE memory.outbox SET counted = true WHERE space_no = $1 AND id = ANY($2::bigint[])",
+            space_no, [task.id for task in tasks],
+        )  # fmt: skip
+
+    async def finish_tasks(self, space_no: int, ids: Sequence[int]) -> None:
+        await self._connection.execute(
+            "DELETE FROM memory.outbox WHERE space_no = $1 AND id = ANY($2::bigint[])", space_no, list(ids)
+        )
+
+    async def postpone_tasks(
+        self, space_no: int, ids: Sequence[int], delay_s: float, error: str, blame: bool, dead_after: int
+    ) -> int:
+        rows = await self._connection.fetch(
+            """UPDATE memory.outbox
+               SET lease = NULL, leased_until = NULL, error = left($4, 1000),
+                   available_at = now() + make_interval(secs => $3::double precision),
+                   attempts = attempts + $5::integer,
+                   dead_at = CASE WHEN $5 = 1 AND attempts + 1 >= $6::integer THEN now() END
+               WHERE space_no = $1 AND id = ANY($2::bigint[]) RETURNING dead_at""",
+            space_no, list(ids), delay_s, error, int(blame), dead_after,
+        )  # fmt: skip
+        return sum(row["dead_at"] is not None for row in rows)
+
+    async def embeddables(self, space_no: int, units: Sequence[int]) -> list[Embeddable]:
+        rows = await self._connection.fetch(
+            f"""SELECT u.unit, u.kind, u.subject, u.agent, u.thread, u.recorded_at, u.valid_from,
+                       u.valid_to, u.expires_at, u.superseded_at, u.version, u.occurred_at, u.speaker,
+                       left(coalesce(t.text, m.text), {EMBEDDED_CHARS}) AS text, m.embedding
+                FROM memory.unit u
+                LEFT JOIN memory.turn t ON u.kind = 1 AND t.space_no = u.space_no
+                     AND t.thread = u.thread AND t.position = u.position
+                LEFT JOIN memory.memory m ON u.kind > 1 AND m.id = u.record_id AND m.version = u.version
+                WHERE u.space_no = $1 AND u.unit = ANY($2::bigint[])
+                  AND NOT EXISTS (SELECT FROM memory.tombstone d
+                                  WHERE d.space_no = u.space_no AND d.unit = u.unit)
+                ORDER BY u.unit""",  # noqa: S608 - a constant
+            space_no, list(units),
+        )  # fmt: skip
+        earlier: dict[int, list[str]] = {}
+        for row in await self._connection.fetch(
+            f"""SELECT u.unit, t.speaker, left(t.text, {EMBEDDED_CHARS}) AS text
+                FROM memory.unit u
+                JOIN memory.turn t ON t.space_no = u.space_no AND t.thread = u.thread
+                     AND t.position BETWEEN u.position - {_BEFORE} AND u.position - 1
+                     AND t.session = u.session
+                WHERE u.space_no = $1 AND u.kind = 1 AND u.unit = ANY($2::bigint[])
+                ORDER BY u.unit, t.position""",  # noqa: S608 - constants
+            space_no, list(units),
+        ):  # fmt: skip
+            earlier.setdefault(row["unit"], []).append(line(row["speaker"], row["text"]))
+        return [_embeddable(row, earlier.get(row["unit"], [])) for row in rows if row["text"] is not None]
+
+
+def _embeddable(row: Any, before: Sequence[str]) -> Embeddable:
+    kind = Kind(row["kind"])
+    alone = line(row["speaker"], row["text"])
+    texts = {View.ALONE: alone, View.BEFORE: alone}
+    if kind is Kind.TURN:
+        date = f"({date_text(row['occurred_at'])})"
+        together = "\n".join([*before, alone])
+        texts = {View.ALONE: f"{date} {alone}", View.BEFORE: f"{date} {together}"}
+    return Embeddable(
+        about=Indexed(
+            unit=row["unit"],
+            kind=kind,
+            subject=row["subject"],
+            agent=row["agent"],
+            thread=row["thread"],
+            recorded_at=row["recorded_at"],
+            valid_from=row["valid_from"],
+            valid_to=row["valid_to"],
+            expires_at=row["expires_at"],
+            superseded_at=row["superseded_at"],
+        ),
+        version=row["version"],
+        texts=texts,
+        embedding=tuple(row["embedding"] or ()),
+    )

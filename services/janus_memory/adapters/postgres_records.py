@@ -1,0 +1,102 @@
+"""The records in Postgres: transactions of a tenant, and the outbox across tenants."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+from janus_kit.postgres import Connection, Database
+from janus_memory.adapters.postgres_memories import MemoryStatements
+from janus_memory.adapters.postgres_outbox import CHANNEL, OutboxStatements
+from janus_memory.adapters.postgres_search import SearchStatements
+from janus_memory.adapters.postgres_spaces import SpaceStatements
+from janus_memory.model import Backlog, IndexBatch, IndexTask
+from janus_memory.ports import Transaction
+
+
+class PostgresTransaction(SpaceStatements, MemoryStatements, SearchStatements, OutboxStatements):
+    """One transaction of one tenant; row-level security is bound to that tenant."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._last_outbox = 0
+
+
+class PostgresRecords:
+    """Implements ports.Records."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @asynccontextmanager
+    async def transaction(self, tenant: str) -> AsyncIterator[Transaction]:
+        async with self._database.tenant(tenant) as connection:
+            yield PostgresTransaction(connection)
+
+    async def claim(self, worker: str, limit: int, lease_s: float) -> IndexBatch | None:
+        lease = UUID(worker)
+        async with self._database.worker() as connection:
+            due = await connection.fetchrow(
+                """SELECT tenant, space_no FROM memory.outbox o
+                   WHERE dead_at IS NULL AND available_at <= now()
+                     AND NOT EXISTS (SELECT FROM memory.outbox l
+                                     WHERE l.tenant = o.tenant AND l.space_no = o.space_no
+                                       AND l.lease IS NOT NULL AND l.lease <> $1
+                                       AND l.leased_until >= now())
+                   ORDER BY available_at, id LIMIT 1 FOR UPDATE SKIP LOCKED""",
+                lease,
+            )
+            if due is None:
+                return None
+            # One worker a space, so that what is written later is applied later;
+            # the lock covers the moment in which two could both see no lease.
+            alone = await connection.fetchval(
+                "SELECT pg_try_advisory_xact_lock(hashtextextended('janus.memory.index', $1))",
+                due["space_no"],
+            )
+            if not alone:
+                return None
+            rows = await connection.fetch(
+                """UPDATE memory.outbox SET lease = $3, leased_until = now() + make_interval(secs => $4)
+                   WHERE tenant = $1 AND space_no = $2 AND id IN (
+                       SELECT id FROM memory.outbox
+                       WHERE tenant = $1 AND space_no = $2 AND dead_at IS NULL AND available_at <= now()
+                         AND NOT EXISTS (SELECT FROM memory.outbox
+                                         WHERE tenant = $1 AND space_no = $2
+                                           AND lease IS NOT NULL AND lease <> $3
+                                           AND leased_until >= now())
+                       ORDER BY id LIMIT $5 FOR UPDATE SKIP LOCKED)
+                   RETURNING id, unit, attempts, counted""",
+                due["tenant"], due["space_no"], lease, lease_s, limit,
+            )  # fmt: skip
+        if not rows:
+            return None
+        tasks = sorted(
+            (IndexTask(row["id"], row["unit"], row["attempts"], row["counted"]) for row in rows),
+            key=lambda task: task.id,
+        )
+        return IndexBatch(due["tenant"], due["space_no"], worker, tuple(tasks))
+
+    async def backlog(self) -> Backlog:
+        async with self._database.worker() as connection:
+            row = await connection.fetchrow(
+                """SELECT count(*) FILTER (WHERE dead_at IS NULL) AS waiting,
+                          count(*) FILTER (WHERE dead_at IS NOT NULL) AS dead,
+                          coalesce(extract(epoch FROM now() - min(created_at) FILTER (WHERE dead_at IS NULL)), 0)
+                              AS oldest
+                   FROM memory.outbox"""
+            )
+        return Backlog(row["waiting"], max(float(row["oldest"]), 0.0), row["dead"])
+
+    async def forget_requests(self) -> int:
+        async with self._database.worker() as connection:
+            status = await connection.execute(
+                "DELETE FROM memory.request WHERE created_at < now() - interval '24 hours'"
+            )
+        return int(status.split()[-1])
+
+    async def wakeups(self) -> AsyncIterator[None]:
+        async for _ in self._database.listen(CHANNEL):
+            yield None
+
+    async def ping(self) -> None:
+        await self._database.ping()

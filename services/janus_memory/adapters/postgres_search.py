@@ -1,0 +1,96 @@
+"""What Recall reads from Postgres."""
+
+from collections.abc import Mapping, Sequence
+
+from janus_kit.postgres import Connection
+from janus_memory.adapters.sql import MEMORY_COLUMNS, TURN_COLUMNS, Bound, allowed, memory_of, quoted, turn_of
+from janus_memory.model import Candidate, HardFilter, Lexicon, Memory, Space, Turn
+from janus_memory.text import lexeme
+
+# In the order of Candidate's fields.
+_CANDIDATE = "unit, kind, thread, position, session, speaker, occurred_at, importance, bag"
+
+
+class SearchStatements:
+    """Search documents of one tenant's transaction.
+
+    Matching goes through the view `memory.searchable`; everything else reads
+    memory.unit itself.
+    """
+
+    _connection: Connection
+
+    async def lexicon(self, space_no: int, terms: Sequence[str]) -> Lexicon:
+        rows = await self._connection.fetch(
+            """SELECT NULL AS term, units, tokens FROM memory.statistics WHERE space_no = $1
+               UNION ALL
+               SELECT term, units, 0 FROM memory.lexicon WHERE space_no = $1 AND term = ANY($2::text[])""",
+            space_no, list(terms),
+        )  # fmt: skip
+        totals = next(((row["units"], row["tokens"]) for row in rows if row["term"] is None), (0, 0))
+        found = {row["term"]: row["units"] for row in rows if row["term"] is not None}
+        return Lexicon(totals[0], totals[1], found)
+
+    async def matching(
+        self, space_no: int, terms: Mapping[str, float], where: HardFilter, limit: int
+    ) -> list[Candidate]:
+        if not terms:
+            return []
+        lexemes = [lexeme(space_no, term) for term in terms]
+        bound = Bound(space_no, quoted(lexemes), [quoted([each]) for each in lexemes], list(terms.values()), limit)
+        rows = await self._connection.fetch(
+            f"""SELECT {_CANDIDATE} FROM memory.searchable u
+                WHERE space_no = $1 AND terms @@ $2::text::tsquery{allowed(where, bound)}
+                ORDER BY (SELECT sum(weight)
+                          FROM unnest($3::text[]::tsquery[], $4::real[]) AS q (term, weight)
+                          WHERE u.terms @@ q.term) DESC, unit DESC
+                LIMIT $5""",  # noqa: S608 - placeholders and constants
+            *bound.values,
+        )
+        return [Candidate._make(row) for row in rows]
+
+    async def candidates(self, space_no: int, units: Sequence[int], where: HardFilter) -> list[Candidate]:
+        bound = Bound(space_no, list(units))
+        rows = await self._connection.fetch(
+            f"""SELECT {_CANDIDATE} FROM memory.unit
+                WHERE space_no = $1 AND unit = ANY($2::bigint[]){allowed(where, bound)}""",  # noqa: S608 - placeholders and constants
+            *bound.values,
+        )
+        return [Candidate._make(row) for row in rows]
+
+    async def around(self, space_no: int, spans: Sequence[tuple[str, int, int]], where: HardFilter) -> list[Candidate]:
+        if not spans:
+            return []
+        threads, firsts, lasts = zip(*spans, strict=True)
+        bound = Bound(space_no, list(threads), list(firsts), list(lasts))
+        rows = await self._connection.fetch(
+            f"""SELECT {_CANDIDATE}
+                FROM unnest($2::text[], $3::bigint[], $4::bigint[]) AS s (in_thread, first, last)
+                JOIN memory.unit ON space_no = $1 AND kind = 1 AND thread = in_thread
+                                AND position BETWEEN first AND last
+                WHERE true{allowed(where, bound)}""",  # noqa: S608 - placeholders and constants
+            *bound.values,
+        )
+        return [Candidate._make(row) for row in rows]
+
+    async def records(self, space: Space, units: Sequence[int]) -> dict[int, Turn | Memory]:
+        if not units:
+            return {}
+        found: dict[int, Turn | Memory] = {}
+        rows = await self._connection.fetch(
+            f"""SELECT u.unit, {TURN_COLUMNS} FROM memory.unit u
+                JOIN memory.turn t ON t.space_no = u.space_no AND t.thread = u.thread
+                                  AND t.position = u.position
+                WHERE u.space_no = $1 AND u.kind = 1 AND u.unit = ANY($2::bigint[])""",  # noqa: S608 - constant columns
+            space.number, list(units),
+        )  # fmt: skip
+        found.update((row["unit"], turn_of(row, space.name)) for row in rows)
+        if len(found) < len(units):
+            rows = await self._connection.fetch(
+                f"""SELECT u.unit, {MEMORY_COLUMNS} FROM memory.unit u
+                    JOIN memory.memory m ON m.id = u.record_id AND m.version = u.version
+                    WHERE u.space_no = $1 AND u.kind > 1 AND u.unit = ANY($2::bigint[])""",  # noqa: S608 - constant columns
+                space.number, list(units),
+            )  # fmt: skip
+            found.update((row["unit"], memory_of(row, space.name)) for row in rows)
+        return found

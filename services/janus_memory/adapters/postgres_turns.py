@@ -1,0 +1,162 @@
+"""Threads and turns in Postgres."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from janus_kit.postgres import Connection
+from janus_memory.adapters.sql import TURN_COLUMNS, turn_of
+from janus_memory.model import Document, NewTurn, Scope, Space, ThreadHead, Turn
+from janus_memory.ports import KnownTurn
+
+
+class TurnStatements:
+    """Threads and their turns, of one tenant's transaction."""
+
+    _connection: Connection
+    _last_outbox: int
+
+    async def lock_thread(self, space_no: int, thread: str) -> ThreadHead:
+        row = await self._connection.fetchrow(
+            """INSERT INTO memory.thread AS t (space_no, id) VALUES ($1, $2)
+               ON CONFLICT (tenant, space_no, id) DO UPDATE SET last_position = t.last_position
+               RETURNING incarnation, last_position, session, last_occurred_at,
+                         clock_timestamp() AS read_at""",
+            space_no, thread,
+        )  # fmt: skip
+        return _head(row)
+
+    async def thread_head(self, space_no: int, thread: str) -> ThreadHead | None:
+        row = await self._connection.fetchrow(
+            """SELECT incarnation, last_position, session, last_occurred_at, clock_timestamp() AS read_at
+               FROM memory.thread WHERE space_no = $1 AND id = $2""",
+            space_no, thread,
+        )  # fmt: skip
+        return _head(row) if row else None
+
+    async def known_turns(self, space_no: int, thread: str, ids: Sequence[str]) -> dict[str, KnownTurn]:
+        rows = await self._connection.fetch(
+            """SELECT id, position, digest FROM memory.turn
+               WHERE space_no = $1 AND thread = $2 AND id = ANY($3::text[])""",
+            space_no, thread, list(ids),
+        )  # fmt: skip
+        return {row["id"]: KnownTurn(row["position"], row["digest"]) for row in rows}
+
+    async def add_turns(
+        self, space: Space, head: ThreadHead, turns: Sequence[NewTurn], placed: Sequence[Document]
+    ) -> list[Turn]:
+        stored = [_stored(turn, document, head.read_at) for turn, document in zip(turns, placed, strict=True)]
+        await self._connection.executemany(
+            """INSERT INTO memory.turn (space_no, thread, position, id, subject, agent, role, speaker,
+                   content, text, tokens, calls, results, session, occurred_at, recorded_at,
+                   metadata_json, digest)
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)""",
+            [
+                (
+                    space.number, turn.scope.thread, turn.position, turn.id, turn.scope.subject,
+                    turn.scope.agent, int(new.role), turn.speaker, turn.content, turn.text, turn.tokens,
+                    list(turn.calls), list(turn.results), turn.session, turn.occurred_at,
+                    turn.recorded_at, turn.metadata_json, new.digest,
+                )
+                for turn, new in zip(stored, turns, strict=True)
+            ],
+        )  # fmt: skip
+        await self._connection.execute(
+            """UPDATE memory.thread SET last_position = $3, session = $4, last_occurred_at = $5
+               WHERE space_no = $1 AND id = $2""",
+            space.number, stored[0].scope.thread, stored[-1].position, stored[-1].session,
+            stored[-1].occurred_at,
+        )  # fmt: skip
+        await self._add_documents(space.number, placed, head.read_at)
+        return stored
+
+    async def turns(self, space: Space, scope: Scope, below: int, limit: int) -> list[Turn]:
+        rows = await self._connection.fetch(
+            f"""SELECT {TURN_COLUMNS} FROM memory.turn t
+                WHERE t.space_no = $1 AND t.thread = $2 AND t.position < $3
+                  AND ($4 = '' OR t.subject = $4) AND ($5 = '' OR t.agent = $5)
+                ORDER BY t.position DESC LIMIT $6""",  # noqa: S608 - constant columns
+            space.number, scope.thread, below, scope.subject, scope.agent, limit,
+        )  # fmt: skip
+        return [turn_of(row, space.name) for row in reversed(rows)]
+
+    async def count_turns(self, space: Space, scope: Scope) -> int:
+        count = await self._connection.fetchval(
+            """SELECT count(*) FROM memory.turn WHERE space_no = $1 AND thread = $2
+                 AND ($3 = '' OR subject = $3) AND ($4 = '' OR agent = $4)""",
+            space.number, scope.thread, scope.subject, scope.agent,
+        )  # fmt: skip
+        return int(count)
+
+    async def _add_documents(self, space_no: int, documents: Sequence[Document], recorded_at: datetime) -> None:
+        """Search documents and their outbox rows, in one statement."""
+        self._last_outbox = await self._connection.fetchval(
+            """WITH new AS (
+                   INSERT INTO memory.unit (space_no, kind, record_id, version, subject, agent, thread,
+                       position, session, speaker, occurred_at, recorded_at, valid_from, valid_to,
+                       expires_at, importance, metadata, terms, bag)
+                   SELECT $1, kind, record_id, version, subject, agent, thread, position, session,
+                          speaker, occurred_at, $2, valid_from, valid_to, expires_at, importance,
+                          nullif(metadata, '')::jsonb, array_to_tsvector(string_to_array(terms, ' ')), bag
+                   FROM unnest($3::smallint[], $4::text[], $5::bigint[], $6::text[], $7::text[],
+                               $8::text[], $9::bigint[], $10::integer[], $11::text[], $12::timestamptz[],
+                               $13::timestamptz[], $14::timestamptz[], $15::timestamptz[], $16::real[],
+                               $17::text[], $18::text[], $19::bytea[])
+                        AS d (kind, record_id, version, subject, agent, thread, position, session,
+                              speaker, occurred_at, valid_from, valid_to, expires_at, importance,
+                              metadata, terms, bag)
+                   RETURNING unit
+               ), queued AS (
+                   INSERT INTO memory.outbox (space_no, unit) SELECT $1, unit FROM new ORDER BY unit
+                   RETURNING id
+               )
+               SELECT max(id) FROM queued""",
+            space_no,
+            recorded_at,
+            [int(each.kind) for each in documents],
+            [each.record_id for each in documents],
+            [each.version for each in documents],
+            [each.scope.subject for each in documents],
+            [each.scope.agent for each in documents],
+            [each.scope.thread for each in documents],
+            [each.position for each in documents],
+            [each.session for each in documents],
+            [each.speaker for each in documents],
+            [each.occurred_at for each in documents],
+            [each.valid_from for each in documents],
+            [each.valid_to for each in documents],
+            [each.expires_at for each in documents],
+            [each.importance for each in documents],
+            [each.metadata_json for each in documents],
+            [" ".join(each.lexemes) for each in documents],
+            [each.bag for each in documents],
+        )
+
+
+def _head(row: Any) -> ThreadHead:
+    return ThreadHead(
+        incarnation=row["incarnation"].hex,
+        last_position=row["last_position"],
+        session=row["session"],
+        last_occurred_at=row["last_occurred_at"],
+        read_at=row["read_at"],
+    )
+
+
+def _stored(turn: NewTurn, document: Document, recorded_at: datetime) -> Turn:
+    assert turn.occurred_at is not None
+    return Turn(
+        id=turn.id,
+        scope=turn.scope,
+        speaker=turn.speaker,
+        text=turn.text,
+        content=turn.content,
+        tokens=turn.tokens,
+        calls=turn.calls,
+        results=turn.results,
+        position=document.position,
+        session=document.session,
+        occurred_at=turn.occurred_at,
+        recorded_at=recorded_at,
+        metadata_json=turn.metadata_json,
+    )

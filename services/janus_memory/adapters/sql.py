@@ -1,0 +1,100 @@
+"""Fragments of SQL that several statements share. Values are always bound parameters."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from janus_memory.model import HardFilter, Kind, Memory, Scope, Turn
+
+
+class Bound:
+    """Parameters of a statement under construction; calling it gives a placeholder."""
+
+    def __init__(self, *values: Any) -> None:
+        self.values = list(values)
+
+    def __call__(self, value: Any) -> str:
+        self.values.append(value)
+        return f"${len(self.values)}"
+
+
+def allowed(where: HardFilter, bound: Bound) -> str:
+    """Conditions of a hard filter, each with AND before it; for units and for vectors.
+
+    Conditions that nobody asked for are left out, so that a scan does not pay
+    for them; there are few enough variants for the statement cache.
+    """
+    conditions = []
+    for column, value in (
+        ("subject", where.scope.subject),
+        ("agent", where.scope.agent),
+        ("thread", where.scope.thread),
+    ):
+        if value:
+            conditions.append(f"{column} = {bound(value)}")
+    if where.kinds:
+        conditions.append(f"kind = ANY({bound([int(kind) for kind in where.kinds])}::smallint[])")
+    at = bound(where.valid_at)
+    conditions.append(f"(valid_from IS NULL OR valid_from <= {at}::timestamptz)")
+    conditions.append(f"(valid_to IS NULL OR valid_to > {at}::timestamptz)")
+    conditions.append(f"(expires_at IS NULL OR expires_at > {bound(where.now)}::timestamptz)")
+    if where.recorded_at is None:
+        conditions.append("superseded_at IS NULL")
+    else:
+        known = bound(where.recorded_at)
+        conditions.append(f"recorded_at <= {known}::timestamptz")
+        conditions.append(f"(superseded_at IS NULL OR superseded_at > {known}::timestamptz)")
+    return "".join(f" AND {condition}" for condition in conditions)
+
+
+TURN_COLUMNS = (
+    "t.id, t.subject, t.agent, t.thread, t.speaker, t.text, t.content, t.tokens, t.calls, t.results,"
+    " t.position, t.session, t.occurred_at, t.recorded_at, t.metadata_json"
+)
+MEMORY_COLUMNS = (
+    "m.id, m.version, m.kind, m.text, m.subject, m.agent, m.thread, m.predicate, m.provenance_json,"
+    " m.valid_from, m.valid_to, m.expires_at, m.importance, m.metadata_json, m.recorded_at, m.superseded_at"
+)
+
+
+def turn_of(row: Any, space: str) -> Turn:
+    """A row of TURN_COLUMNS as a turn."""
+    return Turn(
+        id=row["id"],
+        scope=Scope(space, row["subject"], row["agent"], row["thread"]),
+        speaker=row["speaker"],
+        text=row["text"],
+        content=row["content"],
+        tokens=row["tokens"],
+        calls=tuple(row["calls"]),
+        results=tuple(row["results"]),
+        position=row["position"],
+        session=row["session"],
+        occurred_at=row["occurred_at"],
+        recorded_at=row["recorded_at"],
+        metadata_json=row["metadata_json"],
+    )
+
+
+def memory_of(row: Any, space: str) -> Memory:
+    """A row of MEMORY_COLUMNS as a memory."""
+    return Memory(
+        id=row["id"],
+        version=row["version"],
+        kind=Kind(row["kind"]),
+        text=row["text"],
+        scope=Scope(space, row["subject"], row["agent"], row["thread"]),
+        predicate=row["predicate"],
+        provenance_json=row["provenance_json"],
+        valid_from=row["valid_from"],
+        valid_to=row["valid_to"],
+        expires_at=row["expires_at"],
+        importance=row["importance"],
+        metadata_json=row["metadata_json"],
+        recorded_at=row["recorded_at"],
+        superseded_at=row["superseded_at"],
+    )
+
+
+def quoted(lexemes: Sequence[str]) -> str:
+    """A tsquery that any of the lexemes satisfies."""
+    return " | ".join("'" + lexeme.replace("\\", "\\\\").replace("'", "''") + "'" for lexeme in lexemes)

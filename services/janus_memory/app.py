@@ -1,0 +1,126 @@
+"""Composition root of memory: settings in, a Mount out."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import grpc
+
+from janus_api.inference.v1 import inference_service_pb2_grpc as inference_rpc
+from janus_api.memory.v1 import memory_service_pb2_grpc as rpc
+from janus_kit.channel import connect
+from janus_kit.clock import SystemClock
+from janus_kit.errors import JanusError, Unavailable
+from janus_kit.interceptors.context import remaining_seconds
+from janus_kit.mount import BackgroundTask, Mount, Part
+from janus_kit.postgres import database
+from janus_kit.redis import redis as redis_client
+from janus_kit.settings import PostgresSettings, RedisSettings
+from janus_memory import metrics
+from janus_memory.adapters.chroma_index import ChromaIndex
+from janus_memory.adapters.inference_embedder import KnownEmbedders
+from janus_memory.adapters.lexical_embedder import LexicalEmbedder
+from janus_memory.adapters.pgvector_index import PgvectorIndex
+from janus_memory.adapters.postgres_records import PostgresRecords
+from janus_memory.adapters.redis_windows import RedisWindows
+from janus_memory.append import AppendTurns
+from janus_memory.indexer import Indexer
+from janus_memory.model import Backend
+from janus_memory.parts import Parts
+from janus_memory.ports import VectorIndex
+from janus_memory.recall import Recall
+from janus_memory.remember import Remember
+from janus_memory.servicer import SERVICE, MemoryServicer
+from janus_memory.settings import MemorySettings
+from janus_memory.spaces import SpaceDefaults, Spaces
+from janus_memory.windowing import ReadWindow
+
+_BACKLOG_EVERY_S = 5.0
+_CHANNEL_STATES_AWAY = {grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN}
+
+
+@asynccontextmanager
+async def mount(settings: MemorySettings, *, postgres: PostgresSettings, redis: RedisSettings) -> AsyncIterator[Mount]:
+    """The memory service, ready to be served. Needs its migrations applied; waits for nothing."""
+    clock = SystemClock()
+    parts = Parts()
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(database(postgres, application="janus-memory"))
+        client = await stack.enter_async_context(redis_client(redis, application="janus-memory"))
+        records = PostgresRecords(pool)
+        windows = RedisWindows(client, length=settings.window_turns, ttl_s=settings.window_ttl_s)
+        indexes: dict[int, VectorIndex] = {Backend.PGVECTOR: PgvectorIndex(pool)}
+        checks = [
+            Part("postgres", True, records.ping, "nothing is read or written"),
+            Part("redis", False, windows.ping, "windows are read from postgres"),
+        ]
+        if settings.chroma_url:
+            chroma = ChromaIndex(settings.chroma_url, timeout_s=settings.chroma_timeout_s)
+            stack.push_async_callback(chroma.close)
+            indexes[Backend.CHROMA] = chroma
+            checks.append(Part("chroma", False, _noting(chroma, parts), "recall is lexical; vectors are indexed later"))
+        stub: inference_rpc.InferenceServiceAsyncStub | None = None
+        if settings.inference_target:
+            channel = await stack.enter_async_context(connect(settings.inference_target))
+            stub = inference_rpc.InferenceServiceStub(channel)
+            checks.append(Part("inference", False, _reachable(channel), "only the built-in embedder makes vectors"))
+        embedders = KnownEmbedders(LexicalEmbedder(), stub, settings.embed_timeout_s)
+        defaults = SpaceDefaults(
+            Backend[settings.default_backend.upper()],
+            settings.default_embedding_model,
+            settings.default_dimensions,
+            frozenset(Backend(backend) for backend in indexes),
+        )
+        spaces = Spaces(records, embedders, defaults)
+        servicer = MemoryServicer(  # type: ignore[abstract]  # what is not built refuses by itself
+            append=AppendTurns(records, windows, spaces, parts, clock),
+            window=ReadWindow(records, windows, spaces, parts),
+            remember=Remember(records, spaces, parts, clock),
+            recall=Recall(
+                records, indexes, embedders, spaces, parts, clock, settings.dense_timeout_s, remaining_seconds
+            ),
+            spaces=spaces,
+            clock=clock,
+        )
+        background: list[tuple[str, BackgroundTask]] = [("memory-backlog", lambda: _watch(records))]
+        if settings.indexer:
+            indexer = Indexer(records, indexes, embedders, parts, poll_s=settings.indexer_poll_s)
+            background.append(("memory-indexer", indexer.run))
+        yield Mount(
+            name="memory",
+            register=lambda server: rpc.add_MemoryServiceServicer_to_server(servicer, server),
+            services=(SERVICE,),
+            parts=tuple(checks),
+            background=tuple(background),
+        )
+
+
+async def _watch(records: PostgresRecords) -> None:
+    """Keep the outbox's gauges, and remove stored answers that are past their time."""
+    while True:
+        try:
+            metrics.show(await records.backlog())
+            await records.forget_requests()
+        except JanusError:
+            pass  # Postgres is away or busy: its own part says so.
+        await asyncio.sleep(_BACKLOG_EVERY_S)
+
+
+def _noting(index: ChromaIndex, parts: Parts) -> Callable[[], Awaitable[None]]:
+    async def check() -> None:
+        try:
+            await index.ping()
+        except Unavailable:
+            parts.away("chroma")
+            raise
+        parts.back("chroma")
+
+    return check
+
+
+def _reachable(channel: grpc.aio.Channel) -> Callable[[], Awaitable[None]]:
+    async def check() -> None:
+        if channel.get_state(try_to_connect=True) in _CHANNEL_STATES_AWAY:
+            raise Unavailable("inference", "the inference service does not answer")
+
+    return check

@@ -1,0 +1,161 @@
+"""AppendMessages: turns into a thread, in one transaction, without any model."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from janus_kit.clock import Clock
+from janus_kit.errors import AlreadyExists, Unavailable
+from janus_kit.ids import new_id
+from janus_memory.consistency import caught_up, token
+from janus_memory.idempotency import Request, once
+from janus_memory.model import Document, Kind, NewTurn, Scope, Space, ThreadHead, Turn
+from janus_memory.parts import Parts
+from janus_memory.ports import KnownTurn, Records, Transaction, Windows
+from janus_memory.spaces import Spaces, away_for
+from janus_memory.text import LONG_TEXT, bag, date_terms, lexeme, line, terms
+
+SESSION_GAP = timedelta(minutes=30)
+"""A turn this much before or after the one before it begins a new session."""
+
+
+@dataclass(frozen=True)
+class Appended:
+    """What became of an append."""
+
+    ids: tuple[str, ...]
+    first_position: int
+    last_position: int
+    token: str
+    searchable: bool
+    degraded: tuple[str, ...]
+
+
+class AppendTurns:
+    """Adds turns to threads."""
+
+    def __init__(self, records: Records, windows: Windows, spaces: Spaces, parts: Parts, clock: Clock) -> None:
+        self._records = records
+        self._windows = windows
+        self._spaces = spaces
+        self._parts = parts
+        self._clock = clock
+
+    async def run(
+        self, tenant: str, scope: Scope, turns: Sequence[NewTurn], request: Request, wait_s: float
+    ) -> Appended:
+        """All turns or none. With ``wait_s`` above 0, wait so long until Recall finds them.
+
+        A turn whose id is in the thread with the same content is there already
+        and keeps its place; with other content: AlreadyExists.
+        """
+        stored: list[Turn] = []
+        incarnation = ""
+        async with self._records.transaction(tenant) as tx:
+            space = await self._spaces.for_write(tx, scope.space)
+
+            async def work() -> Mapping[str, Any]:
+                nonlocal incarnation
+                head = await tx.lock_thread(space.number, scope.thread)
+                incarnation = head.incarnation
+                positions, fresh = await self._place(tx, space, scope, turns, head)
+                stored.extend(fresh)
+                upto = await tx.enqueue(space.number)
+                return {"ids": list(positions), "positions": list(positions.values()), "outbox": upto}
+
+            answer, _ = await once(tx, request, work)
+        degraded = await self._to_window(tenant, incarnation, stored)
+        degraded += away_for(space, self._parts)
+        upto = int(answer["outbox"])
+        # What was written just now is not indexed yet; only who waits, or comes again, asks.
+        asks = wait_s > 0 or not stored
+        searchable = asks and await caught_up(self._records, tenant, space.number, upto, wait_s)
+        return Appended(
+            ids=tuple(answer["ids"]),
+            first_position=answer["positions"][0],
+            last_position=answer["positions"][-1],
+            token=token(space.number, upto),
+            searchable=searchable,
+            degraded=tuple(dict.fromkeys(degraded)),
+        )
+
+    async def _place(
+        self, tx: Transaction, space: Space, scope: Scope, turns: Sequence[NewTurn], head: ThreadHead
+    ) -> tuple[dict[str, int], list[Turn]]:
+        """Positions by id in the order of the request, and the turns that are new."""
+        given = [turn.id for turn in turns if turn.id]
+        known = await tx.known_turns(space.number, scope.thread, given) if given else {}
+        now = self._clock.now()
+        fresh, documents = [], []
+        positions: dict[str, int] = {}
+        for turn in turns:
+            if turn.id in known:
+                _must_equal(turn, known[turn.id])
+                positions[turn.id] = known[turn.id].position
+                continue
+            placed = replace(turn, id=turn.id or new_id("msg"), occurred_at=turn.occurred_at or now)
+            assert placed.occurred_at is not None
+            head = _advanced(head, placed.occurred_at)
+            positions[placed.id] = head.last_position
+            fresh.append(placed)
+            documents.append(_document(space, placed, head))
+            if len(turn.text) > LONG_TEXT:
+                # Others on the event loop take their turn between long texts.
+                await asyncio.sleep(0)
+        if not fresh:
+            return positions, []
+        return positions, await tx.add_turns(space, head, fresh, documents)
+
+    async def _to_window(self, tenant: str, incarnation: str, turns: Sequence[Turn]) -> list[str]:
+        if not turns:
+            return []
+        try:
+            await self._windows.put(tenant, incarnation, turns)
+        except Unavailable as away:
+            # The window is rebuilt from the record when it is next read.
+            self._parts.away(away.part)
+            return [away.part]
+        self._parts.back("redis")
+        return []
+
+
+def _advanced(head: ThreadHead, occurred_at: datetime) -> ThreadHead:
+    """The head after one more turn. A jump in time, either way, begins a session."""
+    last = head.last_occurred_at
+    same = last is not None and abs(occurred_at - last) <= SESSION_GAP
+    return replace(
+        head,
+        last_position=head.last_position + 1,
+        session=head.session + (0 if same else 1),
+        last_occurred_at=occurred_at,
+    )
+
+
+def _document(space: Space, turn: NewTurn, head: ThreadHead) -> Document:
+    assert turn.occurred_at is not None
+    own = terms(line(turn.speaker, turn.text))
+    return Document(
+        kind=Kind.TURN,
+        record_id=turn.id,
+        version=1,
+        scope=turn.scope,
+        position=head.last_position,
+        session=head.session,
+        speaker=turn.speaker,
+        occurred_at=turn.occurred_at,
+        lexemes=tuple(lexeme(space.number, term) for term in dict.fromkeys([*own, *date_terms(turn.occurred_at)])),
+        bag=bag(own),
+        metadata_json=turn.metadata_json,
+    )
+
+
+def _must_equal(turn: NewTurn, known: KnownTurn) -> None:
+    if turn.digest != known.digest:
+        raise AlreadyExists(
+            "RESOURCE_EXISTS",
+            f"message '{turn.id}' is in the thread with other content",
+            "message",
+            turn.id,
+        )

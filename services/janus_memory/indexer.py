@@ -1,0 +1,182 @@
+"""The indexer: applies the outbox to statistics and vectors.
+
+At least once and idempotent: a row is leased, its unit is read as it is now,
+its terms are counted once, its vectors are put in place of older ones, and the
+row goes only after that. What is gone by then is taken out instead, so a
+tombstone wins over any write that comes late. A part that is away postpones
+rows without blame; a row that fails by its own fault is dead after so many
+tries, with the reason.
+"""
+
+import asyncio
+import random
+from collections.abc import Mapping, Sequence
+from uuid import uuid4
+
+from janus_kit.auth.identity import Identity, acting_as
+from janus_kit.errors import InvalidArgument, JanusError, Unavailable
+from janus_kit.telemetry.logging import get_logger
+from janus_memory.model import Embeddable, IndexBatch, IndexTask, Space, VectorRow, View
+from janus_memory.parts import Parts
+from janus_memory.ports import Embedders, Purpose, Records, VectorIndex
+
+BATCH = 128
+LEASE_S = 15.0
+"""How long rows of a process that died wait for another."""
+APPLY_TIMEOUT_S = 12.0
+"""Less than the lease, so that nobody else begins while a batch still runs."""
+DEAD_AFTER = 8
+_FIRST_DELAY_S = 0.5
+_LONGEST_DELAY_S = 30.0
+_AWAY_DELAY_S = 1.0
+
+_log = get_logger(__name__)
+
+
+class Indexer:
+    """Works off the outbox. Any number may run, on any replica; one runs one batch at a time."""
+
+    def __init__(
+        self,
+        records: Records,
+        indexes: Mapping[int, VectorIndex],
+        embedders: Embedders,
+        parts: Parts,
+        *,
+        poll_s: float,
+    ) -> None:
+        self._records = records
+        self._indexes = indexes
+        self._embedders = embedders
+        self._parts = parts
+        self._poll_s = poll_s
+        self._wake = asyncio.Event()
+        self._id = str(uuid4())
+
+    async def run(self) -> None:
+        """Work for ever: at once when woken, and every ``poll_s`` seconds regardless."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._listen())
+            waiting = False
+            while True:
+                self._wake.clear()
+                try:
+                    busy = await self.work()
+                    waiting = False
+                except JanusError as error:
+                    # Postgres is away, or busy; the next round will tell.
+                    if not waiting:
+                        _log.warning("indexer_waits", reason=error.reason, detail=error.message)
+                    busy, waiting = False, True
+                if not busy:
+                    await self._pause()
+
+    async def work(self) -> bool:
+        """Apply one batch. Whether there was one."""
+        batch = await self._records.claim(self._id, BATCH, LEASE_S)
+        if batch is None:
+            return False
+        await self._apply(batch, batch.tasks)
+        return True
+
+    async def _listen(self) -> None:
+        async for _ in self._records.wakeups():
+            self._wake.set()
+
+    async def _pause(self) -> None:
+        try:
+            async with asyncio.timeout(self._poll_s):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    async def _apply(self, batch: IndexBatch, tasks: Sequence[IndexTask]) -> None:
+        """Apply tasks together; if they fail by their own fault, one by one."""
+        try:
+            async with asyncio.timeout(APPLY_TIMEOUT_S):
+                await self._apply_together(batch, tasks)
+        except (Unavailable, TimeoutError) as error:
+            part = error.part if isinstance(error, Unavailable) else "index"
+            if part == "postgres":
+                raise
+            await self._postpone(batch, tasks, f"{part} is not available", blame=False)
+        except Exception as error:  # noqa: BLE001 - one bad row must not stop the others
+            if len(tasks) > 1:
+                for task in tasks:
+                    await self._apply(batch, [task])
+                return
+            reason = error.message if isinstance(error, JanusError) else type(error).__name__
+            if not isinstance(error, JanusError):
+                _log.exception("indexer_failed", unit=tasks[0].unit)
+            await self._postpone(batch, tasks, reason, blame=True)
+
+    async def _apply_together(self, batch: IndexBatch, tasks: Sequence[IndexTask]) -> None:
+        async with self._records.transaction(batch.tenant) as tx:
+            tasks = await tx.held_tasks(batch, [task.id for task in tasks])
+            if not tasks:
+                return
+            units = [task.unit for task in tasks]
+            await tx.count_terms(batch.space_no, [task for task in tasks if not task.counted])
+            space = await tx.space_numbered(batch.space_no)
+            found = await tx.embeddables(batch.space_no, units) if space else []
+        if space is not None:
+            present = {each.about.unit for each in found}
+            index = self._indexes.get(space.backend)
+            part = space.backend.name.lower()
+            if index is None:
+                raise Unavailable(part)
+            rows = await self._vectors(batch.tenant, space, found)
+            try:
+                await index.upsert(batch.tenant, space, rows)
+                await index.delete(batch.tenant, space, [unit for unit in units if unit not in present])
+            except Unavailable:
+                self._parts.away(part)
+                raise
+            self._parts.back(part)
+        async with self._records.transaction(batch.tenant) as tx:
+            held = await tx.held_tasks(batch, [task.id for task in tasks])
+            await tx.finish_tasks(batch.space_no, [task.id for task in held])
+
+    async def _vectors(self, tenant: str, space: Space, found: Sequence[Embeddable]) -> list[VectorRow]:
+        part = f"embedder:{space.model}"
+        rows = [
+            VectorRow(each.about, view, each.version, each.embedding)
+            for each in found
+            if each.embedding
+            for view in View
+        ]
+        wanted = [(each, view) for each in found if not each.embedding for view in View]
+        if not wanted:
+            return rows
+        texts = [each.texts[view] for each, view in wanted]
+        # A text whose two views are equal is embedded once.
+        distinct = list(dict.fromkeys(texts))
+        try:
+            with acting_as(Identity(tenant, "janus-memory", frozenset({"inference.use"}))):
+                made = await self._embedders.named(space.model).embed(distinct, space.dimensions, Purpose.DOCUMENT)
+        except Unavailable:
+            self._parts.away(part)
+            raise
+        self._parts.back(part)
+        wrong = next((vector for vector in made if len(vector) != space.dimensions), None)
+        if wrong is not None or len(made) != len(distinct):
+            raise InvalidArgument(
+                "embedding",
+                f"the model gave vectors of another length than the space's {space.dimensions}",
+                reason="DIMENSION_MISMATCH",
+            )
+        vectors = dict(zip(distinct, made, strict=True))
+        rows.extend(VectorRow(each.about, view, each.version, vectors[each.texts[view]]) for each, view in wanted)
+        return rows
+
+    async def _postpone(self, batch: IndexBatch, tasks: Sequence[IndexTask], error: str, *, blame: bool) -> None:
+        attempts = max(task.attempts for task in tasks)
+        delay = min(_FIRST_DELAY_S * 2**attempts, _LONGEST_DELAY_S) if blame else _AWAY_DELAY_S
+        delay *= random.uniform(0.8, 1.2)  # noqa: S311 - spreads replicas, guards nothing
+        async with self._records.transaction(batch.tenant) as tx:
+            ids = [task.id for task in await tx.held_tasks(batch, [task.id for task in tasks])]
+            dead = await tx.postpone_tasks(batch.space_no, ids, delay, error, blame, DEAD_AFTER)
+        if dead:
+            _log.error("indexer_gave_up", rows=dead, reason=error)
+        else:
+            _log.warning("indexer_postponed", rows=len(ids), reason=error, delay_s=round(delay, 1))

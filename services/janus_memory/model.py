@@ -1,0 +1,394 @@
+"""What memory talks about: frozen values, free of any driver or wire format."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import IntEnum
+from typing import NamedTuple
+
+DEFAULT_SPACE = "default"
+LEXICAL_MODEL = "janus/lexical-v1"
+
+
+class Kind(IntEnum):
+    """Kinds of records; the numbers are stored and equal RecordKind of the contract."""
+
+    TURN = 1
+    FACT = 2
+    PREFERENCE = 3
+    EVENT = 4
+    SUMMARY = 5
+    DOCUMENT_CHUNK = 6
+
+
+class Role(IntEnum):
+    """Who speaks; the numbers are stored and equal Role of the contract."""
+
+    SYSTEM = 1
+    USER = 2
+    ASSISTANT = 3
+    TOOL = 4
+
+
+class Backend(IntEnum):
+    """Where a space's vectors live; the numbers equal VectorBackend of the contract."""
+
+    PGVECTOR = 1
+    CHROMA = 2
+
+
+class View(IntEnum):
+    """The two texts of a record that are embedded."""
+
+    ALONE = 1
+    """Session date, speaker and text."""
+    BEFORE = 2
+    """The same after the two turns before it in its session."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Where a record is, below the tenant. Empty: nowhere in particular (any, in a read)."""
+
+    space: str = DEFAULT_SPACE
+    subject: str = ""
+    agent: str = ""
+    thread: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NewTurn:
+    """A turn as a caller hands it in, decoded and validated.
+
+    ``content`` is the message in the wire's own bytes, kept as it came;
+    ``text`` is what of it is searched; ``tokens`` is estimated. ``calls`` and
+    ``results`` are ids of tool calls made and answered by it. ``digest``
+    identifies everything the caller said about it.
+    """
+
+    id: str
+    scope: Scope
+    role: Role
+    speaker: str
+    content: bytes
+    text: str
+    tokens: int
+    calls: tuple[str, ...]
+    results: tuple[str, ...]
+    occurred_at: datetime | None
+    metadata_json: str
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A turn on record. ``position`` counts from 1 in its thread, without gaps."""
+
+    id: str
+    scope: Scope
+    speaker: str
+    text: str
+    content: bytes
+    tokens: int
+    calls: tuple[str, ...]
+    results: tuple[str, ...]
+    position: int
+    session: int
+    occurred_at: datetime
+    recorded_at: datetime
+    metadata_json: str
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadHead:
+    """Where a thread ends. ``incarnation`` tells it from an erased one of the same name.
+
+    ``read_at`` is the database's time when the head was locked: what is written
+    under the lock is recorded at that time, so times follow positions.
+    """
+
+    incarnation: str
+    last_position: int
+    session: int
+    last_occurred_at: datetime | None
+    read_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class NewMemory:
+    """A memory as a caller hands it in. ``provenance_json`` is a JSON list."""
+
+    id: str
+    kind: Kind
+    text: str
+    scope: Scope
+    predicate: str
+    provenance_json: str
+    valid_from: datetime | None
+    valid_to: datetime | None
+    expires_at: datetime | None
+    importance: float
+    metadata_json: str
+    embedding: tuple[float, ...]
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """One version of a memory on record."""
+
+    id: str
+    version: int
+    kind: Kind
+    text: str
+    scope: Scope
+    predicate: str
+    provenance_json: str
+    valid_from: datetime | None
+    valid_to: datetime | None
+    expires_at: datetime | None
+    importance: float
+    metadata_json: str
+    recorded_at: datetime
+    superseded_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Weights of the fusion; None: the default of the recipe (see fusion.py)."""
+
+    lexical_turn: float | None = None
+    lexical_before: float | None = None
+    lexical_around: float | None = None
+    lexical_wide: float | None = None
+    dense_turn: float | None = None
+    dense_before: float | None = None
+    speaker: float | None = None
+    session: float | None = None
+    recency: float | None = None
+    importance: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """A space on record. ``number`` and ``incarnation`` name it in derived stores."""
+
+    name: str
+    number: int
+    incarnation: str
+    backend: Backend
+    model: str
+    dimensions: int
+    weights: Weights
+    description: str
+    version: int
+    created_at: datetime
+    backlog: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceDraft:
+    """What PutSpace asks for. Empty backend, model or dimensions: the default or what is."""
+
+    name: str
+    backend: Backend | None
+    model: str
+    dimensions: int
+    weights: Weights
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class HardFilter:
+    """What a record must satisfy to be a candidate.
+
+    ``valid_at``: valid in the world then. ``recorded_at``: on record then; None
+    for what is current. ``now``: not expired then. No kinds: every kind.
+    """
+
+    scope: Scope
+    kinds: tuple[Kind, ...]
+    valid_at: datetime
+    recorded_at: datetime | None
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Indexed:
+    """Attributes of a unit that a vector backend filters by."""
+
+    unit: int
+    kind: Kind
+    subject: str
+    agent: str
+    thread: str
+    recorded_at: datetime
+    valid_from: datetime | None = None
+    valid_to: datetime | None = None
+    expires_at: datetime | None = None
+    superseded_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VectorRow:
+    """A vector to put into an index. A row of a lower version never replaces a higher one."""
+
+    about: Indexed
+    view: View
+    version: int
+    vector: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A vector found: its unit and cosine similarity, -1 to 1."""
+
+    unit: int
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """What a record contributes to search: ``lexemes`` for the index, ``bag`` for scoring."""
+
+    kind: Kind
+    record_id: str
+    version: int
+    scope: Scope
+    position: int
+    session: int
+    speaker: str
+    occurred_at: datetime
+    lexemes: tuple[str, ...]
+    bag: bytes
+    importance: float = 0.5
+    valid_from: datetime | None = None
+    valid_to: datetime | None = None
+    expires_at: datetime | None = None
+    metadata_json: str = ""
+
+
+class Candidate(NamedTuple):
+    """A unit as recall scores it. ``bag`` is its own line, without the session's date.
+
+    A tuple, since a recall makes two thousand of them; ``kind`` is a Kind's number.
+    """
+
+    unit: int
+    kind: int
+    thread: str
+    position: int
+    session: int
+    speaker: str
+    occurred_at: datetime
+    importance: float
+    bag: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Lexicon:
+    """A space's statistics: units, their tokens in all, and units that hold each term."""
+
+    units: int
+    tokens: int
+    frequencies: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class IndexTask:
+    """One outbox row, claimed.
+
+    ``attempts`` counts failures that were the row's own fault; ``counted``: its
+    terms are in the space's statistics.
+    """
+
+    id: int
+    unit: int
+    attempts: int
+    counted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class IndexBatch:
+    """Claimed rows of one space; nobody else works on that space while the lease lasts."""
+
+    tenant: str
+    space_no: int
+    lease: str
+    tasks: tuple[IndexTask, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddable:
+    """A unit to be embedded: its texts by view, or the caller's own vector."""
+
+    about: Indexed
+    version: int
+    texts: Mapping[View, str]
+    embedding: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """One term of a score."""
+
+    leg: str
+    raw: float
+    standardised: float
+    weight: float
+    contribution: float
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A record that was found, with its score and how it came about."""
+
+    record: Turn | Memory
+    score: float
+    details: tuple[Detail, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Neighbouring records as one text."""
+
+    text: str
+    record_ids: tuple[str, ...]
+    occurred_at: datetime
+    score: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """How far the indexer is behind: rows waiting, age of the oldest in seconds, dead rows."""
+
+    waiting: int
+    oldest_s: float
+    dead: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecallQuery:
+    """What Recall was asked."""
+
+    query: str
+    limit: int
+    filter: HardFilter
+    weights: Weights
+    embedding: tuple[float, ...] = ()
+    pack_tokens: int = 0
+    explain: bool = False
+    token: str = ""
+    exact: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """What Recall found."""
+
+    hits: tuple[Hit, ...]
+    degraded: tuple[str, ...]
+    model: str
+    spans: tuple[Span, ...] = field(default=())

@@ -1,0 +1,270 @@
+"""What memory needs from the outside, as small protocols.
+
+Everything that reads or writes records goes through ``Records``: a transaction
+of one tenant. Failures are janus_kit errors; a part that is away is
+``Unavailable`` naming it (`postgres`, `redis`, `chroma`, `embedder`, …).
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from enum import Enum
+from typing import Any, NamedTuple, Protocol
+
+from janus_memory.model import (
+    Backlog,
+    Candidate,
+    Document,
+    Embeddable,
+    HardFilter,
+    IndexBatch,
+    IndexTask,
+    Lexicon,
+    Memory,
+    Neighbour,
+    NewMemory,
+    NewTurn,
+    Scope,
+    Space,
+    SpaceDraft,
+    ThreadHead,
+    Turn,
+    VectorRow,
+    View,
+)
+
+
+class Purpose(Enum):
+    """What a vector is for; some models embed questions and documents differently."""
+
+    DOCUMENT = "document"
+    QUERY = "query"
+
+
+class Embedder(Protocol):
+    """Text to vectors."""
+
+    async def embed(self, texts: Sequence[str], dimensions: int, purpose: Purpose) -> list[list[float]]:
+        """A vector a text, in order, each of ``dimensions`` numbers.
+
+        ``dimensions`` 0: the model's own. Raises Unavailable("embedder") when
+        it cannot answer now, InvalidArgument when it never will.
+        """
+        ...
+
+
+class Embedders(Protocol):
+    """Embedders by model name."""
+
+    def named(self, model: str) -> Embedder:
+        """Raises InvalidArgument / MODEL_NOT_FOUND for a name that nobody serves."""
+        ...
+
+
+class VectorIndex(Protocol):
+    """Vectors of one backend. Derived data: it can be rebuilt from the records."""
+
+    async def upsert(self, tenant: str, space: Space, rows: Sequence[VectorRow]) -> None:
+        """Put rows in, in place of lower or equal versions. Idempotent."""
+        ...
+
+    async def delete(self, tenant: str, space: Space, units: Sequence[int]) -> None:
+        """Take units out, in every view. Idempotent."""
+        ...
+
+    async def search(
+        self,
+        tenant: str,
+        space: Space,
+        views: Sequence[View],
+        vector: Sequence[float],
+        where: HardFilter,
+        limit: int,
+        exact: bool,
+    ) -> dict[View, list[Neighbour]]:
+        """In each view the nearest allowed units, best first; ties by lower unit first."""
+        ...
+
+    async def ping(self) -> None:
+        """Raise Unavailable when the backend does not answer."""
+        ...
+
+
+class Windows(Protocol):
+    """Working memory: the newest turns of threads. May lose everything at any time."""
+
+    async def put(self, tenant: str, incarnation: str, turns: Sequence[Turn]) -> None:
+        """Remember turns by their positions. Raises Unavailable("redis")."""
+        ...
+
+    async def newest(self, tenant: str, incarnation: str, last: int, limit: int) -> list[Turn]:
+        """The turns that end at position ``last``, oldest first, without gaps.
+
+        Shorter than asked, down to empty, when they are not known; never others.
+        """
+        ...
+
+    async def ping(self) -> None:
+        """Raise Unavailable("redis") when it does not answer."""
+        ...
+
+
+class StoredAnswer(NamedTuple):
+    """What a request id got before: digest of the body, and the answer."""
+
+    body: bytes
+    answer: Mapping[str, Any]
+
+
+class KnownTurn(NamedTuple):
+    """A turn on record, as re-appending needs it."""
+
+    position: int
+    digest: bytes
+
+
+class KnownMemory(NamedTuple):
+    """A current memory on record, as remembering it again needs it."""
+
+    id: str
+    version: int
+    digest: bytes
+    expires_at: datetime | None
+
+
+class Transaction(Protocol):
+    """One transaction of one tenant. Leaving it without an error commits all of it."""
+
+    async def claim_request(self, method: str, request_id: str, body: bytes) -> StoredAnswer | None:
+        """Take a request id, or get what it was taken for in the last 24 h; waits for a racing twin."""
+        ...
+
+    async def answer_request(self, method: str, request_id: str, answer: Mapping[str, Any]) -> None:
+        """Keep the answer of a claimed request id."""
+        ...
+
+    async def space(self, name: str) -> Space | None: ...
+
+    async def space_numbered(self, number: int) -> Space | None: ...
+
+    async def lock_space(self, name: str) -> Space | None:
+        """The space, held against other changes of it until the transaction ends."""
+        ...
+
+    async def add_space(self, draft: SpaceDraft) -> Space:
+        """The space as it is now; another writer's when that was first."""
+        ...
+
+    async def change_space(self, draft: SpaceDraft) -> Space: ...
+
+    async def spaces(self, after: str, limit: int) -> list[Space]:
+        """Spaces by name, beginning after one."""
+        ...
+
+    async def backlog(self, space_no: int) -> int: ...
+
+    async def lock_thread(self, space_no: int, thread: str) -> ThreadHead:
+        """The end of the thread, made if absent; appends of others wait from here."""
+        ...
+
+    async def thread_head(self, space_no: int, thread: str) -> ThreadHead | None: ...
+
+    async def known_turns(self, space_no: int, thread: str, ids: Sequence[str]) -> dict[str, KnownTurn]: ...
+
+    async def add_turns(
+        self, space: Space, head: ThreadHead, turns: Sequence[NewTurn], placed: Sequence[Document]
+    ) -> list[Turn]:
+        """Store turns with what is searched of them, and move the thread's end."""
+        ...
+
+    async def turns(self, space: Space, scope: Scope, below: int, limit: int) -> list[Turn]:
+        """The newest turns of a thread below a position, oldest first."""
+        ...
+
+    async def count_turns(self, space: Space, scope: Scope) -> int: ...
+
+    async def known_memories(self, space_no: int, ids: Sequence[str], digests: Sequence[bytes]) -> list[KnownMemory]:
+        """Current memories that have one of the ids (in any space) or digests (in this one)."""
+        ...
+
+    async def lock_remembering(self, space_no: int) -> None:
+        """Only one writer of memories in a space at a time, until the transaction ends."""
+        ...
+
+    async def add_memories(
+        self, space_no: int, memories: Sequence[tuple[NewMemory, int]], documents: Sequence[Document], changed_by: str
+    ) -> None:
+        """Store versions, superseding the current one of the same id."""
+        ...
+
+    async def enqueue(self, space_no: int) -> int:
+        """Wake the indexer; the number of the last outbox row of this transaction, or of the space."""
+        ...
+
+    async def unindexed(self, space_no: int, upto: int) -> list[int]:
+        """Units whose outbox rows, up to a number, are still to be applied; dead ones are not."""
+        ...
+
+    async def lexicon(self, space_no: int, terms: Sequence[str]) -> Lexicon: ...
+
+    async def matching(
+        self, space_no: int, terms: Mapping[str, float], where: HardFilter, limit: int
+    ) -> list[Candidate]:
+        """Allowed units that have at least one term, most weight first."""
+        ...
+
+    async def candidates(self, space_no: int, units: Sequence[int], where: HardFilter) -> list[Candidate]:
+        """Those of the units that are allowed."""
+        ...
+
+    async def around(self, space_no: int, spans: Sequence[tuple[str, int, int]], where: HardFilter) -> list[Candidate]:
+        """Allowed turns within (thread, first position, last position)."""
+        ...
+
+    async def records(self, space: Space, units: Sequence[int]) -> dict[int, Turn | Memory]: ...
+
+    async def embeddables(self, space_no: int, units: Sequence[int]) -> list[Embeddable]:
+        """What to embed of the units; those that are gone or tombstones are left out."""
+        ...
+
+    async def held_tasks(self, batch: IndexBatch, ids: Sequence[int]) -> list[IndexTask]:
+        """Those of the batch's tasks that are still this lease's, as they are now, locked."""
+        ...
+
+    async def count_terms(self, space_no: int, tasks: Sequence[IndexTask]) -> None:
+        """Add the tasks' units to the statistics, once."""
+        ...
+
+    async def finish_tasks(self, space_no: int, ids: Sequence[int]) -> None: ...
+
+    async def postpone_tasks(
+        self, space_no: int, ids: Sequence[int], delay_s: float, error: str, blame: bool, dead_after: int
+    ) -> int:
+        """Try again later; with ``blame`` count it, and give up at ``dead_after``. How many gave up."""
+        ...
+
+
+class Records(Protocol):
+    """The truth."""
+
+    def transaction(self, tenant: str) -> AbstractAsyncContextManager[Transaction]: ...
+
+    async def claim(self, worker: str, limit: int, lease_s: float) -> IndexBatch | None:
+        """Lease due outbox rows of one space that nobody else works on.
+
+        ``worker`` is a UUID; rows that it leased before and did not finish are
+        due at once, so a worker must have ended its last batch.
+        """
+        ...
+
+    async def backlog(self) -> Backlog: ...
+
+    async def forget_requests(self) -> int:
+        """Remove stored answers older than 24 h; how many."""
+        ...
+
+    def wakeups(self) -> AsyncIterator[None]:
+        """One item a time that there may be new outbox rows."""
+        ...
+
+    async def ping(self) -> None: ...

@@ -1,0 +1,300 @@
+"""Recall: the best turns and memories for a query.
+
+Hard filters first, in every leg, so that all hits are allowed ones. The lexical
+leg finds candidates by an inverted index and scores them, with their
+neighbours, by BM25 over four windows; the dense leg searches two views of the
+space's vectors. Both run at the same time; a dense leg that is away, or slow,
+leaves the lexical one to answer alone and the answer says so.
+"""
+
+import asyncio
+import importlib
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from janus_kit.clock import Clock
+from janus_kit.errors import InvalidArgument, JanusError, Unavailable
+from janus_memory import bm25, fusion
+from janus_memory.consistency import RECALL_WAIT_S, caught_up, read_token
+from janus_memory.model import (
+    Backend,
+    Candidate,
+    Hit,
+    Kind,
+    Lexicon,
+    Neighbour,
+    Recalled,
+    RecallQuery,
+    Space,
+    View,
+)
+from janus_memory.packing import pack
+from janus_memory.parts import Parts
+from janus_memory.ports import Embedders, Purpose, Records, Transaction, VectorIndex
+from janus_memory.spaces import Spaces
+from janus_memory.text import terms
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+LEXICAL_LIMIT = 300
+DENSE_LIMIT = 200
+MAX_TERMS = 64
+"""Distinct terms of a query that are searched: the rarest."""
+_ENOUGH = 4 * LEXICAL_LIMIT
+_UNINDEXED_LIMIT = 512
+# An index that was waited for this long in vain rests for a moment; less patience proves nothing.
+_PATIENCE_S = 0.25
+_REST_S = 2.0
+_VIEWS = {"dense_turn": View.ALONE, "dense_before": View.BEFORE}
+
+
+@dataclass(frozen=True)
+class _Dense:
+    """What the dense leg found, by leg; or the parts that kept it from answering."""
+
+    found: Mapping[str, Sequence[Neighbour]]
+    degraded: tuple[str, ...] = ()
+
+
+class Recall:
+    """Answers queries."""
+
+    def __init__(
+        self,
+        records: Records,
+        indexes: Mapping[int, VectorIndex],
+        embedders: Embedders,
+        spaces: Spaces,
+        parts: Parts,
+        clock: Clock,
+        dense_timeout_s: float,
+        remaining_s: Callable[[], float | None],
+    ) -> None:
+        """``remaining_s`` tells how long the call at hand may still take; None: no limit."""
+        self._records = records
+        self._indexes = indexes
+        self._embedders = embedders
+        self._spaces = spaces
+        self._parts = parts
+        self._clock = clock
+        self._dense_timeout_s = dense_timeout_s
+        self._remaining_s = remaining_s
+        self._resting_until: dict[str, float] = {}
+
+    async def run(self, tenant: str, query: RecallQuery) -> Recalled:
+        """The best hits, best first. Raises NotFound for a space that is not there."""
+        if "numpy" not in sys.modules:
+            # A tenth of a second that nobody else should wait for.
+            await asyncio.to_thread(importlib.import_module, "numpy")
+        pending = await self._pending(tenant, query) if query.token else []
+        dense_task: asyncio.Task[_Dense] | None = None
+        try:
+            async with self._records.transaction(tenant) as tx:
+                space = await self._space(tx, query)
+                if space is None:
+                    return Recalled((), (), self._spaces.default_model)
+                dense_task = asyncio.create_task(self._dense(tenant, space, query, pending))
+                wanted = list(dict.fromkeys(terms(query.query)))
+                lexicon = await tx.lexicon(space.number, wanted)
+                wanted = rarest(wanted, lexicon, MAX_TERMS)
+                matched = await tx.matching(space.number, searched(wanted, lexicon), query.filter, LEXICAL_LIMIT)
+            # Waited for without a connection in hand: the leg takes one of its own.
+            dense = await dense_task
+        finally:
+            if dense_task is not None:
+                dense_task.cancel()
+        async with self._records.transaction(tenant) as tx:
+            candidates = await self._pool(tx, space, query, matched, dense)
+            ranking = self._rank(space, query, candidates, wanted, lexicon, dense)
+            best = ranking.order[: query.limit]
+            records = await tx.records(space, [candidates[row].unit for row in best])
+        hits = tuple(
+            Hit(
+                records[candidates[row].unit],
+                float(ranking.total[row]),
+                ranking.details(row) if query.explain else (),
+            )
+            for row in best
+            if candidates[row].unit in records
+        )
+        spans = pack(hits, query.pack_tokens) if query.pack_tokens else ()
+        return Recalled(hits, dense.degraded, space.model, spans)
+
+    async def _space(self, tx: Transaction, query: RecallQuery) -> Space | None:
+        """The space, or None for a default one without records. Checks the query's vector."""
+        # A vector has to be of the default space's length even before there is one.
+        find = self._spaces.for_write if query.embedding else self._spaces.for_read
+        space = await find(tx, query.filter.scope.space)
+        if space is not None and query.embedding and len(query.embedding) != space.dimensions:
+            raise InvalidArgument(
+                "query_embedding",
+                f"must have {space.dimensions} numbers, the dimensions of space '{space.name}'",
+                reason="DIMENSION_MISMATCH",
+                metadata={"expected": str(space.dimensions), "actual": str(len(query.embedding))},
+            )
+        return space
+
+    async def _pending(self, tenant: str, query: RecallQuery) -> list[int]:
+        """Units of the token's write that the index does not have, after a short wait."""
+        async with self._records.transaction(tenant) as tx:
+            space = await self._space(tx, query)
+        upto = read_token(query.token, space.number if space else 0)
+        if space is None or await caught_up(self._records, tenant, space.number, upto, RECALL_WAIT_S):
+            return []
+        async with self._records.transaction(tenant) as tx:
+            return (await tx.unindexed(space.number, upto))[-_UNINDEXED_LIMIT:]
+
+    async def _dense(self, tenant: str, space: Space, query: RecallQuery, pending: Sequence[int]) -> _Dense:
+        part = f"embedder:{space.model}"
+        backend = space.backend.name.lower()
+        asked_at = math.inf
+        remaining = self._remaining_s()
+        # The other half is for what the lexical leg found.
+        wait_s = self._dense_timeout_s if remaining is None else min(self._dense_timeout_s, remaining / 2)
+        try:
+            async with asyncio.timeout(wait_s):
+                if time.monotonic() < self._resting_until.get(backend, 0.0):
+                    part = backend
+                    raise Unavailable(part)
+                vector = query.embedding or await self._embedded(space, query.query)
+                self._parts.back(part)
+                part = backend
+                asked_at = time.monotonic()
+                index = self._indexes.get(space.backend)
+                if index is None:
+                    raise Unavailable(part)
+                found = await index.search(tenant, space, list(View), vector, query.filter, DENSE_LIMIT, query.exact)
+                legs = {leg: found[view] for leg, view in _VIEWS.items()}
+                self._parts.back(part)
+                if pending:
+                    part = f"embedder:{space.model}"
+                    await self._scan(tenant, space, vector, pending, legs)
+                return _Dense(legs)
+        except (TimeoutError, JanusError) as error:
+            if isinstance(error, Unavailable) and error.part == "postgres":
+                raise
+            late = isinstance(error, TimeoutError) or isinstance(error.__cause__, TimeoutError)
+            # Of vectors in Postgres only the space is slow; others' are not the worse for it.
+            alone = part == backend and space.backend is not Backend.PGVECTOR
+            if late and alone and time.monotonic() - asked_at >= _PATIENCE_S:
+                self._resting_until[backend] = time.monotonic() + _REST_S
+            self._parts.away(part)
+            return _Dense({}, (part.split(":")[0],))
+
+    async def _embedded(self, space: Space, text: str) -> Sequence[float]:
+        [vector] = await self._embedders.named(space.model).embed([text], space.dimensions, Purpose.QUERY)
+        return vector
+
+    async def _scan(
+        self, tenant: str, space: Space, vector: Sequence[float], units: Sequence[int], legs: dict[str, list[Neighbour]]
+    ) -> None:
+        """Add units that are not indexed yet, compared one by one."""
+        async with self._records.transaction(tenant) as tx:
+            waiting = await tx.embeddables(space.number, units)
+        embedder = self._embedders.named(space.model)
+        for leg, view in _VIEWS.items():
+            own = [each.embedding for each in waiting]
+            texts = [each.texts[view] for each in waiting if not each.embedding]
+            made = iter(await embedder.embed(texts, space.dimensions, Purpose.DOCUMENT) if texts else [])
+            found = {neighbour.unit for neighbour in legs[leg]}
+            for each, given in zip(waiting, own, strict=True):
+                other: Sequence[float] = given if given else next(made)
+                if each.about.unit not in found:
+                    legs[leg].append(Neighbour(each.about.unit, cosine(vector, other)))
+
+    async def _pool(
+        self, tx: Transaction, space: Space, query: RecallQuery, matched: Sequence[Candidate], dense: _Dense
+    ) -> list[Candidate]:
+        """Everything that is scored: what a leg found, and the turns around it."""
+        pool = {candidate.unit: candidate for candidate in matched}
+        missing = {each.unit for found in dense.found.values() for each in found} - pool.keys()
+        if missing:
+            found = await tx.candidates(space.number, sorted(missing), query.filter)
+            pool.update((candidate.unit, candidate) for candidate in found)
+        if not query.filter.kinds or Kind.TURN in query.filter.kinds:
+            spans = spans_around(pool.values(), bm25.REACH)
+            for candidate in await tx.around(space.number, spans, query.filter):
+                pool.setdefault(candidate.unit, candidate)
+        return list(pool.values())
+
+    def _rank(
+        self,
+        space: Space,
+        query: RecallQuery,
+        candidates: Sequence[Candidate],
+        wanted: Sequence[str],
+        lexicon: Lexicon,
+        dense: _Dense,
+    ) -> fusion.Ranking:
+        weights = fusion.effective(space.model, space.weights, query.weights)
+        legs: dict[str, NDArray[np.float64]] = dict(bm25.scores(candidates, wanted, lexicon))
+        for leg, found in dense.found.items():
+            legs[leg] = similarities(candidates, found)
+        return fusion.Ranking(candidates, legs, weights, query.query, self._clock.now())
+
+
+def rarest(wanted: Sequence[str], lexicon: Lexicon, limit: int) -> list[str]:
+    """So many terms of a query, the rarest, in the query's order."""
+    if len(wanted) <= limit:
+        return list(wanted)
+    kept = set(sorted(wanted, key=lambda term: lexicon.frequencies.get(term, 0))[:limit])
+    return [term for term in wanted if term in kept]
+
+
+def searched(wanted: Sequence[str], lexicon: Lexicon) -> dict[str, float]:
+    """Terms that candidates are looked for by, with their weight (idf).
+
+    From the rarest on, until they are in more units than are wanted by far: a
+    word that is in every other turn finds nothing that the others miss, and
+    still counts in the scores.
+    """
+    chosen: dict[str, float] = {}
+    reached = 0
+    for term in sorted(wanted, key=lambda term: lexicon.frequencies.get(term, 0)):
+        frequency = lexicon.frequencies.get(term, 0)
+        if chosen and reached + frequency > _ENOUGH:
+            break
+        reached += frequency
+        units = max(lexicon.units, frequency)
+        chosen[term] = math.log(1 + (units - frequency + 0.5) / (frequency + 0.5))
+    return chosen
+
+
+def spans_around(candidates: Iterable[Candidate], reach: int) -> list[tuple[str, int, int]]:
+    """(thread, first, last) positions around turns, overlaps merged."""
+    places: dict[str, list[int]] = {}
+    for candidate in candidates:
+        if candidate.kind == Kind.TURN:
+            places.setdefault(candidate.thread, []).append(candidate.position)
+    spans: list[tuple[str, int, int]] = []
+    for thread, positions in places.items():
+        positions.sort()
+        first, last = positions[0] - reach, positions[0] + reach
+        for position in positions[1:]:
+            if position - reach > last + 1:
+                spans.append((thread, first, last))
+                first = position - reach
+            last = position + reach
+        spans.append((thread, first, last))
+    return spans
+
+
+def similarities(candidates: Sequence[Candidate], found: Sequence[Neighbour]) -> "NDArray[np.float64]":
+    """Similarity of every candidate; who was not among the nearest gets the least of them."""
+    import numpy as np
+
+    known = {neighbour.unit: neighbour.similarity for neighbour in found}
+    least = min(known.values(), default=0.0)
+    return np.array([known.get(candidate.unit, least) for candidate in candidates], float)
+
+
+def cosine(left: Sequence[float], right: Sequence[float]) -> float:
+    """Cosine similarity; 0 when one of them is zero."""
+    norms = sum(a * a for a in left) ** 0.5 * sum(b * b for b in right) ** 0.5
+    return sum(a * b for a, b in zip(left, right, strict=True)) / norms if norms else 0.0

@@ -1,0 +1,139 @@
+"""gRPC face of memory: decode, delegate, encode. No decisions here."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from janus_api.memory.v1 import memory_service_pb2 as pb
+from janus_api.memory.v1 import memory_service_pb2_grpc as rpc
+from janus_api.memory.v1 import recall_pb2
+from janus_kit.auth.identity import current_identity
+from janus_kit.clock import Clock
+from janus_kit.errors import Unimplemented
+from janus_kit.ids import require_id
+from janus_kit.interceptors.context import remaining_seconds
+from janus_kit.telemetry import names
+from janus_memory import metrics
+from janus_memory.append import AppendTurns
+from janus_memory.consistency import WAIT_S
+from janus_memory.recall import Recall
+from janus_memory.remember import Remember
+from janus_memory.spaces import Spaces
+from janus_memory.windowing import ReadWindow
+from janus_memory.wire import answers, reads, writes
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+SERVICE = pb.DESCRIPTOR.services_by_name["MemoryService"].full_name
+# An answer that waited for the index still has to travel.
+_ANSWER_MARGIN_S = 0.1
+
+
+class MemoryServicer(rpc.MemoryServiceServicer):
+    """Methods that are not here answer UNIMPLEMENTED; see `_refuse_the_rest`."""
+
+    def __init__(
+        self,
+        append: AppendTurns,
+        window: ReadWindow,
+        remember: Remember,
+        recall: Recall,
+        spaces: Spaces,
+        clock: Clock,
+    ) -> None:
+        self._append = append
+        self._window = window
+        self._remember = remember
+        self._recall = recall
+        self._spaces = spaces
+        self._clock = clock
+
+    async def AppendMessages(self, request: pb.AppendMessagesRequest, context: Context) -> pb.AppendMessagesResponse:
+        command = writes.append_command(request)
+        with metrics.observed("create_memory", {names.GEN_AI_MEMORY_RECORD_COUNT: len(command.turns)}):
+            done = await self._append.run(
+                _tenant(), command.scope, command.turns, command.request, _wait(command.waits)
+            )
+        return answers.appended_to(done)
+
+    async def GetWindow(self, request: pb.GetWindowRequest, context: Context) -> pb.GetWindowResponse:
+        query = reads.window_query(request)
+        with metrics.observed("get_window"):
+            window = await self._window.run(_tenant(), query.scope, query.max_tokens, query.max_messages)
+        return answers.window_to(window)
+
+    async def Remember(self, request: pb.RememberRequest, context: Context) -> pb.RememberResponse:
+        command = writes.remember_command(request)
+        identity = current_identity()
+        with metrics.observed("upsert_memory", {names.GEN_AI_MEMORY_RECORD_COUNT: len(command.memories)}):
+            done = await self._remember.run(
+                identity.tenant,
+                identity.subject,
+                command.space,
+                command.memories,
+                command.request,
+                _wait(command.waits),
+            )
+        return answers.remembered_to(done)
+
+    async def Recall(self, request: recall_pb2.RecallRequest, context: Context) -> recall_pb2.RecallResponse:
+        query = reads.recall_query(request, self._clock.now())
+        with metrics.observed("search_memory", {names.GEN_AI_MEMORY_STORE_ID: query.filter.scope.space}):
+            found = await self._recall.run(_tenant(), query)
+        for part in found.degraded:
+            metrics.recall_degraded.labels(part).inc()
+        return answers.recalled_to(found, packed=bool(query.pack_tokens))
+
+    async def PutSpace(self, request: pb.PutSpaceRequest, context: Context) -> pb.PutSpaceResponse:
+        command = reads.put_space_command(request)
+        with metrics.observed("create_memory_store", {names.GEN_AI_MEMORY_STORE_ID: command.draft.name}):
+            space = await self._spaces.put(_tenant(), command.draft, command.expected_version, command.request)
+        return pb.PutSpaceResponse(space=answers.space_to(space))
+
+    async def GetSpace(self, request: pb.GetSpaceRequest, context: Context) -> pb.GetSpaceResponse:
+        name = require_id("name", request.name)
+        return pb.GetSpaceResponse(space=answers.space_to(await self._spaces.get(_tenant(), name)))
+
+    async def ListSpaces(self, request: pb.ListSpacesRequest, context: Context) -> pb.ListSpacesResponse:
+        tenant = _tenant()
+        after, size = reads.page_of(tenant, "ListSpaces", request.page_size, request.page_token)
+        spaces, following = await self._spaces.page(tenant, after, size)
+        return pb.ListSpacesResponse(
+            spaces=map(answers.space_to, spaces),
+            next_page_token=reads.page_token(tenant, "ListSpaces", following),
+        )
+
+
+def _refusal(name: str, streams: bool) -> Any:
+    method = f"{SERVICE}/{name}"
+
+    async def refuse(self: MemoryServicer, request: Any, context: Context) -> Any:
+        raise Unimplemented(message=f"{name} is not implemented in this version", metadata={"method": method})
+
+    async def refuse_stream(self: MemoryServicer, request: Any, context: Context) -> AsyncIterator[Any]:
+        yield await refuse(self, request, context)
+
+    return refuse_stream if streams else refuse
+
+
+def _refuse_the_rest() -> None:
+    """Give every method of the contract that is not built yet its typed refusal."""
+    for method in pb.DESCRIPTOR.services_by_name["MemoryService"].methods:
+        if method.name not in vars(MemoryServicer):
+            setattr(MemoryServicer, method.name, _refusal(method.name, method.server_streaming))
+
+
+_refuse_the_rest()
+
+
+def _tenant() -> str:
+    return current_identity().tenant
+
+
+def _wait(wanted: bool) -> float:
+    """Seconds that a write may wait for the index: 10 at most, less before an earlier deadline."""
+    if not wanted:
+        return 0.0
+    remaining = remaining_seconds()
+    return WAIT_S if remaining is None else max(min(WAIT_S, remaining - _ANSWER_MARGIN_S), 0.0)

@@ -1,0 +1,36 @@
+"""Settings of the memory service: section `memory`, environment `JANUS_MEMORY__…`."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from janus_kit.settings import Seconds, Settings
+
+
+class MemorySettings(Settings):
+    """How memory is kept and searched."""
+
+    chroma_url: str | None = None
+    """HTTP address of a Chroma server; unset: spaces with the chroma backend cannot be made."""
+    inference_target: str | None = None
+    """gRPC target of the inference service, which embeds with models; unset: built-in embedder only."""
+    default_backend: Literal["pgvector", "chroma"] = "pgvector"
+    """Where vectors of a new space live when its maker does not say."""
+    default_embedding_model: str = "janus/lexical-v1"
+    """Embedding model of a new space when its maker does not say."""
+    default_dimensions: int = Field(default=0, ge=0, le=4096)
+    """Dimensions that go with it; 0: the model's."""
+    window_turns: int = Field(default=400, ge=1, le=10_000)
+    """Newest turns of a thread that Redis keeps."""
+    window_ttl_s: int = Field(default=7 * 86_400, ge=1)
+    """How long Redis keeps a thread's window after its last use."""
+    dense_timeout_s: Seconds = 2.0
+    """Longest wait of a recall for embedding and vector search; then it is degraded."""
+    chroma_timeout_s: Seconds = 10.0
+    """Longest wait for one answer of Chroma when indexing."""
+    embed_timeout_s: Seconds = 10.0
+    """Longest wait for one answer of an embedding model when indexing."""
+    indexer: bool = True
+    """Whether this process works off the outbox."""
+    indexer_poll_s: Seconds = 1.0
+    """How often the indexer looks without being woken."""

@@ -1,0 +1,1 @@
+"""Between protobuf and the domain: decoding with validation, and encoding."""

@@ -1,0 +1,107 @@
+"""Times, JSON and scopes on the wire."""
+
+import json
+import math
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from janus_api.memory.v1 import scope_pb2
+from janus_kit.validate import Violations
+from janus_memory.model import DEFAULT_SPACE, Scope
+
+MAX_METADATA_BYTES = 16 * 1024
+MAX_METADATA_DEPTH = 8
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# Years 1 to 9999 are what every store and client agrees on; a day's margin for time zones.
+_FIRST_SECOND = -62_135_510_400
+_LAST_SECOND = 253_402_214_400
+
+
+def time_of(check: Violations, path: str, holder: Any, field: str) -> datetime | None:
+    """A timestamp field as UTC, to the microsecond; None when unset or wrong."""
+    if not holder.HasField(field):
+        return None
+    stamp: Timestamp = getattr(holder, field)
+    inside = _FIRST_SECOND <= stamp.seconds <= _LAST_SECOND and 0 <= stamp.nanos < 1_000_000_000
+    if not check.require(inside, path, "must be a valid time between the years 1 and 9999"):
+        return None
+    return _EPOCH + timedelta(seconds=stamp.seconds, microseconds=stamp.nanos // 1000)
+
+
+def stamp(when: datetime | None) -> Timestamp | None:
+    """A time for the wire."""
+    if when is None:
+        return None
+    delta = when - _EPOCH
+    return Timestamp(seconds=delta.days * 86_400 + delta.seconds, nanos=delta.microseconds * 1000)
+
+
+def check_metadata(check: Violations, path: str, text: str) -> None:
+    """A JSON object that every store can hold; empty is none."""
+    if not text:
+        return
+    if len(text.encode()) > MAX_METADATA_BYTES:
+        check.add(path, f"must be at most {MAX_METADATA_BYTES} bytes of UTF-8")
+        return
+    try:
+        value = json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        check.add(path, "must be one valid JSON text")
+        return
+    if not isinstance(value, dict):
+        check.add(path, "must be a JSON object")
+    elif _depth(value) > MAX_METADATA_DEPTH:
+        check.add(path, f"must be nested at most {MAX_METADATA_DEPTH} deep")
+    elif not all(map(_storable, _leaves(value))):
+        check.add(path, "must hold no NUL, no lone surrogate and only finite numbers")
+
+
+def scope_of(check: Violations, path: str, scope: scope_pb2.Scope, *, thread_required: bool = False) -> Scope:
+    """A scope with its space filled in."""
+    check.id(f"{path}.space", scope.space, optional=True)
+    check.id(f"{path}.subject", scope.subject, optional=True)
+    check.id(f"{path}.agent", scope.agent, optional=True)
+    check.id(f"{path}.thread", scope.thread, optional=not thread_required)
+    return Scope(scope.space or DEFAULT_SPACE, scope.subject, scope.agent, scope.thread)
+
+
+def scope_to(scope: Scope) -> scope_pb2.Scope:
+    """A scope for the wire."""
+    return scope_pb2.Scope(space=scope.space, subject=scope.subject, agent=scope.agent, thread=scope.thread)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _depth(value: Any) -> int:
+    """Levels of nesting, without recursion; a plain object is 1."""
+    deepest, level = 0, [value]
+    while level:
+        level = [each for each in level if isinstance(each, dict | list)]
+        if level:
+            deepest += 1
+        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+    return deepest
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, dict):
+            yield from each
+            waiting.extend(each.values())
+        elif isinstance(each, list):
+            waiting.extend(each)
+        else:
+            yield each
+
+
+def _storable(leaf: Any) -> bool:
+    if isinstance(leaf, str):
+        return "\x00" not in leaf and not any("\ud800" <= character <= "\udfff" for character in leaf)
+    return not isinstance(leaf, float) or math.isfinite(leaf)

@@ -1,0 +1,263 @@
+"""What every vector index promises: the same answers from pgvector and Chroma."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from janus_kit.migrations import migrate
+from janus_kit.postgres import database
+from janus_kit.settings import PostgresSettings
+from janus_memory.adapters.chroma_index import ChromaIndex
+from janus_memory.adapters.pgvector_index import PgvectorIndex
+from janus_memory.adapters.postgres_records import PostgresRecords
+from janus_memory.model import (
+    Backend,
+    HardFilter,
+    Indexed,
+    Kind,
+    Neighbour,
+    Scope,
+    Space,
+    SpaceDraft,
+    VectorRow,
+    View,
+    Weights,
+)
+from janus_memory.ports import VectorIndex
+
+NOW = datetime(2024, 6, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
+DIMENSIONS = 8
+EVERYTHING = HardFilter(Scope(), (), NOW, None, NOW)
+
+
+class Backends:
+    """Both indexes, and spaces made in the database that one of them lives in."""
+
+    def __init__(self, records: PostgresRecords, indexes: dict[str, VectorIndex]) -> None:
+        self.records = records
+        self.indexes = indexes
+
+    async def space(self, tenant: str) -> Space:
+        async with self.records.transaction(tenant) as tx:
+            return await tx.add_space(
+                SpaceDraft(f"s{uuid.uuid4().hex[:8]}", Backend.PGVECTOR, "m", DIMENSIONS, Weights(), "")
+            )
+
+
+@pytest.fixture
+async def backends(postgres_url: str, chroma_url: str) -> AsyncIterator[Backends]:
+    settings = PostgresSettings(url=postgres_url)
+    await migrate(settings, ["janus_memory"])
+    chroma = ChromaIndex(chroma_url, timeout_s=20)
+    async with database(settings, application="test") as pool:
+        yield Backends(PostgresRecords(pool), {"pgvector": PgvectorIndex(pool), "chroma": chroma})
+    await chroma.close()
+
+
+@pytest.fixture(params=["pgvector", "chroma"])
+def index(request: pytest.FixtureRequest, backends: Backends) -> VectorIndex:
+    return backends.indexes[request.param]
+
+
+def about(unit: int, **fields: object) -> Indexed:
+    plain = Indexed(unit, Kind.TURN, "", "", "", NOW - DAY)
+    return replace(plain, **fields)  # type: ignore[arg-type]
+
+
+def row(unit: int, vector: list[float], view: View = View.ALONE, version: int = 1, **fields: object) -> VectorRow:
+    return VectorRow(about(unit, **fields), view, version, vector)
+
+
+def pointing(*values: float) -> list[float]:
+    return [*values, *[0.0] * (DIMENSIONS - len(values))]
+
+
+async def found(
+    index: VectorIndex,
+    tenant: str,
+    space: Space,
+    vector: list[float],
+    where: HardFilter = EVERYTHING,
+    view: View = View.ALONE,
+    limit: int = 10,
+    exact: bool = False,
+) -> list[Neighbour]:
+    return (await index.search(tenant, space, [view], vector, where, limit, exact))[view]
+
+
+def units(neighbours: list[Neighbour]) -> list[int]:
+    return [neighbour.unit for neighbour in neighbours]
+
+
+async def test_the_nearest_come_first_with_their_cosine(index: VectorIndex, backends: Backends) -> None:
+    space = await backends.space("ann")
+    await index.upsert(
+        "ann", space, [row(1, pointing(1, 1)), row(2, pointing(3, 0)), row(3, pointing(0, -1)), row(4, pointing(-1))]
+    )
+    neighbours = await found(index, "ann", space, pointing(2, 0))
+    assert units(neighbours) == [2, 1, 3, 4]
+    assert [n.similarity for n in neighbours] == pytest.approx([1.0, 2**-0.5, 0.0, -1.0], abs=1e-5)
+
+
+async def test_views_are_searched_apart(index: VectorIndex, backends: Backends) -> None:
+    space = await backends.space("ann")
+    await index.upsert("ann", space, [row(1, pointing(1)), row(2, pointing(1), View.BEFORE)])
+    both = await index.search("ann", space, list(View), pointing(1), EVERYTHING, 10, False)
+    assert {view: units(neighbours) for view, neighbours in both.items()} == {View.ALONE: [1], View.BEFORE: [2]}
+
+
+async def test_putting_twice_is_putting_once(index: VectorIndex, backends: Backends) -> None:
+    space = await backends.space("ann")
+    for _ in range(2):
+        await index.upsert("ann", space, [row(1, pointing(1)), row(2, pointing(0, 1))])
+    assert units(await found(index, "ann", space, pointing(1))) == [1, 2]
+
+
+async def test_a_higher_version_replaces_everything_of_the_lower(index: VectorIndex, backends: Backends) -> None:
+    space = await backends.space("ann")
+    await index.upsert("ann", space, [row(1, pointing(1), subject="bob", expires_at=NOW + DAY)])
+    await index.upsert("ann", space, [row(1, pointing(0, 1), version=2)])
+    [neighbour] = await found(index, "ann", space, pointing(0, 1))
+    assert neighbour.similarity == pytest.approx(1.0, abs=1e-5)
+    late = replace(EVERYTHING, now=NOW + 2 * DAY)
+    assert units(await found(index, "ann", space, pointing(0, 1), late)) == [1]
+    only_bob = replace(EVERYTHING, scope=Scope(subject="bob"))
+    assert units(await found(index, "ann", space, pointing(0, 1), only_bob)) == []
+
+
+async def test_a_lower_version_comes_too_late(index: VectorIndex, backends: Backends) -> None:
+    space = await backends.space("ann")
+    await index.upsert("ann", space, [row(1, pointing(1), version=3)])
+    await index.upsert("ann", space, [row(1, pointing(0, 1), version=2)])
+    [neighbour] = await found(index, "ann", space, pointing(1))
+    assert neighbour.similarity == pytest.approx(1.0, abs=1e-5)
+
+
+async def test_what_is_taken_out_is_gone_from_every_view(index: VectorIndex, backends: Backends) -> None:
+    space = await backends.space("ann")
+    await index.upsert("ann", space, [row(1, pointing(1)), row(1, pointing(1), View.BEFORE), row(2, pointing(1))])
+    for _ in range(2):
+        await index.delete("ann", space, [1, 99])
+    assert units(await found(index, "ann", space, pointing(1))) == [2]
+    assert units(await found(index, "ann", space, pointing(1), view=View.BEFORE)) == []
+
+
+async def test_another_tenant_and_another_space_see_nothing(index: VectorIndex, backends: Backends) -> None:
+    space = await backends.space("ann")
+    other = await backends.space("ann")
+    await index.upsert("ann", space, [row(1, pointing(1))])
+    assert units(await found(index, "bob", space, pointing(1))) == []
+    assert units(await found(index, "ann", other, pointing(1))) == []
+
+
+async def test_an_empty_index_finds_nothing(index: VectorIndex, backends: Backends) -> None:
+    space = await backends.space("ann")
+    assert await found(index, "ann", space, pointing(1)) == []
+    assert await found(index, "ann", space, pointing(1), exact=True) == []
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        (EVERYTHING, {1, 2, 3, 5, 7}),
+        (replace(EVERYTHING, scope=Scope(subject="bob")), {1}),
+        (replace(EVERYTHING, scope=Scope(agent="helper")), {2}),
+        (replace(EVERYTHING, scope=Scope(thread="talk")), {3}),
+        (replace(EVERYTHING, scope=Scope(subject="bob", agent="helper")), set()),
+        (replace(EVERYTHING, kinds=(Kind.FACT, Kind.EVENT)), {2, 5}),
+        (replace(EVERYTHING, valid_at=NOW - 5 * DAY), {1, 2, 3, 4, 5, 7}),
+        (replace(EVERYTHING, valid_at=NOW + 5 * DAY), {1, 2, 3, 6, 7}),
+        (replace(EVERYTHING, now=NOW + 5 * DAY), {1, 2, 3, 5}),
+        (replace(EVERYTHING, recorded_at=NOW - 2 * DAY), {8}),
+        (replace(EVERYTHING, recorded_at=NOW), {1, 2, 3, 5, 7}),
+    ],
+)
+async def test_only_allowed_units_are_found(
+    index: VectorIndex, backends: Backends, where: HardFilter, expected: set[int]
+) -> None:
+    space = await backends.space("ann")
+    rows = [
+        row(1, pointing(1), subject="bob"),
+        row(2, pointing(1), agent="helper", kind=Kind.FACT),
+        row(3, pointing(1), thread="talk"),
+        row(4, pointing(1), valid_to=NOW),
+        row(5, pointing(1), valid_to=NOW + DAY, kind=Kind.EVENT),
+        row(6, pointing(1), valid_from=NOW + DAY),
+        row(7, pointing(1), expires_at=NOW + DAY),
+        row(8, pointing(1), recorded_at=NOW - 9 * DAY, superseded_at=NOW - DAY),
+    ]
+    await index.upsert("ann", space, rows)
+    assert set(units(await found(index, "ann", space, pointing(1), where))) == expected
+
+
+async def test_a_filter_leaves_room_for_the_allowed(index: VectorIndex, backends: Backends) -> None:
+    space = await backends.space("ann")
+    near = [row(unit, pointing(1, 0.01 * unit)) for unit in range(1, 101)]
+    far = [row(unit, pointing(0, 1), subject="bob") for unit in range(101, 106)]
+    await index.upsert("ann", space, near + far)
+    only_bob = replace(EVERYTHING, scope=Scope(subject="bob"))
+    assert units(await found(index, "ann", space, pointing(1), only_bob, limit=5)) == [101, 102, 103, 104, 105]
+
+
+async def test_what_has_expired_leaves_room_for_what_has_not(index: VectorIndex, backends: Backends) -> None:
+    space = await backends.space("ann")
+    near = [row(unit, pointing(1, 0.01 * unit), expires_at=NOW - DAY) for unit in range(1, 201)]
+    far = [row(unit, pointing(0, 1)) for unit in range(201, 206)]
+    await index.upsert("ann", space, near + far)
+    assert units(await found(index, "ann", space, pointing(1), limit=5)) == [201, 202, 203, 204, 205]
+
+
+async def test_a_zero_vector_is_similar_to_nothing(index: VectorIndex, backends: Backends) -> None:
+    space = await backends.space("ann")
+    await index.upsert("ann", space, [row(1, pointing(1)), row(2, pointing(0.0))])
+    neighbours = await found(index, "ann", space, pointing(1))
+    assert units(neighbours) == [1, 2]
+    assert neighbours[1].similarity == pytest.approx(0.0, abs=1e-5)
+
+
+async def test_both_backends_give_the_same_answers(backends: Backends) -> None:
+    generator = random.Random(7)
+    space = await backends.space("ann")
+    rows = [
+        row(
+            unit,
+            [generator.gauss(0, 1) for _ in range(DIMENSIONS)],
+            subject=generator.choice(["", "bob", "eve"]),
+            kind=generator.choice([Kind.TURN, Kind.FACT]),
+            expires_at=generator.choice([None, NOW - DAY, NOW + DAY]),
+        )
+        for unit in range(1, 601)
+    ]
+    for index in backends.indexes.values():
+        await index.upsert("ann", space, rows)
+    for where in (EVERYTHING, HardFilter(Scope(subject="eve"), (Kind.FACT,), NOW, None, NOW)):
+        for _ in range(5):
+            query = [generator.gauss(0, 1) for _ in range(DIMENSIONS)]
+            answers = [
+                await found(index, "ann", space, query, where, limit=50, exact=True)
+                for index in backends.indexes.values()
+            ]
+            assert units(answers[0]) == units(answers[1])
+            similarities = [[n.similarity for n in answer] for answer in answers]
+            assert similarities[0] == pytest.approx(similarities[1], abs=1e-5)
+
+
+async def test_a_dropped_collection_is_begun_again(backends: Backends, chroma_url: str) -> None:
+    import chromadb
+
+    index = backends.indexes["chroma"]
+    space = await backends.space("ann")
+    await index.upsert("ann", space, [row(1, pointing(1))])
+    client = await chromadb.AsyncHttpClient(host="127.0.0.1", port=int(chroma_url.rpartition(":")[2]))
+    for collection in await client.list_collections(limit=1000):
+        await client.delete_collection(collection.name)
+    assert units(await found(index, "ann", space, pointing(1))) == []
+    await index.upsert("ann", space, [row(2, pointing(1))])
+    assert units(await found(index, "ann", space, pointing(1))) == [2]

@@ -1,0 +1,200 @@
+"""Bad input to memory: refused, naming the field, and nothing is stored."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from tests.fakes.memory_service import Memory, refused, running
+
+from janus_api.content.v1 import message_pb2 as content
+from janus_api.memory.v1 import memory_service_pb2 as pb
+from janus_api.memory.v1 import recall_pb2, record_pb2, scope_pb2, space_pb2
+from janus_kit.errors import InvalidArgument
+
+NAN = float("nan")
+FACT = record_pb2.MEMORY_KIND_FACT
+
+
+@pytest.fixture
+async def memory(postgres_url: str, redis_url: str) -> AsyncIterator[Memory]:
+    async with running(postgres_url, redis_url) as service:
+        yield service
+
+
+def append(**turn: Any) -> pb.AppendMessagesRequest:
+    message = turn.pop("message", content.Message(role=content.ROLE_USER, parts=[content.Part(text="x")]))
+    return pb.AppendMessagesRequest(
+        scope=scope_pb2.Scope(thread="talk"), turns=[record_pb2.Turn(message=message, **turn)]
+    )
+
+
+def message(*parts: content.Part, **fields: Any) -> content.Message:
+    return content.Message(**{"role": content.ROLE_USER, "parts": parts, **fields})
+
+
+def part(**kind: Any) -> pb.AppendMessagesRequest:
+    return append(message=message(content.Part(**kind)))
+
+
+def remember(**memory: Any) -> pb.RememberRequest:
+    return pb.RememberRequest(memories=[record_pb2.Memory(**{"kind": FACT, "text": "x", **memory})])
+
+
+def timestamp(seconds: int, nanos: int = 0) -> dict[str, int]:
+    return {"seconds": seconds, "nanos": nanos}
+
+
+TEXT = content.Part(text="x")
+CASES: list[tuple[str, Any, str]] = [
+    ("AppendMessages", pb.AppendMessagesRequest(), "scope.thread"),
+    ("AppendMessages", pb.AppendMessagesRequest(scope=scope_pb2.Scope(thread="t")), "turns"),
+    ("AppendMessages", append(message=content.Message()), "turns[0].message.role"),
+    ("AppendMessages", append(message=message()), "turns[0].message.parts"),
+    ("AppendMessages", append(message=message(content.Part())), "turns[0].message.parts[0]"),
+    ("AppendMessages", append(message=message(TEXT, role=99)), "turns[0].message.role"),
+    ("AppendMessages", append(message=message(TEXT, id="a b")), "turns[0].message.id"),
+    ("AppendMessages", append(message=message(TEXT, id="x" * 1_000_000)), "turns[0].message.id"),
+    ("AppendMessages", append(message=message(TEXT, name="\x00")), "turns[0].message.name"),
+    ("AppendMessages", part(text="a\x00b"), "turns[0].message.parts[0].text"),
+    ("AppendMessages", part(text="x" * (1024 * 1024 + 1)), "turns[0].message.parts[0].text"),
+    ("AppendMessages", part(tool_call=content.ToolCall(name="t")), "turns[0].message.parts[0].tool_call.call_id"),
+    (
+        "AppendMessages",
+        part(tool_call=content.ToolCall(call_id="c", name="a b")),
+        "turns[0].message.parts[0].tool_call.name",
+    ),
+    (
+        "AppendMessages",
+        part(tool_result=content.ToolResult(call_id="c", parts=[content.Part(refusal="no")])),
+        "turns[0].message.parts[0].tool_result.parts[0]",
+    ),
+    (
+        "AppendMessages",
+        part(image=content.Media(mime_type="image/png", uri="http://x")),
+        "turns[0].message.parts[0].image.uri",
+    ),
+    ("AppendMessages", part(image=content.Media(data=b"x")), "turns[0].message.parts[0].image.mime_type"),
+    ("AppendMessages", append(scope=scope_pb2.Scope(subject="s")), "turns[0].scope"),
+    ("AppendMessages", append(metadata_json="[1]"), "turns[0].metadata_json"),
+    ("AppendMessages", append(metadata_json="{"), "turns[0].metadata_json"),
+    ("AppendMessages", append(metadata_json='{"a": NaN}'), "turns[0].metadata_json"),
+    ("AppendMessages", append(metadata_json='{"a": 1e999}'), "turns[0].metadata_json"),
+    ("AppendMessages", append(metadata_json='{"a": "\\u0000"}'), "turns[0].metadata_json"),
+    ("AppendMessages", append(metadata_json='{"a": "\\ud800"}'), "turns[0].metadata_json"),
+    ("AppendMessages", append(metadata_json='{"a":' * 9 + "1" + "}" * 9), "turns[0].metadata_json"),
+    ("AppendMessages", append(metadata_json="[" * 10_000), "turns[0].metadata_json"),
+    ("AppendMessages", append(metadata_json='{"a": "' + "x" * 16_384 + '"}'), "turns[0].metadata_json"),
+    ("AppendMessages", append(occurred_at=timestamp(0, 2_000_000_000)), "turns[0].occurred_at"),
+    ("AppendMessages", append(occurred_at=timestamp(10**15)), "turns[0].occurred_at"),
+    ("GetWindow", pb.GetWindowRequest(), "scope.thread"),
+    ("GetWindow", pb.GetWindowRequest(scope=scope_pb2.Scope(thread="t"), max_tokens=-1), "max_tokens"),
+    ("GetWindow", pb.GetWindowRequest(scope=scope_pb2.Scope(thread="t"), max_messages=1_001), "max_messages"),
+    ("Remember", pb.RememberRequest(), "memories"),
+    ("Remember", remember(kind=0), "memories[0].kind"),
+    ("Remember", remember(kind=77), "memories[0].kind"),
+    ("Remember", remember(text=""), "memories[0].text"),
+    ("Remember", remember(text=" \n"), "memories[0].text"),
+    ("Remember", remember(text="a\x00"), "memories[0].text"),
+    ("Remember", remember(text="ä" * 131_073), "memories[0].text"),
+    ("Remember", remember(id="?"), "memories[0].id"),
+    ("Remember", remember(importance=NAN), "memories[0].importance"),
+    ("Remember", remember(importance=1.1), "memories[0].importance"),
+    ("Remember", remember(embedding=[NAN] * 384), "memories[0].embedding"),
+    ("Remember", remember(embedding=[1.0] * 5_000), "memories[0].embedding"),
+    ("Remember", remember(embedding=[1.0, 2.0]), "memories[0].embedding"),
+    ("Remember", remember(provenance=[record_pb2.Provenance()]), "memories[0].provenance[0]"),
+    ("Remember", remember(valid_from=timestamp(5), valid_to=timestamp(5)), "memories[0].valid_to"),
+    ("Remember", remember(scope=scope_pb2.Scope(subject="a\x00")), "memories[0].scope.subject"),
+    ("Recall", recall_pb2.RecallRequest(), "query"),
+    ("Recall", recall_pb2.RecallRequest(query="x" * 8_193), "query"),
+    ("Recall", recall_pb2.RecallRequest(query="\x00"), "query"),
+    ("Recall", recall_pb2.RecallRequest(query="x", limit=201), "limit"),
+    ("Recall", recall_pb2.RecallRequest(query="x", limit=-1), "limit"),
+    ("Recall", recall_pb2.RecallRequest(query="x", kinds=[0]), "kinds[0]"),
+    ("Recall", recall_pb2.RecallRequest(query="x", kinds=[55]), "kinds[0]"),
+    ("Recall", recall_pb2.RecallRequest(query="x", query_embedding=[float("inf")]), "query_embedding"),
+    ("Recall", recall_pb2.RecallRequest(query="x", consistency_token="nonsense"), "consistency_token"),
+    (
+        "Recall",
+        recall_pb2.RecallRequest(query="x", weights=recall_pb2.RecallWeights(speaker=NAN)),
+        "weights.speaker",
+    ),
+    ("Recall", recall_pb2.RecallRequest(query="x", scope=scope_pb2.Scope(space="a/b")), "scope.space"),
+    ("PutSpace", pb.PutSpaceRequest(), "space"),
+    ("PutSpace", pb.PutSpaceRequest(space=space_pb2.Space(name="a b")), "space.name"),
+    ("PutSpace", pb.PutSpaceRequest(space=space_pb2.Space(name="a", backend=9)), "space.backend"),
+    ("PutSpace", pb.PutSpaceRequest(space=space_pb2.Space(name="a", dimensions=4_097)), "space.dimensions"),
+    ("GetSpace", pb.GetSpaceRequest(name=""), "name"),
+    ("ListSpaces", pb.ListSpacesRequest(page_size=-1), "page_size"),
+    ("ListSpaces", pb.ListSpacesRequest(page_token="AAAA"), "page_token"),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "field"), CASES, ids=[f"{c[0]}-{c[2]}-{i}" for i, c in enumerate(CASES)]
+)
+async def test_a_bad_field_is_named(memory: Memory, method: str, request_: Any, field: str) -> None:
+    ann = memory.caller()
+    # The default space is made first: some rules are the space's.
+    await ann.append("other", "x")
+    error = await refused(ann.call(method, request_))
+    assert isinstance(error, InvalidArgument), error
+    assert field in {violation.field for violation in error.violations}
+    assert "Error" not in error.message
+
+
+async def test_a_wrong_dimension_says_which_is_right(memory: Memory) -> None:
+    ann = memory.caller()
+    good = record_pb2.Memory(kind=FACT, text="x")
+    bad = record_pb2.Memory(kind=FACT, text="y", embedding=[1.0, 2.0])
+    error = await refused(ann.remember(good, good, good, bad))
+    assert isinstance(error, InvalidArgument)
+    assert error.reason == "DIMENSION_MISMATCH"
+    assert error.metadata == {"expected": "384", "actual": "2"}
+    assert [violation.field for violation in error.violations] == ["memories[3].embedding"]
+    assert not (await ann.recall("x")).hits
+    error = await refused(ann.recall("x", query_embedding=[1.0]))
+    assert error.reason == "DIMENSION_MISMATCH"
+
+
+async def test_one_bad_turn_stores_none(memory: Memory) -> None:
+    ann = memory.caller()
+    request = append()
+    request.turns.add().message.role = content.ROLE_USER
+    await refused(ann.call("AppendMessages", request))
+    assert not (await ann.window("talk")).turns
+
+
+async def test_every_mistake_is_listed_at_once(memory: Memory) -> None:
+    error = await refused(
+        memory.caller().call("Recall", recall_pb2.RecallRequest(limit=999, pack_tokens=-1, kinds=[99]))
+    )
+    assert isinstance(error, InvalidArgument)
+    assert {violation.field for violation in error.violations} == {"query", "limit", "pack_tokens", "kinds[0]"}
+
+
+async def test_odd_but_valid_text_is_stored_and_found(memory: Memory) -> None:
+    ann = memory.caller()
+    odd = [
+        "e\u0301" * 50,
+        "\u202e\u202dright to left",
+        "a" + "\u0300" * 5_000,
+        "' OR 1=1; -- \\ % _ ' | & ! <->",
+        "🦢" * 100,
+    ]
+    await ann.append("talk", *odd)
+    for text in odd:
+        assert (await ann.recall(text)).hits is not None
+    await ann.append("talk", "word " * 200_000, "".join(map(chr, range(0x4E00, 0x9FFF))) * 2)
+    assert (await ann.recall("word", limit=1)).hits
+
+
+async def test_ids_that_look_alike_are_different(memory: Memory) -> None:
+    ann = memory.caller()
+    await ann.append("talk", "lower")
+    await ann.append("Talk", "upper")
+    assert len((await ann.window("talk")).turns) == 1
+    error = await refused(ann.append("tälk", "x"))
+    assert isinstance(error, InvalidArgument)

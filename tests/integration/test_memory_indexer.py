@@ -1,0 +1,301 @@
+"""The outbox and the indexer: at least once, idempotent, and it never gives a row up quietly."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from tests.fakes.memory_service import Memory, eventually, running, said
+
+from janus_api.memory.v1 import memory_service_pb2 as pb
+from janus_api.memory.v1 import scope_pb2
+from janus_kit.errors import InvalidArgument, Unavailable
+from janus_kit.postgres import Database, database
+from janus_kit.settings import PostgresSettings
+from janus_memory.adapters.lexical_embedder import LexicalEmbedder
+from janus_memory.adapters.pgvector_index import PgvectorIndex
+from janus_memory.adapters.postgres_records import PostgresRecords
+from janus_memory.indexer import DEAD_AFTER, Indexer
+from janus_memory.model import Backend
+from janus_memory.parts import Parts
+from janus_memory.ports import Embedder, Purpose
+
+RYW = scope_pb2.CONSISTENCY_READ_YOUR_WRITES
+
+
+@dataclass
+class Troubled:
+    """The built-in embedder, until it is told to fail; `poison` fails for a text that holds it."""
+
+    away: bool = False
+    poison: str = "\x00"
+    model: str = "janus/lexical-v1"
+    calls: list[int] = field(default_factory=list)
+
+    def named(self, model: str) -> Embedder:
+        return self
+
+    async def embed(self, texts: Sequence[str], dimensions: int, purpose: Purpose) -> list[list[float]]:
+        self.calls.append(len(texts))
+        if self.away:
+            raise Unavailable("embedder")
+        if any(self.poison in text for text in texts):
+            raise InvalidArgument("embedding", "the model refuses this text")
+        return await LexicalEmbedder().embed(texts, dimensions, purpose)
+
+
+@dataclass
+class Bench:
+    """The service without an indexer of its own, and one to be driven step by step."""
+
+    memory: Memory
+    pool: Database
+    owner: asyncpg.Connection
+    embedders: Troubled
+    indexer: Indexer
+
+    async def drain(self) -> None:
+        while await self.indexer.work():
+            pass
+
+    def another(self, poll_s: float = 0.2) -> Indexer:
+        indexes = {Backend.PGVECTOR: PgvectorIndex(self.pool)}
+        return Indexer(PostgresRecords(self.pool), indexes, self.embedders, Parts(), poll_s=poll_s)
+
+    async def count(self, table: str, tenant: str) -> int:
+        return int(await self.owner.fetchval(f"SELECT count(*) FROM memory.{table} WHERE tenant = $1", tenant))
+
+    async def make_due(self) -> None:
+        await self.owner.execute("UPDATE memory.outbox SET available_at = now() - interval '1 s'")
+
+
+@pytest.fixture
+async def bench(postgres_url: str, redis_url: str) -> AsyncIterator[Bench]:
+    async with (
+        running(postgres_url, redis_url, indexer=False) as memory,
+        database(PostgresSettings(url=postgres_url), application="test") as pool,
+    ):
+        owner = await asyncpg.connect(postgres_url)
+        await owner.execute("DELETE FROM memory.outbox")
+        embedders = Troubled()
+        indexer = Indexer(
+            PostgresRecords(pool), {Backend.PGVECTOR: PgvectorIndex(pool)}, embedders, Parts(), poll_s=0.2
+        )
+        try:
+            yield Bench(memory, pool, owner, embedders, indexer)
+        finally:
+            await owner.close()
+
+
+async def test_every_record_is_indexed_in_both_views_and_counted(bench: Bench) -> None:
+    ann = bench.memory.caller()
+    await ann.append("talk", said("the heron", "Ann"), said("the pond", "Bob"))
+    await ann.remember("herons eat fish")
+    assert await bench.count("outbox", ann.tenant) == 3
+    await bench.drain()
+    assert await bench.count("outbox", ann.tenant) == 0
+    assert await bench.count("vector", ann.tenant) == 6
+    assert await bench.owner.fetchval("SELECT units FROM memory.statistics WHERE tenant = $1", ann.tenant) == 3
+    heron = "SELECT units FROM memory.lexicon WHERE tenant = $1 AND term = 'heron'"
+    assert await bench.owner.fetchval(heron, ann.tenant) == 2
+
+
+async def test_applying_a_row_again_changes_nothing(bench: Bench) -> None:
+    ann = bench.memory.caller()
+    await ann.append("talk", "the heron")
+    row = await bench.owner.fetchrow("SELECT * FROM memory.outbox WHERE tenant = $1", ann.tenant)
+    await bench.drain()
+    before = await bench.owner.fetch(
+        "SELECT unit, view, embedding::text FROM memory.vector WHERE tenant = $1", ann.tenant
+    )
+    await bench.owner.execute(
+        "INSERT INTO memory.outbox (tenant, space_no, unit, counted) VALUES ($1, $2, $3, true)",
+        ann.tenant, row["space_no"], row["unit"],
+    )  # fmt: skip
+    await bench.drain()
+    after = await bench.owner.fetch(
+        "SELECT unit, view, embedding::text FROM memory.vector WHERE tenant = $1", ann.tenant
+    )
+    assert before == after
+    assert await bench.owner.fetchval("SELECT units FROM memory.statistics WHERE tenant = $1", ann.tenant) == 1
+
+
+async def test_a_tombstone_wins_over_a_late_write(bench: Bench) -> None:
+    ann = bench.memory.caller()
+    await ann.append("talk", "the heron", "the pond")
+    await bench.drain()
+    unit = await bench.owner.fetchrow(
+        "SELECT unit, space_no FROM memory.unit WHERE tenant = $1 AND position = 1", ann.tenant
+    )
+    for statement in ("tombstone (tenant, space_no, unit)", "outbox (tenant, space_no, unit)"):
+        await bench.owner.execute(
+            f"INSERT INTO memory.{statement} VALUES ($1, $2, $3)", ann.tenant, unit["space_no"], unit["unit"]
+        )
+    await bench.drain()
+    assert await bench.count("vector", ann.tenant) == 2
+    left = await bench.owner.fetch("SELECT DISTINCT unit FROM memory.vector WHERE tenant = $1", ann.tenant)
+    assert unit["unit"] not in {row["unit"] for row in left}
+
+
+async def test_an_embedder_that_is_away_costs_nothing_but_time(bench: Bench) -> None:
+    ann = bench.memory.caller()
+    await ann.append("talk", "the heron")
+    bench.embedders.away = True
+    for _ in range(DEAD_AFTER + 2):
+        await bench.make_due()
+        await bench.drain()
+    row = await bench.owner.fetchrow("SELECT * FROM memory.outbox WHERE tenant = $1", ann.tenant)
+    assert (row["attempts"], row["dead_at"]) == (0, None)
+    assert "embedder" in row["error"]
+    # Its terms count already, and they count once.
+    assert await bench.owner.fetchval("SELECT units FROM memory.statistics WHERE tenant = $1", ann.tenant) == 1
+    bench.embedders.away = False
+    await bench.make_due()
+    await bench.drain()
+    assert await bench.count("vector", ann.tenant) == 2
+    assert await bench.owner.fetchval("SELECT units FROM memory.statistics WHERE tenant = $1", ann.tenant) == 1
+
+
+async def test_a_row_that_always_fails_is_dead_with_its_reason_and_stops_nobody(bench: Bench) -> None:
+    ann = bench.memory.caller()
+    bench.embedders.poison = "poison"
+    await ann.append("talk", said("poison"))
+    await ann.append("other", "the heron", "the pond")
+    for _ in range(DEAD_AFTER):
+        await bench.make_due()
+        await bench.drain()
+    rows = await bench.owner.fetch("SELECT * FROM memory.outbox WHERE tenant = $1", ann.tenant)
+    assert len(rows) == 1
+    assert rows[0]["dead_at"] is not None
+    assert "refuses this text" in rows[0]["error"]
+    assert await bench.count("vector", ann.tenant) == 4
+    assert not await bench.indexer.work()
+
+
+async def test_a_space_is_worked_on_by_one_at_a_time(bench: Bench) -> None:
+    ann = bench.memory.caller()
+    for i in range(40):
+        await ann.append("talk", f"turn {i}")
+    records = PostgresRecords(bench.pool)
+    batches = await asyncio.gather(*(records.claim(str(uuid4()), 10, 30) for _ in range(6)))
+    mine = [batch for batch in batches if batch is not None and batch.tenant == ann.tenant]
+    assert len(mine) == 1
+    assert await records.claim(str(uuid4()), 10, 30) is None
+
+
+async def test_rows_of_a_worker_that_died_are_taken_over(bench: Bench) -> None:
+    ann = bench.memory.caller()
+    await ann.append("talk", "the heron")
+    batch = await PostgresRecords(bench.pool).claim(str(uuid4()), 10, 30)
+    assert batch is not None
+    assert not await bench.indexer.work()
+    await bench.owner.execute("UPDATE memory.outbox SET leased_until = now() - interval '1 s'")
+    await bench.drain()
+    assert await bench.count("vector", ann.tenant) == 2
+
+
+async def test_a_worker_goes_on_with_what_it_left_when_postgres_was_away(bench: Bench) -> None:
+    ann = bench.memory.caller()
+    await ann.append("talk", "the heron")
+    records = PostgresRecords(bench.pool)
+    worker = str(uuid4())
+    first = await records.claim(worker, 10, 30)
+    assert first is not None
+    assert await records.claim(worker, 10, 30) == first
+
+
+async def test_a_worker_that_lost_its_lease_finishes_nothing(bench: Bench) -> None:
+    ann = bench.memory.caller()
+    await ann.append("talk", "the heron")
+    records = PostgresRecords(bench.pool)
+    batch = await records.claim(str(uuid4()), 10, 30)
+    assert batch is not None
+    await bench.owner.execute("UPDATE memory.outbox SET lease = $1", uuid4())
+    async with records.transaction(ann.tenant) as tx:
+        assert await tx.held_tasks(batch, [task.id for task in batch.tasks]) == []
+
+
+async def test_two_indexers_share_the_work_without_doing_it_twice(bench: Bench) -> None:
+    callers = [bench.memory.caller() for _ in range(4)]
+    for caller in callers:
+        await caller.append("talk", *[f"turn {i} of the heron" for i in range(30)])
+
+    async def drain(indexer: Indexer) -> None:
+        for _ in range(40):
+            await indexer.work()
+
+    await asyncio.gather(drain(bench.indexer), drain(bench.another()))
+    await bench.drain()
+    for caller in callers:
+        assert await bench.count("vector", caller.tenant) == 60
+        counted = await bench.owner.fetchval("SELECT units FROM memory.statistics WHERE tenant = $1", caller.tenant)
+        assert counted == 30
+
+
+async def test_a_recall_with_a_token_sees_what_is_not_indexed(bench: Bench) -> None:
+    ann = bench.memory.caller()
+    await ann.append("talk", *[f"filler number {i}" for i in range(20)])
+    await bench.drain()
+    done = await ann.append("talk", "the dentist appointment moved")
+    assert not done.searchable
+    answer = await ann.recall("dentsit", consistency_token=done.consistency_token)
+    assert answer.hits[0].turn.message.parts[0].text == "the dentist appointment moved"
+    space = (await ann.call("GetSpace", pb.GetSpaceRequest(name="default"))).space
+    assert space.index_backlog == 1
+
+
+async def test_read_your_writes_says_so_when_it_could_not(bench: Bench) -> None:
+    ann = bench.memory.caller()
+    request = pb.AppendMessagesRequest(scope=scope_pb2.Scope(thread="t"), turns=[said("x")], consistency=RYW)
+    done = await ann.stub.AppendMessages(request, metadata=ann.metadata, timeout=1)
+    assert not done.searchable
+
+
+async def test_a_new_write_wakes_the_indexer(bench: Bench) -> None:
+    ann = bench.memory.caller()
+    # It would look again only in a minute.
+    indexer = bench.another(poll_s=60)
+    task = asyncio.create_task(indexer.run())
+    try:
+        for i in range(3):
+            await ann.append("talk", f"turn {i}")
+
+            async def done() -> bool:
+                return await bench.count("outbox", ann.tenant) == 0
+
+            await eventually(done)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_dead_row_keeps_nobody_waiting(bench: Bench) -> None:
+    ann = bench.memory.caller()
+    done = await ann.append("talk", "the heron")
+    await bench.owner.execute("UPDATE memory.outbox SET dead_at = now() WHERE tenant = $1", ann.tenant)
+    answer = await ann.recall("heron", consistency_token=done.consistency_token)
+    assert len(answer.hits) == 1
+    assert not answer.degraded
+
+
+async def test_stored_answers_are_forgotten_after_a_day(bench: Bench) -> None:
+    ann = bench.memory.caller()
+    await ann.append("talk", "one", request_id="r1")
+    await ann.append("talk", "two", request_id="r2")
+    await bench.owner.execute(
+        "UPDATE memory.request SET created_at = now() - interval '25 hours' WHERE tenant = $1 AND id = 'r1'",
+        ann.tenant,
+    )
+    # A day later the id may be used again, whether the old answer was removed or not.
+    await ann.append("talk", "three", request_id="r1")
+    await bench.owner.execute(
+        "UPDATE memory.request SET created_at = now() - interval '25 hours' WHERE tenant = $1 AND id = 'r2'",
+        ann.tenant,
+    )
+    await PostgresRecords(bench.pool).forget_requests()
+    rows = await bench.owner.fetch("SELECT id FROM memory.request WHERE tenant = $1", ann.tenant)
+    assert [row["id"] for row in rows] == ["r1"]
