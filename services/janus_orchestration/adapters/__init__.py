@@ -1,0 +1,1 @@
+"""Orchestration's adapters: Postgres, Redis, and the services that it calls."""

@@ -1,0 +1,58 @@
+"""The memory service as what a run recalls from and stores to."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+import grpc
+
+from janus_api.content.v1 import message_pb2
+from janus_api.memory.v1 import memory_service_pb2 as pb
+from janus_api.memory.v1 import memory_service_pb2_grpc as rpc
+from janus_api.memory.v1 import recall_pb2, record_pb2, scope_pb2
+from janus_kit.clock import Clock
+from janus_kit.rpc_errors import from_rpc
+from janus_orchestration.model import MemoryScope, Recalled, ThreadMessage
+from janus_orchestration.ports import Stored
+from janus_orchestration.wire.events import hit_from
+
+
+class MemoryClient:
+    """Recalls and appends over a channel to the memory service."""
+
+    def __init__(self, channel: grpc.aio.Channel, clock: Clock) -> None:
+        self._stub = rpc.MemoryServiceStub(channel)
+        self._clock = clock
+
+    async def recall(self, scope: MemoryScope, query: str, limit: int, timeout_s: float) -> Recalled:
+        began = self._clock.monotonic()
+        request = recall_pb2.RecallRequest(scope=_scope_to(scope), query=query, limit=limit)
+        try:
+            response = await self._stub.Recall(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error, part="memory") from error
+        return Recalled(
+            tuple(hit_from(hit) for hit in response.hits),
+            tuple(response.degraded),
+            timedelta(seconds=self._clock.monotonic() - began),
+        )
+
+    async def append(
+        self, scope: MemoryScope, messages: Sequence[ThreadMessage], request_id: str, timeout_s: float
+    ) -> Stored:
+        request = pb.AppendMessagesRequest(
+            scope=_scope_to(scope), turns=[_turn_to(item) for item in messages], request_id=request_id
+        )
+        try:
+            response = await self._stub.AppendMessages(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error, part="memory") from error
+        return Stored(tuple(response.degraded))
+
+
+def _turn_to(item: ThreadMessage) -> record_pb2.Turn:
+    message = message_pb2.Message.FromString(item.message.wire)
+    return record_pb2.Turn(message=message, occurred_at=message.created_at)
+
+
+def _scope_to(scope: MemoryScope) -> scope_pb2.Scope:
+    return scope_pb2.Scope(space=scope.space, subject=scope.subject, thread=scope.thread)

@@ -1,0 +1,225 @@
+"""What the owner of a run writes: state, steps, events, debts to memory.
+
+The callers lock the run's row and compare its epoch first, in the same
+transaction, so that nothing of a fenced owner gets through.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from janus_kit.postgres import Connection, Database
+from janus_orchestration.adapters import rows
+from janus_orchestration.adapters.postgres_runs import PostgresRuns
+from janus_orchestration.adapters.postgres_threads import PostgresConversations
+from janus_orchestration.model import Recorded, Run, Step, StoreDebt
+from janus_orchestration.ports import Records
+
+
+class PostgresJournal:
+    """Part of ``PostgresRecords``: the journal of one tenant's runs."""
+
+    _connection: Connection
+    _tenant: str
+
+    async def take(self, run_id: str, epoch: int) -> Run | None:
+        row = await self._connection.fetchrow(
+            "UPDATE orchestration.run SET epoch = $3, "  # noqa: S608 - constants only
+            "takeovers = takeovers + (state <> 'queued')::int "
+            "WHERE tenant = $1 AND id = $2 AND epoch < $3 AND ended_at IS NULL "
+            f"RETURNING {rows.RUN_COLUMNS}",
+            self._tenant,
+            run_id,
+            epoch,
+        )
+        return None if row is None else rows.run_from(row)
+
+    async def write_run(self, run: Run) -> None:
+        await self._connection.execute(
+            "UPDATE orchestration.run SET state = $3, revision = $4, last_sequence = $5, started_at = $6, "
+            "ended_at = $7, usage = $8, finish_reason = $9, error = $10 WHERE tenant = $1 AND id = $2",
+            self._tenant,
+            run.id,
+            run.state.value,
+            run.revision,
+            run.last_sequence,
+            run.started_at,
+            run.ended_at,
+            rows.usage_to(run.usage),
+            run.finish_reason,
+            run.error or None,
+        )
+
+    async def put_steps(self, run_id: str, steps: Sequence[Step]) -> None:
+        await self._connection.executemany(
+            "INSERT INTO orchestration.step (tenant, run_id, index, kind, attempts, after_epoch, after_sequence, "
+            "started_at, ended_at, usage, error, summary) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) "
+            "ON CONFLICT (tenant, run_id, index) DO UPDATE SET attempts = excluded.attempts, "
+            "ended_at = excluded.ended_at, usage = excluded.usage, error = excluded.error, "
+            "summary = excluded.summary",
+            [
+                (
+                    self._tenant,
+                    run_id,
+                    step.index,
+                    step.kind.value,
+                    step.attempts,
+                    step.after.epoch,
+                    step.after.sequence,
+                    step.started_at,
+                    step.ended_at,
+                    rows.usage_to(step.usage),
+                    step.error or None,
+                    step.summary,
+                )
+                for step in steps
+            ],
+        )
+
+    async def steps(self, run_id: str) -> list[Step]:
+        found = await self._connection.fetch(
+            "SELECT index, kind, attempts, after_epoch, after_sequence, started_at, ended_at, usage, error, summary "
+            "FROM orchestration.step WHERE tenant = $1 AND run_id = $2 ORDER BY index",
+            self._tenant,
+            run_id,
+        )
+        return [rows.step_from(row) for row in found]
+
+    async def add_events(self, run_id: str, events: Sequence[Recorded]) -> None:
+        await self._connection.execute(
+            "INSERT INTO orchestration.event (tenant, run_id, sequence, epoch, kind, terminal, content) "
+            "SELECT $1, $2, * FROM unnest($3::bigint[], $4::bigint[], $5::text[], $6::boolean[], $7::bytea[])",
+            self._tenant,
+            run_id,
+            [event.cursor.sequence for event in events],
+            [event.cursor.epoch for event in events],
+            [event.kind for event in events],
+            [event.terminal for event in events],
+            [event.wire for event in events],
+        )
+
+    async def events(self, run_id: str, first: int, last: int, limit: int) -> list[Recorded]:
+        found = await self._connection.fetch(
+            "SELECT sequence, epoch, kind, terminal, content FROM orchestration.event "
+            "WHERE tenant = $1 AND run_id = $2 AND sequence BETWEEN $3 AND $4 ORDER BY sequence LIMIT $5",
+            self._tenant,
+            run_id,
+            first,
+            last,
+            limit,
+        )
+        return [rows.event_from(row) for row in found]
+
+    async def event_of_kind(self, run_id: str, kind: str) -> Recorded | None:
+        row = await self._connection.fetchrow(
+            "SELECT sequence, epoch, kind, terminal, content FROM orchestration.event "
+            "WHERE tenant = $1 AND run_id = $2 AND kind = $3 ORDER BY sequence DESC LIMIT 1",
+            self._tenant,
+            run_id,
+            kind,
+        )
+        return None if row is None else rows.event_from(row)
+
+    async def set_epoch_start(self, run_id: str, epoch: int, first_sequence: int) -> None:
+        await self._connection.execute(
+            "INSERT INTO orchestration.run_epoch (tenant, run_id, epoch, first_sequence) VALUES ($1, $2, $3, $4) "
+            "ON CONFLICT DO NOTHING",
+            self._tenant,
+            run_id,
+            epoch,
+            first_sequence,
+        )
+
+    async def epoch_starts(self, run_id: str) -> list[tuple[int, int]]:
+        found = await self._connection.fetch(
+            "SELECT epoch, first_sequence FROM orchestration.run_epoch WHERE tenant = $1 AND run_id = $2 "
+            "ORDER BY epoch",
+            self._tenant,
+            run_id,
+        )
+        return [(1, 1), *((row["epoch"], row["first_sequence"]) for row in found)]
+
+    async def mark_stream_broken(self, run_id: str, epoch: int) -> bool:
+        status: str = await self._connection.execute(
+            "UPDATE orchestration.run SET stream_broken = true WHERE tenant = $1 AND id = $2 AND epoch = $3",
+            self._tenant,
+            run_id,
+            epoch,
+        )
+        return status.endswith(" 1")
+
+    async def reserve(self, run_id: str, epoch: int, sequence: int) -> bool:
+        status: str = await self._connection.execute(
+            "UPDATE orchestration.run SET reserved_sequence = greatest(reserved_sequence, $4) "
+            "WHERE tenant = $1 AND id = $2 AND epoch = $3",
+            self._tenant,
+            run_id,
+            epoch,
+            sequence,
+        )
+        return status.endswith(" 1")
+
+    async def release_lease(self, run_id: str) -> None:
+        await self._connection.execute(
+            "DELETE FROM orchestration.run_lease WHERE tenant = $1 AND run_id = $2", self._tenant, run_id
+        )
+
+    async def add_debt(self, debt: StoreDebt, delay_s: float) -> None:
+        await self._connection.execute(
+            "INSERT INTO orchestration.memory_outbox "
+            "(tenant, thread_id, from_position, to_position, run_id, space, next_attempt) "
+            "VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp() + make_interval(secs => $7)) ON CONFLICT DO NOTHING",
+            self._tenant,
+            debt.thread_id,
+            debt.from_position,
+            debt.to_position,
+            debt.run_id,
+            debt.space,
+            delay_s,
+        )
+
+    async def debts(self, thread_id: str) -> list[StoreDebt]:
+        found = await self._connection.fetch(
+            "SELECT thread_id, from_position, to_position, run_id, space FROM orchestration.memory_outbox "
+            "WHERE tenant = $1 AND thread_id = $2 AND dead_at IS NULL ORDER BY from_position",
+            self._tenant,
+            thread_id,
+        )
+        return [rows.debt_from(row) for row in found]
+
+    async def pay_debt(self, debt: StoreDebt) -> None:
+        await self._connection.execute(
+            "DELETE FROM orchestration.memory_outbox WHERE tenant = $1 AND thread_id = $2 AND from_position = $3",
+            self._tenant,
+            debt.thread_id,
+            debt.from_position,
+        )
+
+    async def bury_debt(self, debt: StoreDebt, reason: str) -> None:
+        await self._connection.execute(
+            "UPDATE orchestration.memory_outbox SET dead_at = clock_timestamp(), reason = $4 "
+            "WHERE tenant = $1 AND thread_id = $2 AND from_position = $3",
+            self._tenant,
+            debt.thread_id,
+            debt.from_position,
+            reason.replace("\x00", "\ufffd"),
+        )
+
+
+class PostgresRecords(PostgresConversations, PostgresRuns, PostgresJournal):
+    """All records of one tenant, in one transaction."""
+
+    def __init__(self, connection: Connection, tenant: str) -> None:
+        self._connection = connection
+        self._tenant = tenant
+
+
+class PostgresStore:
+    """The records' transactions."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @asynccontextmanager
+    async def tenant(self, tenant: str) -> AsyncIterator[Records]:
+        async with self._database.tenant(tenant) as connection:
+            yield PostgresRecords(connection, tenant)

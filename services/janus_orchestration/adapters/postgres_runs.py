@@ -1,0 +1,163 @@
+"""Runs, and the answers to writes with a request id, in Postgres."""
+
+from janus_kit.errors import AlreadyExists
+from janus_kit.postgres import Connection
+from janus_orchestration.adapters import rows
+from janus_orchestration.model import Run, RunState, Thread, ThreadMessage
+
+READY_CHANNEL = "janus_orchestration_ready"
+CANCEL_CHANNEL = "janus_orchestration_cancel"
+
+
+class PostgresRuns:
+    """Part of ``PostgresRecords``: one tenant's runs, as callers see and start them."""
+
+    _connection: Connection
+    _tenant: str
+
+    async def add_run(self, run: Run, thread: Thread, *, owner: str | None, lease_s: float) -> None:
+        await self._connection.execute(
+            "INSERT INTO orchestration.run (tenant, id, thread_id, agent, agent_version, state, options, subject, "
+            "cancel_on_disconnect, parent_run, epoch, last_sequence, reserved_sequence, created_at, started_at) "
+            "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+            self._tenant,
+            run.id,
+            run.thread_id,
+            run.agent,
+            run.agent_version,
+            run.state.value,
+            rows.options_to(run.options),
+            run.subject,
+            run.cancel_on_disconnect,
+            run.parent_run or None,
+            run.epoch,
+            run.last_sequence,
+            run.reserved_sequence,
+            run.created_at,
+            run.started_at,
+        )
+        if not thread.active_run:
+            await self._give_turn(thread.id, run.id, run.epoch, owner, lease_s)
+
+    async def _give_turn(self, thread_id: str, run_id: str, epoch: int, owner: str | None, lease_s: float) -> None:
+        await self._connection.execute(
+            "WITH turn AS (UPDATE orchestration.thread SET active_run = $3 WHERE tenant = $1 AND id = $2) "
+            "INSERT INTO orchestration.run_lease (run_id, tenant, owner, epoch, expires_at) "
+            "VALUES ($3, $1, $4, $5, clock_timestamp() + make_interval(secs => $6))",
+            self._tenant,
+            thread_id,
+            run_id,
+            owner,
+            epoch,
+            lease_s if owner else 0.0,
+        )
+        if owner is None:
+            await self._connection.execute("SELECT pg_notify($1, '')", READY_CHANNEL)
+
+    async def pass_turn(self, thread_id: str, run_id: str) -> None:
+        status: str = await self._connection.execute(
+            "UPDATE orchestration.thread SET active_run = NULL WHERE tenant = $1 AND id = $2 AND active_run = $3",
+            self._tenant,
+            thread_id,
+            run_id,
+        )
+        if status.endswith(" 0"):
+            return
+        following = await self._connection.fetchrow(
+            "SELECT id, epoch FROM orchestration.run WHERE tenant = $1 AND thread_id = $2 AND state = 'queued' "
+            "AND id <> $3 ORDER BY enqueued LIMIT 1 FOR UPDATE",
+            self._tenant,
+            thread_id,
+            run_id,
+        )
+        if following is not None:
+            await self._give_turn(thread_id, following["id"], following["epoch"], None, 0.0)
+
+    async def run(self, run_id: str) -> Run | None:
+        return await self._run(run_id, "")
+
+    async def lock_run(self, run_id: str) -> Run | None:
+        return await self._run(run_id, " FOR UPDATE")
+
+    async def _run(self, run_id: str, lock: str) -> Run | None:
+        row = await self._connection.fetchrow(
+            f"SELECT {rows.RUN_COLUMNS} FROM orchestration.run WHERE tenant = $1 AND id = $2{lock}",  # noqa: S608
+            self._tenant,
+            run_id,
+        )
+        return None if row is None else rows.run_from(row)
+
+    async def waiting_runs(self, thread_id: str, *, besides: str) -> int:
+        count: int = await self._connection.fetchval(
+            "SELECT count(*) FROM orchestration.run "
+            "WHERE tenant = $1 AND thread_id = $2 AND state = 'queued' AND id <> $3",
+            self._tenant,
+            thread_id,
+            besides,
+        )
+        return count
+
+    async def output(self, run_id: str) -> list[ThreadMessage]:
+        found = await self._connection.fetch(
+            "SELECT id, role, name, text, content, position, run_id, is_output FROM orchestration.message "
+            "WHERE tenant = $1 AND run_id = $2 AND is_output ORDER BY position",
+            self._tenant,
+            run_id,
+        )
+        return [rows.message_from(row) for row in found]
+
+    async def request_cancel(self, run_id: str, reason: str, state: RunState) -> None:
+        await self._connection.execute(
+            "WITH lease AS (UPDATE orchestration.run_lease SET cancel = true WHERE tenant = $1 AND run_id = $2) "
+            "UPDATE orchestration.run SET state = $3, cancel_reason = coalesce(cancel_reason, $4) "
+            "WHERE tenant = $1 AND id = $2",
+            self._tenant,
+            run_id,
+            state.value,
+            reason,
+        )
+
+    async def notify_cancel(self, run_id: str) -> None:
+        # A run's id is made by the server and says nothing about its tenant.
+        await self._connection.execute("SELECT pg_notify($1, $2)", CANCEL_CHANNEL, run_id)
+
+    async def answered(self, method: str, request_id: str, body_hash: bytes, response: bytes) -> bytes | None:
+        # A second call with the same id waits here until the first commits or fails.
+        row = await self._connection.fetchrow(
+            "INSERT INTO orchestration.request AS r (tenant, method, request_id, body_hash, response) "
+            "VALUES ($1, $2, $3, $4, $5) ON CONFLICT (tenant, method, request_id) DO UPDATE "
+            "SET body_hash = excluded.body_hash, response = excluded.response, created_at = now() "
+            "WHERE r.created_at < now() - interval '24 hours' RETURNING 1",
+            self._tenant,
+            method,
+            request_id,
+            body_hash,
+            response,
+        )
+        if row is not None:
+            return None
+        stored = await self._connection.fetchrow(
+            "SELECT body_hash, response FROM orchestration.request "
+            "WHERE tenant = $1 AND method = $2 AND request_id = $3",
+            self._tenant,
+            method,
+            request_id,
+        )
+        if stored["body_hash"] != body_hash:
+            raise AlreadyExists(
+                "REQUEST_ID_REUSED",
+                f"request id '{request_id}' was used with another body",
+                "request",
+                request_id,
+            )
+        answer: bytes = stored["response"]
+        return answer
+
+    async def set_answer(self, method: str, request_id: str, response: bytes) -> None:
+        await self._connection.execute(
+            "UPDATE orchestration.request SET response = $4 WHERE tenant = $1 AND method = $2 AND request_id = $3",
+            self._tenant,
+            method,
+            request_id,
+            response,
+        )

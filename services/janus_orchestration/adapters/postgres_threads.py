@@ -1,0 +1,200 @@
+"""Agents, threads and messages in Postgres."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import asyncpg
+
+from janus_kit.errors import AlreadyExists
+from janus_kit.postgres import Connection
+from janus_orchestration.adapters import rows
+from janus_orchestration.model import Agent, Message, Run, Thread, ThreadMessage
+
+_MESSAGE = "id, role, name, text, content, position, run_id, is_output"
+
+
+class PostgresConversations:
+    """Part of ``PostgresRecords``: one tenant's agents and conversations."""
+
+    _connection: Connection
+    _tenant: str
+
+    async def lock_agent(self, name: str) -> Agent | None:
+        # The row of an agent that is not there cannot be locked; a lock by name can.
+        await self._connection.execute(
+            "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", f"agent\n{self._tenant}\n{name}"
+        )
+        return await self.agent(name)
+
+    async def agent(self, name: str, version: int = 0) -> Agent | None:
+        row = await self._connection.fetchrow(
+            "SELECT v.version, v.spec, v.created_at FROM orchestration.agent a "
+            "JOIN orchestration.agent_version v ON v.tenant = a.tenant AND v.name = a.name "
+            "AND v.version = CASE $3::bigint WHEN 0 THEN a.version ELSE $3 END "
+            "WHERE a.tenant = $1 AND a.name = $2",
+            self._tenant,
+            name,
+            version,
+        )
+        return None if row is None else rows.agent_from(row)
+
+    async def agents(self, after: str, limit: int) -> list[Agent]:
+        found = await self._connection.fetch(
+            "SELECT v.version, v.spec, v.created_at FROM orchestration.agent a "
+            "JOIN orchestration.agent_version v USING (tenant, name, version) "
+            'WHERE a.tenant = $1 AND a.name COLLATE "C" > $2 ORDER BY a.name COLLATE "C" LIMIT $3',
+            self._tenant,
+            after,
+            limit,
+        )
+        return [rows.agent_from(row) for row in found]
+
+    async def add_agent(self, agent: Agent) -> None:
+        await self._connection.execute(
+            "WITH head AS (INSERT INTO orchestration.agent (tenant, name, version) VALUES ($1, $2, $3) "
+            "ON CONFLICT (tenant, name) DO UPDATE SET version = excluded.version) "
+            "INSERT INTO orchestration.agent_version (tenant, name, version, spec, created_at) "
+            "VALUES ($1, $2, $3, $4, $5)",
+            self._tenant,
+            agent.spec.name,
+            agent.version,
+            rows.spec_to(agent.spec),
+            agent.created_at,
+        )
+
+    async def thread(self, thread_id: str) -> Thread | None:
+        return await self._thread(thread_id, "")
+
+    async def lock_thread(self, thread_id: str) -> Thread | None:
+        return await self._thread(thread_id, " FOR UPDATE")
+
+    async def _thread(self, thread_id: str, lock: str) -> Thread | None:
+        row = await self._connection.fetchrow(
+            f"SELECT {rows.THREAD_COLUMNS} FROM orchestration.thread "  # noqa: S608 - constants only
+            f"WHERE tenant = $1 AND id = $2{lock}",
+            self._tenant,
+            thread_id,
+        )
+        return None if row is None else rows.thread_from(row)
+
+    async def add_thread(self, thread: Thread) -> bool:
+        status: str = await self._connection.execute(
+            "INSERT INTO orchestration.thread (tenant, id, agent, subject, title, metadata, created_at, updated_at) "
+            "VALUES ($1, $2, $3, $4, $5, $6, $7, $7) ON CONFLICT DO NOTHING",
+            self._tenant,
+            thread.id,
+            thread.agent,
+            thread.subject,
+            thread.title,
+            thread.metadata_json,
+            thread.created_at,
+        )
+        return status.endswith(" 1")
+
+    async def messages(
+        self, thread_id: str, *, after: int, limit: int, descending: bool = False, most_bytes: int | None = None
+    ) -> list[ThreadMessage]:
+        beyond, order = ("<", "DESC") if descending else (">", "ASC")
+        newest = f"WHERE tenant = $1 AND thread_id = $2 AND position {beyond} $3 ORDER BY position {order} LIMIT $4"
+        statement = f"SELECT {_MESSAGE} FROM orchestration.message {newest}"  # noqa: S608 - constants only
+        values: list[object] = [self._tenant, thread_id, after, limit]
+        if most_bytes is not None:
+            # Sizes are known without reading what is large.
+            statement = (
+                f"SELECT {_MESSAGE} FROM (SELECT *, row_number() OVER sofar AS place, "  # noqa: S608
+                "sum(octet_length(content)) OVER sofar - octet_length(content) AS before "
+                f"FROM (SELECT * FROM orchestration.message {newest}) found "
+                f"WINDOW sofar AS (ORDER BY position {order})) sized "
+                f"WHERE before <= $5 OR place <= 2 ORDER BY position {order}"
+            )
+            values.append(most_bytes)
+        found = await self._connection.fetch(statement, *values)
+        return [rows.message_from(row) for row in found]
+
+    async def commit_messages(
+        self, thread: Thread, messages: Sequence[Message], *, run_id: str, is_output: bool, at: datetime
+    ) -> int:
+        first = thread.last_position + 1
+        await self._insert(thread.id, messages, list(range(first, first + len(messages))), run_id, is_output)
+        return await self._advance_thread(thread.id, len(messages), at)
+
+    async def add_waiting_messages(self, run: Run, messages: Sequence[Message]) -> None:
+        await self._insert(run.thread_id, messages, [None] * len(messages), run.id, False)
+
+    async def waiting_messages(self, run_id: str) -> list[Message]:
+        found = await self._connection.fetch(
+            f"SELECT {_MESSAGE} FROM orchestration.message "  # noqa: S608 - constants only
+            "WHERE tenant = $1 AND run_id = $2 AND position IS NULL ORDER BY ordinal",
+            self._tenant,
+            run_id,
+        )
+        return [rows.message_from(row).message for row in found]
+
+    async def commit_waiting_messages(self, run: Run, thread: Thread, at: datetime) -> list[ThreadMessage]:
+        found = await self._connection.fetch(
+            f"WITH waiting AS (SELECT id, row_number() OVER (ORDER BY ordinal) AS place "  # noqa: S608
+            "FROM orchestration.message WHERE tenant = $1 AND run_id = $2 AND position IS NULL) "
+            "UPDATE orchestration.message m SET position = $4 + w.place FROM waiting w "
+            "WHERE m.tenant = $1 AND m.thread_id = $3 AND m.id = w.id "
+            f"RETURNING {', '.join('m.' + column for column in _MESSAGE.split(', '))}",
+            self._tenant,
+            run.id,
+            thread.id,
+            thread.last_position,
+        )
+        await self._advance_thread(thread.id, len(found), at)
+        return sorted((rows.message_from(row) for row in found), key=lambda item: item.position)
+
+    async def set_memory_position(self, thread_id: str, position: int) -> None:
+        await self._connection.execute(
+            "UPDATE orchestration.thread SET memory_position = greatest(memory_position, $3) "
+            "WHERE tenant = $1 AND id = $2",
+            self._tenant,
+            thread_id,
+            position,
+        )
+
+    async def _advance_thread(self, thread_id: str, count: int, at: datetime) -> int:
+        position: int = await self._connection.fetchval(
+            "UPDATE orchestration.thread SET last_position = last_position + $3, updated_at = $4 "
+            "WHERE tenant = $1 AND id = $2 RETURNING last_position",
+            self._tenant,
+            thread_id,
+            count,
+            at,
+        )
+        return position
+
+    async def _insert(
+        self,
+        thread_id: str,
+        messages: Sequence[Message],
+        positions: Sequence[int | None],
+        run_id: str,
+        is_output: bool,
+    ) -> None:
+        try:
+            await self._connection.execute(
+                "INSERT INTO orchestration.message "
+                "(tenant, thread_id, id, role, name, text, content, position, ordinal, run_id, is_output) "
+                "SELECT $1, $2, m.id, m.role, m.name, m.text, m.content, m.position, m.ordinal, $9, $10 "
+                "FROM unnest($3::text[], $4::text[], $5::text[], $6::text[], $7::bytea[], $8::bigint[]) "
+                "WITH ORDINALITY AS m (id, role, name, text, content, position, ordinal)",
+                self._tenant,
+                thread_id,
+                [message.id for message in messages],
+                [message.role.value for message in messages],
+                [message.name for message in messages],
+                [message.text for message in messages],
+                [message.wire for message in messages],
+                list(positions),
+                run_id or None,
+                is_output,
+            )
+        except asyncpg.UniqueViolationError as error:
+            raise AlreadyExists(
+                "RESOURCE_EXISTS",
+                "the thread has a message with one of these ids already",
+                "message",
+                ", ".join(message.id for message in messages[:3]),
+            ) from error

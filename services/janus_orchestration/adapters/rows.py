@@ -1,0 +1,185 @@
+"""Rows of Postgres as the model's nouns, and back."""
+
+import json
+from dataclasses import asdict
+from datetime import timedelta
+from typing import Any
+
+from janus_orchestration.model import (
+    Agent,
+    AgentSpec,
+    Budgets,
+    Cursor,
+    DoubleTexting,
+    MemoryPolicy,
+    Message,
+    RecallScope,
+    Recorded,
+    Role,
+    Run,
+    RunOptions,
+    RunState,
+    Step,
+    StepKind,
+    StoreDebt,
+    Thread,
+    ThreadMessage,
+    Usage,
+)
+
+Row = Any  # asyncpg.Record, which is untyped
+
+THREAD_COLUMNS = (
+    "id, agent, subject, title, metadata, created_at, updated_at, last_position, memory_position, active_run"
+)
+RUN_COLUMNS = (
+    "id, thread_id, agent, agent_version, state, options, subject, cancel_on_disconnect, parent_run, epoch, "
+    "revision, last_sequence, reserved_sequence, stream_broken, takeovers, created_at, started_at, ended_at, "
+    "usage, finish_reason, error, cancel_reason"
+)
+
+
+def usage_to(usage: Usage | None) -> str | None:
+    """JSON of a usage."""
+    return None if usage is None else json.dumps(asdict(usage))
+
+
+def usage_from(text: str | None) -> Usage | None:
+    return None if text is None else Usage(**json.loads(text))
+
+
+def spec_to(spec: AgentSpec) -> str:
+    """JSON of an agent's specification. Durations are seconds, bytes hexadecimal."""
+    value = asdict(spec)
+    value["sampling"] = spec.sampling.hex()
+    value["reasoning"] = spec.reasoning.hex()
+    if spec.budgets is not None:
+        value["budgets"] = _budgets_to(spec.budgets)
+    return json.dumps(value)
+
+
+def spec_from(text: str) -> AgentSpec:
+    value = json.loads(text)
+    memory = value["memory"]
+    memory["recall_scope"] = RecallScope(memory["recall_scope"])
+    value["memory"] = MemoryPolicy(**memory)
+    value["sampling"] = bytes.fromhex(value["sampling"])
+    value["reasoning"] = bytes.fromhex(value["reasoning"])
+    value["budgets"] = _budgets_from(value["budgets"])
+    value["double_texting"] = DoubleTexting(value["double_texting"]) if value["double_texting"] else None
+    return AgentSpec(**value)
+
+
+def options_to(options: RunOptions) -> str:
+    return json.dumps(
+        {
+            "model": options.model,
+            "budgets": _budgets_to(options.budgets) if options.budgets else None,
+            "labels": dict(options.labels),
+        }
+    )
+
+
+def options_from(text: str) -> RunOptions:
+    value = json.loads(text)
+    return RunOptions(value["model"], _budgets_from(value["budgets"]), tuple(sorted(value["labels"].items())))
+
+
+def _budgets_to(budgets: Budgets) -> dict[str, Any]:
+    wall = budgets.max_wall_time
+    return {
+        "max_model_steps": budgets.max_model_steps,
+        "max_tool_calls": budgets.max_tool_calls,
+        "max_wall_time": None if wall is None else wall.total_seconds(),
+    }
+
+
+def _budgets_from(value: dict[str, Any] | None) -> Budgets | None:
+    if value is None:
+        return None
+    wall = value["max_wall_time"]
+    return Budgets(
+        value["max_model_steps"],
+        value["max_tool_calls"],
+        None if wall is None else timedelta(seconds=wall),
+    )
+
+
+def agent_from(row: Row) -> Agent:
+    return Agent(spec_from(row["spec"]), row["version"], row["created_at"])
+
+
+def thread_from(row: Row) -> Thread:
+    return Thread(
+        id=row["id"],
+        agent=row["agent"],
+        subject=row["subject"],
+        title=row["title"],
+        metadata_json=row["metadata"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+        last_position=row["last_position"],
+        memory_position=row["memory_position"],
+        active_run=row["active_run"] or "",
+    )
+
+
+def message_from(row: Row) -> ThreadMessage:
+    """``text`` and ``name`` come from columns, so that no wire form is decoded for them."""
+    return ThreadMessage(
+        Message(row["id"], Role(row["role"]), row["text"], row["content"], row["name"]),
+        row["position"] or 0,
+        row["run_id"] or "",
+        row["is_output"],
+    )
+
+
+def run_from(row: Row) -> Run:
+    return Run(
+        id=row["id"],
+        thread_id=row["thread_id"],
+        agent=row["agent"],
+        agent_version=row["agent_version"],
+        state=RunState(row["state"]),
+        options=options_from(row["options"]),
+        subject=row["subject"],
+        cancel_on_disconnect=row["cancel_on_disconnect"],
+        parent_run=row["parent_run"] or "",
+        epoch=row["epoch"],
+        revision=row["revision"],
+        last_sequence=row["last_sequence"],
+        reserved_sequence=row["reserved_sequence"],
+        stream_broken=row["stream_broken"],
+        takeovers=row["takeovers"],
+        created_at=row["created_at"],
+        started_at=row["started_at"],
+        ended_at=row["ended_at"],
+        usage=usage_from(row["usage"]),
+        finish_reason=row["finish_reason"],
+        error=row["error"] or b"",
+        cancel_reason=row["cancel_reason"],
+    )
+
+
+def step_from(row: Row) -> Step:
+    return Step(
+        index=row["index"],
+        kind=StepKind(row["kind"]),
+        attempts=row["attempts"],
+        after=Cursor(row["after_epoch"], row["after_sequence"]),
+        started_at=row["started_at"],
+        ended_at=row["ended_at"],
+        usage=usage_from(row["usage"]),
+        error=row["error"] or b"",
+        summary=row["summary"],
+    )
+
+
+def event_from(row: Row) -> Recorded:
+    return Recorded(
+        Cursor(row["epoch"], row["sequence"]), row["kind"], row["content"], durable=True, terminal=row["terminal"]
+    )
+
+
+def debt_from(row: Row) -> StoreDebt:
+    return StoreDebt(row["thread_id"], row["from_position"], row["to_position"], row["run_id"], row["space"])

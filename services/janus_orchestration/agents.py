@@ -1,0 +1,68 @@
+"""Agents as data: put, get, list. Every change makes a version; runs keep theirs."""
+
+from janus_kit.clock import Clock
+from janus_kit.errors import Aborted, NotFound
+from janus_orchestration.idempotency import Once, once
+from janus_orchestration.model import Agent, AgentSpec
+from janus_orchestration.ports import Records, Store
+
+DEFAULT_AGENT = "default"
+"""Answers where neither the run nor its thread names an agent: the default model, memory as by default."""
+
+
+async def agent_or_default(records: Records, name: str, clock: Clock) -> Agent | None:
+    """The newest version of an agent; `default` is made on first use, unless its tenant put one."""
+    agent = await records.agent(name)
+    if agent is None and name == DEFAULT_AGENT:
+        agent = await records.lock_agent(name)
+        if agent is None:
+            agent = Agent(AgentSpec(DEFAULT_AGENT), 1, clock.now())
+            await records.add_agent(agent)
+    return agent
+
+
+class Agents:
+    """The agents of all tenants."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+
+    async def put(self, tenant: str, spec: AgentSpec, expected_version: int, key: Once[Agent]) -> Agent | bytes:
+        """Store a new version; the same content keeps its version.
+
+        Raises Aborted / VERSION_MISMATCH when ``expected_version`` (0: any) is
+        not the current one.
+        """
+        async with self._store.tenant(tenant) as records:
+
+            async def work() -> Agent:
+                current = await records.lock_agent(spec.name)
+                version = current.version if current is not None else 0
+                if expected_version and expected_version != version:
+                    raise Aborted(
+                        "VERSION_MISMATCH",
+                        f"agent '{spec.name}' is at version {version}",
+                        {"current_version": str(version)},
+                    )
+                if current is not None and current.spec == spec:
+                    return current
+                agent = Agent(spec, version + 1, self._clock.now())
+                await records.add_agent(agent)
+                return agent
+
+            return await once(records, key, work)
+
+    async def get(self, tenant: str, name: str, version: int) -> Agent:
+        """A version, 0 for the newest. Raises NotFound."""
+        async with self._store.tenant(tenant) as records:
+            agent = await (records.agent(name, version) if version else agent_or_default(records, name, self._clock))
+        if agent is None:
+            raise NotFound("agent", name)
+        return agent
+
+    async def page(self, tenant: str, after: str, size: int) -> tuple[list[Agent], bool]:
+        """The newest versions by name, and whether there are more."""
+        async with self._store.tenant(tenant) as records:
+            found = await records.agents(after, size + 1)
+        return found[:size], len(found) > size

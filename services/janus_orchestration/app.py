@@ -1,0 +1,172 @@
+"""The composition root of orchestration: settings in, ``Mount`` out."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from janus_api.orchestration.v1 import orchestration_service_pb2_grpc as rpc
+from janus_api.tools.v1 import tool_worker_service_pb2_grpc as tools_rpc
+from janus_kit.channel import connect
+from janus_kit.clock import SystemClock
+from janus_kit.errors import Unavailable
+from janus_kit.ids import new_id
+from janus_kit.mount import Mount, Part
+from janus_kit.postgres import database
+from janus_kit.redis import ping
+from janus_kit.redis import redis as redis_client
+from janus_kit.settings import PostgresSettings, RedisSettings
+from janus_orchestration import telemetry
+from janus_orchestration.adapters.inference_client import InferenceClient
+from janus_orchestration.adapters.memory_client import MemoryClient
+from janus_orchestration.adapters.postgres_journal import PostgresStore
+from janus_orchestration.adapters.postgres_leases import PostgresLeases, PostgresOutbox
+from janus_orchestration.adapters.redis_events import RedisEvents
+from janus_orchestration.agents import Agents
+from janus_orchestration.deliveries import Deliveries
+from janus_orchestration.executions import ExecutionLimits, Executions
+from janus_orchestration.ownership import Ownership
+from janus_orchestration.replay import Replay
+from janus_orchestration.runs import Runs
+from janus_orchestration.servicer import (
+    SERVICE,
+    TOOLS_SERVICE,
+    OrchestrationServicer,
+    ToolWorkerServicer,
+)
+from janus_orchestration.settings import OrchestrationSettings
+from janus_orchestration.threads import Threads
+from janus_orchestration.turn import TurnLimits
+from janus_orchestration.watch import Hub
+from janus_orchestration.wire.events import ProtobufEvents
+
+_APPLICATION = "janus-orchestration"
+_HEALTH_S = 1.0
+_OUTBOX_POLL_S = 1.0
+
+INFERENCE_SERVICE = "janus.inference.v1.InferenceService"
+MEMORY_SERVICE = "janus.memory.v1.MemoryService"
+
+
+@asynccontextmanager
+async def mount(
+    settings: OrchestrationSettings, *, postgres: PostgresSettings, redis: RedisSettings
+) -> AsyncIterator[Mount]:
+    """Orchestration, ready to be served; leaving the block lets go of its runs.
+
+    Waits for nothing: a part that is away is found to be so when it is used.
+    """
+    async with AsyncExitStack() as stack:
+        db = await stack.enter_async_context(database(postgres, application=_APPLICATION))
+        writer = await stack.enter_async_context(redis_client(redis, application=_APPLICATION))
+        # Reads that block have connections of their own, one a run that is watched from here.
+        readers = await stack.enter_async_context(redis_client(redis, application=f"{_APPLICATION}-watch"))
+        inference = await stack.enter_async_context(connect(settings.inference_target))
+        memory = await stack.enter_async_context(connect(settings.memory_target))
+
+        clock = SystemClock()
+        codec = ProtobufEvents()
+        store = PostgresStore(db)
+        stream = RedisEvents(writer, readers, ttl_s=settings.stream_ttl_s, timeout_s=settings.stream_timeout_s)
+        replay = Replay(store, stream, codec)
+        hub = Hub(stream, replay, buffer=settings.watcher_buffer)
+        replay.unkept = hub.unkept
+        stack.push_async_callback(hub.close)
+        memories = MemoryClient(memory, clock)
+        deliveries = Deliveries(store, PostgresOutbox(db), memories, poll_s=_OUTBOX_POLL_S)
+        executions = Executions(
+            new_id("orc"),
+            store=store,
+            stream=stream,
+            hub=hub,
+            codec=codec,
+            clock=clock,
+            model=InferenceClient(inference, clock),
+            memory=memories,
+            deliveries=deliveries,
+            limits=_limits(settings),
+        )
+        telemetry.runs_stuck.labels(telemetry.WORKFLOW).set_function(executions.stuck)
+        ownership = Ownership(PostgresLeases(db), executions, lease_s=settings.lease_s, poll_s=settings.poll_s)
+        runs = Runs(
+            store,
+            executions,
+            hub,
+            replay,
+            codec,
+            clock,
+            lease_s=settings.lease_s,
+            max_queued=settings.max_queued_per_thread,
+        )
+        # What is not built refuses by itself, which types cannot see.
+        servicer = OrchestrationServicer(Agents(store, clock), Threads(store), runs, clock)  # type: ignore[abstract]
+        tools = ToolWorkerServicer()  # type: ignore[abstract]
+
+        def register(server: grpc.aio.Server) -> None:
+            rpc.add_OrchestrationServiceServicer_to_server(servicer, server)
+            tools_rpc.add_ToolWorkerServiceServicer_to_server(tools, server)
+
+        async def own() -> None:
+            # Ended before the listeners are: runs that were cut must not find the
+            # other services gone and fail.
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await executions.close()
+                await ownership.let_go()
+
+        yield Mount(
+            name="orchestration",
+            register=register,
+            services=(SERVICE, TOOLS_SERVICE),
+            parts=(
+                Part("postgres", True, db.ping, "nothing can be started or read"),
+                Part("redis", False, lambda: ping(writer), "token deltas are not kept for replays"),
+                Part("inference", False, _serving(inference, INFERENCE_SERVICE, "inference"), "runs fail"),
+                Part(
+                    "memory",
+                    False,
+                    _serving(memory, MEMORY_SERVICE, "memory"),
+                    "nothing is recalled; turns are stored when it is back",
+                ),
+            ),
+            background=(
+                ("orchestration-runs", own),
+                ("orchestration-heartbeat", ownership.keep),
+                ("orchestration-claims", ownership.claim),
+                ("orchestration-news", ownership.hear),
+                ("orchestration-outbox", deliveries.work),
+            ),
+            drain=executions.drain,
+        )
+
+
+def _limits(settings: OrchestrationSettings) -> ExecutionLimits:
+    return ExecutionLimits(
+        max_runs=settings.max_runs,
+        max_takeovers=settings.max_takeovers,
+        stream_retry_s=settings.stream_retry_s,
+        turn=TurnLimits(
+            wall_time_s=settings.max_wall_time_s,
+            recall_timeout_s=settings.recall_timeout_s,
+            store_timeout_s=settings.store_timeout_s,
+            inference_wait_s=settings.inference_wait_s,
+        ),
+    )
+
+
+def _serving(channel: grpc.aio.Channel, service: str, part: str) -> Callable[[], Awaitable[None]]:
+    """Whether another service says that it serves."""
+    stub = health_pb2_grpc.HealthStub(channel)
+
+    async def check() -> None:
+        try:
+            answer = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=_HEALTH_S)
+        except grpc.aio.AioRpcError as error:
+            raise Unavailable(part, f"the {part} service does not answer") from error
+        if answer.status != health_pb2.HealthCheckResponse.SERVING:
+            raise Unavailable(part, f"the {part} service does not serve")
+
+    return check

@@ -1,0 +1,115 @@
+"""What happens in a run, as its watchers are told.
+
+Durable events are in Postgres before they are sent. What a model says is in
+the run's stream before it is sent; its notes (which model answers, usage, the
+end of the call) join the journal with the step.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from janus_orchestration.model import Cursor, Failure, Message, Recalled, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Base of all events."""
+
+    kind: ClassVar[str] = ""
+    durable: ClassVar[bool] = True
+    terminal: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, slots=True)
+class RunQueued(Event):
+    """The run is durable; ``ahead`` runs of the thread are before it."""
+
+    kind: ClassVar[str] = "run_queued"
+    thread_id: str
+    ahead: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted(Event):
+    """An owner works on it."""
+
+    kind: ClassVar[str] = "run_started"
+    thread_id: str
+    agent: str
+    agent_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRecalled(Event):
+    """What memory had to say."""
+
+    kind: ClassVar[str] = "memory_recalled"
+    recalled: Recalled
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSaid(Event):
+    """An event of the inference service; ``wire`` as it came."""
+
+    kind: ClassVar[str] = "model"
+    durable: ClassVar[bool] = False
+    step: int
+    wire: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class MessageCommitted(Event):
+    """A message is part of the thread for good."""
+
+    kind: ClassVar[str] = "message_committed"
+    message: Message
+    position: int
+    degraded: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRestarted(Event):
+    """The owner died in a model call, which begins again."""
+
+    kind: ClassVar[str] = "attempt_restarted"
+    discard_after: Cursor
+    step: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayCompacted(Event):
+    """Stands in a replay for the events up to ``through``, whose place it has."""
+
+    kind: ClassVar[str] = "replay_compacted"
+    through: Cursor
+
+
+@dataclass(frozen=True, slots=True)
+class RunCompleted(Event):
+    """The run is done."""
+
+    kind: ClassVar[str] = "run_completed"
+    terminal: ClassVar[bool] = True
+    usage: Usage
+    finish_reason: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunFailed(Event):
+    """The run could not go on."""
+
+    kind: ClassVar[str] = "run_failed"
+    terminal: ClassVar[bool] = True
+    failure: Failure
+    usage: Usage | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunCancelled(Event):
+    """The run was cancelled."""
+
+    kind: ClassVar[str] = "run_cancelled"
+    terminal: ClassVar[bool] = True
+    reason: str
+    usage: Usage | None

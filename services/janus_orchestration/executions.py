@@ -1,0 +1,322 @@
+"""The runs that this process works on, each in a task of its own."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from janus_kit.auth.identity import acting_as
+from janus_kit.clock import Clock
+from janus_kit.errors import Internal
+from janus_kit.ids import new_id
+from janus_kit.interceptors.context import deadline_scope
+from janus_kit.telemetry.logging import bound, get_logger
+from janus_orchestration import identity, telemetry
+from janus_orchestration.deliveries import Deliveries
+from janus_orchestration.event_log import RunLog
+from janus_orchestration.interrupt import Interrupt
+from janus_orchestration.journal import Journal
+from janus_orchestration.model import (
+    Agent,
+    Budgets,
+    Claim,
+    Cursor,
+    Recorded,
+    Run,
+    RunState,
+    Step,
+    Thread,
+    ThreadMessage,
+)
+from janus_orchestration.ports import EventCodec, EventStream, Fenced, Memory, Model, Store, StreamAway
+from janus_orchestration.replay import cursor_of
+from janus_orchestration.state import is_terminal
+from janus_orchestration.turn import Turn, TurnLimits
+from janus_orchestration.watch import Hub, Subscription
+
+_log = get_logger(__name__)
+
+_CLOSE_S = 1.0
+_STUCK_S = 300.0
+
+
+@dataclass(frozen=True)
+class ExecutionLimits:
+    """See OrchestrationSettings; times in seconds."""
+
+    max_runs: int
+    max_takeovers: int
+    stream_retry_s: float
+    turn: TurnLimits
+
+
+@dataclass(eq=False)
+class _Execution:
+    tenant: str
+    journal: Journal
+    interrupt: Interrupt
+    turn: Turn
+    task: asyncio.Task[None] | None = None
+    # False once nothing is left but to close: there is nothing to stop then.
+    is_working: bool = True
+
+    def stop(self) -> None:
+        if self.task is not None and self.is_working:
+            self.task.cancel()
+
+
+class Executions:
+    """Starts, adopts and stops the work on runs. ``owner`` names this process in leases."""
+
+    def __init__(
+        self,
+        owner: str,
+        *,
+        store: Store,
+        stream: EventStream,
+        hub: Hub,
+        codec: EventCodec,
+        clock: Clock,
+        model: Model,
+        memory: Memory,
+        deliveries: Deliveries,
+        limits: ExecutionLimits,
+    ) -> None:
+        self.owner = owner
+        # Set when a run ended here, since another of its thread may wait.
+        self.on_end: Callable[[], None] = lambda: None
+        self._store = store
+        self._stream = stream
+        self._hub = hub
+        self._codec = codec
+        self._clock = clock
+        self._model = model
+        self._memory = memory
+        self._deliveries = deliveries
+        self._limits = limits
+        self._running: dict[str, _Execution] = {}
+        self._is_open = True
+
+    @property
+    def room(self) -> int:
+        """How many more runs may be worked on here."""
+        return max(0, self._limits.max_runs - len(self._running)) if self._is_open else 0
+
+    def stuck(self) -> int:
+        """Runs that make no progress."""
+        return sum(execution.journal.log.idle_s > _STUCK_S for execution in self._running.values())
+
+    def ids(self) -> list[str]:
+        return list(self._running)
+
+    def start(
+        self,
+        tenant: str,
+        run: Run,
+        thread: Thread,
+        agent: Agent,
+        events: Sequence[Recorded],
+        history: Sequence[ThreadMessage],
+    ) -> Subscription:
+        """Work on a run that was stored a moment ago; a subscription from its very first event."""
+        # Before anything can be said, so that nothing has to be replayed.
+        self._hub.open_local(tenant, run.id, 0)
+        subscription = self._hub.subscribe(tenant, run.id)
+        execution = self._prepare(tenant, run, thread, agent, [], Cursor(), False, history)
+        execution.journal.log.publish(events)
+        self._launch(execution, execution.turn.work)
+        return subscription
+
+    async def adopt(self, claim: Claim) -> None:
+        """Go on with a run that was claimed: from its journal, under its new epoch."""
+        await self._drop(claim.run_id)
+        async with self._store.tenant(claim.tenant) as records:
+            run = await records.take(claim.run_id, claim.epoch)
+            if run is None:
+                ended = await records.run(claim.run_id)
+                if ended is None or is_terminal(ended.state):
+                    await records.release_lease(claim.run_id)
+                return
+            thread = await records.thread(run.thread_id)
+            agent = await records.agent(run.agent, run.agent_version)
+            steps = await records.steps(run.id)
+            starts = await records.epoch_starts(run.id)
+        if thread is None or agent is None:
+            _log.error("run_without_thread_or_agent", run_id=run.id)
+            return
+        opened = await self._open_stream(claim.tenant, run)
+        if opened is None:
+            return
+        base, is_open = opened
+        execution = self._prepare(claim.tenant, run, thread, agent, steps, cursor_of(starts, base), is_open, None)
+        work: Callable[[], Awaitable[None]] = execution.turn.work
+        if claim.is_takeover:
+            telemetry.run_recovered.labels("owner_lost").inc()
+            _log.info("run_taken_over", run_id=run.id, epoch=run.epoch, takeovers=run.takeovers)
+            if run.cancel_on_disconnect:
+                # Its owner died, and with it the stream that it was to be bound to.
+                execution.interrupt.cancel("the client's stream was cut")
+            if run.takeovers > self._limits.max_takeovers:
+                incident = new_id("inc")
+                _log.error("run_gives_up", run_id=run.id, incident_id=incident, takeovers=run.takeovers)
+                work = lambda: execution.turn.fail(Internal(incident))  # noqa: E731
+        self._launch(execution, work)
+
+    async def _open_stream(self, tenant: str, run: Run) -> tuple[int, bool] | None:
+        """The sequence to go on after, and whether the stream is ours; None when we are fenced.
+
+        When the stream may have lost events that were sent, the run goes on
+        beyond all that can have been.
+        """
+        known = run.last_sequence
+        otherwise = known if run.state is RunState.QUEUED else max(known, run.reserved_sequence)
+        if run.stream_broken:
+            known = otherwise
+        try:
+            opened = await self._stream.open(tenant, run.id, run.epoch, known=known, otherwise=otherwise)
+        except StreamAway:
+            return otherwise, False
+        except Fenced:
+            return None
+        return opened.base, True
+
+    def _prepare(
+        self,
+        tenant: str,
+        run: Run,
+        thread: Thread,
+        agent: Agent,
+        steps: list[Step],
+        base: Cursor,
+        is_open: bool,
+        history: Sequence[ThreadMessage] | None,
+    ) -> _Execution:
+        interrupt = Interrupt()
+        feed = self._hub.open_local(tenant, run.id, base.sequence)
+        log = RunLog(
+            tenant,
+            run,
+            feed,
+            base=base,
+            is_open=is_open,
+            store=self._store,
+            stream=self._stream,
+            codec=self._codec,
+            clock=self._clock,
+            retry_s=self._limits.stream_retry_s,
+            on_fenced=lambda: self.fence(run.id),
+        )
+        journal = Journal(
+            tenant,
+            run,
+            thread,
+            steps,
+            log,
+            store=self._store,
+            clock=self._clock,
+            starts_epoch=run.epoch > 1,
+        )
+        turn = Turn(
+            journal,
+            agent.spec,
+            interrupt,
+            model=self._model,
+            memory=self._memory,
+            deliveries=self._deliveries,
+            codec=self._codec,
+            clock=self._clock,
+            limits=replace(
+                self._limits.turn,
+                wall_time_s=wall_time(self._limits.turn.wall_time_s, agent.spec.budgets, run.options.budgets),
+            ),
+            history=history,
+        )
+        return _Execution(tenant, journal, interrupt, turn)
+
+    def _launch(self, execution: _Execution, work: Callable[[], Awaitable[None]]) -> None:
+        run = execution.journal.run
+        self._running[run.id] = execution
+        execution.task = asyncio.create_task(self._execute(execution, work), name=f"run-{run.id}")
+        # However the task ends, even when it is cancelled before its first step.
+        execution.task.add_done_callback(lambda _: self._ended(execution))
+
+    async def _execute(self, execution: _Execution, work: Callable[[], Awaitable[None]]) -> None:
+        run = execution.journal.run
+        telemetry.runs_in_flight.labels(telemetry.WORKFLOW).inc()
+        try:
+            # The run outlives the call that started it, and is bound by no deadline but its own.
+            with (
+                deadline_scope(None),
+                acting_as(identity.of_run(execution.tenant, run.subject)),
+                bound(run_id=run.id, tenant=execution.tenant),
+            ):
+                _log.info("run_work_begins", epoch=run.epoch)
+                await self._guarded(execution, work)
+                state = execution.journal.run.state.value
+                _log.info("run_ended" if execution.journal.is_over else "run_let_go", state=state)
+        finally:
+            telemetry.runs_in_flight.labels(telemetry.WORKFLOW).dec()
+            if execution.journal.is_over:
+                outcome = execution.journal.run.state.value
+                telemetry.runs_finished.labels(telemetry.WORKFLOW, outcome).inc()
+            execution.is_working = False
+            await execution.journal.log.close(_CLOSE_S)
+
+    def _ended(self, execution: _Execution) -> None:
+        run_id = execution.journal.run.id
+        execution.journal.log.stop()
+        self._hub.close_local(execution.tenant, run_id)
+        del self._running[run_id]
+        self.on_end()
+
+    async def _guarded(self, execution: _Execution, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except Fenced:
+            _log.warning("run_lost_to_another_owner")
+        except Exception:  # noqa: BLE001 - whatever it was, the run must end and say so
+            incident = new_id("inc")
+            _log.exception("run_broke", incident_id=incident)
+            with suppress(Fenced):
+                await execution.turn.fail(Internal(incident))
+
+    def cancel(self, run_id: str, reason: str) -> bool:
+        """Stop a run that is worked on here, at once; False when it is not."""
+        execution = self._running.get(run_id)
+        if execution is None:
+            return False
+        execution.interrupt.cancel(reason)
+        return True
+
+    def fence(self, run_id: str) -> None:
+        """Another owner has the run: drop everything."""
+        execution = self._running.get(run_id)
+        if execution is not None:
+            execution.stop()
+
+    async def _drop(self, run_id: str) -> None:
+        """End the work on a run whose lease ran out while we had it."""
+        execution = self._running.get(run_id)
+        if execution is not None and execution.task is not None:
+            execution.stop()
+            await asyncio.wait([execution.task])
+
+    async def drain(self) -> None:
+        """Take no more runs, and wait for those that are worked on."""
+        self._is_open = False
+        while tasks := [e.task for e in self._running.values() if e.task is not None and not e.task.done()]:
+            await asyncio.wait(tasks)
+
+    async def close(self) -> None:
+        """Stop working; what has not ended is for other replicas."""
+        self._is_open = False
+        tasks = [e.task for e in self._running.values() if e.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def wall_time(server_s: float, agent: Budgets | None, run: Budgets | None) -> float:
+    """The shortest of what the server, the agent and the run allow, in seconds."""
+    limits = [b.max_wall_time.total_seconds() for b in (agent, run) if b is not None and b.max_wall_time]
+    return min([server_s, *limits])

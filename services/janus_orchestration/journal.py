@@ -1,0 +1,238 @@
+"""The journal of a run, as its owner writes it.
+
+Every change goes through ``commit``: one transaction that first locks the run
+and compares its epoch, so that an owner which was fenced writes nothing. A
+commit whose answer was lost is found by its revision and not applied twice.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import TypeVar
+
+from janus_kit.clock import Clock
+from janus_kit.errors import DeadlineExceeded, ResourceExhausted, Unavailable
+from janus_kit.telemetry.logging import get_logger
+from janus_orchestration import state, telemetry
+from janus_orchestration.event_log import RunLog
+from janus_orchestration.events import Event
+from janus_orchestration.interrupt import CancelRequested
+from janus_orchestration.model import (
+    Message,
+    Recorded,
+    Run,
+    RunState,
+    Step,
+    StepKind,
+    StoreDebt,
+    Thread,
+    ThreadMessage,
+    Usage,
+)
+from janus_orchestration.ports import Fenced, Records, Store
+from janus_orchestration.state import Trigger
+
+T = TypeVar("T")
+
+_log = get_logger(__name__)
+
+_RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run ended."""
+
+    usage: Usage | None = None
+    error: bytes = b""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What one commit writes. ``notes`` are events that were sent already."""
+
+    trigger: Trigger | None = None
+    steps: tuple[Step, ...] = ()
+    inputs: tuple[ThreadMessage, ...] = ()
+    answer: Message | None = None
+    finish_reason: int | None = None
+    events: tuple[Event, ...] = ()
+    notes: tuple[Recorded, ...] = ()
+    # The space that memory is to have the thread's turns in; empty when they are
+    # not stored. None: not to be decided now.
+    owes: str | None = None
+    owes_after_s: float = 0.0
+    ending: Ending | None = None
+
+
+class Journal:
+    """One run under one epoch."""
+
+    def __init__(
+        self,
+        tenant: str,
+        run: Run,
+        thread: Thread,
+        steps: list[Step],
+        log: RunLog,
+        *,
+        store: Store,
+        clock: Clock,
+        starts_epoch: bool,
+    ) -> None:
+        self.tenant = tenant
+        self.run = run
+        self.thread = thread
+        self.steps = {step.index: step for step in steps}
+        self.log = log
+        self._store = store
+        self._clock = clock
+        # The first commit of a new epoch says where it begins.
+        self._starts_epoch = starts_epoch
+
+    @property
+    def is_over(self) -> bool:
+        return state.is_terminal(self.run.state)
+
+    def step(self, kind: StepKind) -> Step | None:
+        """The newest step of a kind."""
+        return next((s for s in sorted(self.steps.values(), key=_index, reverse=True) if s.kind is kind), None)
+
+    def begun(self, kind: StepKind) -> Step:
+        """A step that begins now: a new one, or another attempt at one that was cut."""
+        cut = self.step(kind)
+        if cut is not None and cut.ended_at is None:
+            return replace(cut, attempts=cut.attempts + 1)
+        index = max(self.steps, default=0) + 1
+        return Step(index, kind, 1, self.log.last, self._clock.now())
+
+    def ended(self, step: Step, *, summary: str = "", usage: Usage | None = None, error: bytes = b"") -> Step:
+        """The step as it ends now."""
+        now = self._clock.now()
+        telemetry.step_duration.labels(step.kind.value).observe(max(0.0, (now - step.started_at).total_seconds()))
+        return replace(step, ended_at=now, summary=summary or step.summary, usage=usage or step.usage, error=error)
+
+    def open_steps(self, *, usage: Usage | None = None, error: bytes = b"") -> tuple[Step, ...]:
+        """Steps that are under way, as they end with the run."""
+        return tuple(
+            self.ended(step, usage=usage, error=error) for step in self.steps.values() if step.ended_at is None
+        )
+
+    async def read(self, work: Callable[[Records], Awaitable[T]]) -> T:
+        """Read in a transaction; waits for Postgres however long it is away."""
+
+        async def reading() -> T:
+            async with self._store.tenant(self.tenant) as records:
+                return await work(records)
+
+        return await _until_answered(reading)
+
+    async def commit(self, changes: Changes) -> None:
+        """Write the changes and send their events; waits for Postgres however long it is away.
+
+        Raises Fenced when a newer owner has the run, CancelRequested when a
+        cancel came first.
+        """
+        await self.log.flushed()
+        drafts = self.log.draft(changes.events)
+        self.run = await _until_answered(lambda: self._write(changes, drafts))
+        self._starts_epoch = False
+        self.steps.update((step.index, step) for step in changes.steps)
+        self._remember_thread(changes)
+        self.log.publish(drafts)
+
+    def _remember_thread(self, changes: Changes) -> None:
+        position = self.thread.last_position + len(changes.inputs) + (changes.answer is not None)
+        memory = position if changes.owes is not None else self.thread.memory_position
+        self.thread = replace(self.thread, last_position=position, memory_position=memory)
+
+    async def _write(self, changes: Changes, drafts: list[Recorded]) -> Run:
+        ends = changes.ending is not None
+        async with self._store.tenant(self.tenant) as records:
+            # A thread is always locked before its run.
+            touches_thread = bool(ends or changes.answer or changes.inputs or changes.owes is not None)
+            thread = await records.lock_thread(self.run.thread_id) if touches_thread else None
+            held = await records.lock_run(self.run.id)
+            if held is None or held.epoch != self.run.epoch:
+                raise Fenced(self.run.id)
+            if held.revision == self.run.revision + 1:
+                return held
+            if state.is_terminal(held.state):
+                # Cancelled by somebody while it waited.
+                raise Fenced(self.run.id)
+            now = self._clock.now()
+            run = self._changed(held, changes, drafts, now)
+            await records.write_run(run)
+            if changes.steps:
+                await records.put_steps(run.id, changes.steps)
+            if thread is not None:
+                await self._write_thread(records, thread, run, changes, now)
+            if changes.notes or drafts:
+                await records.add_events(run.id, [*changes.notes, *drafts])
+            if self._starts_epoch and drafts:
+                await records.set_epoch_start(run.id, run.epoch, drafts[0].cursor.sequence)
+            if ends:
+                await records.release_lease(run.id)
+                await records.pass_turn(run.thread_id, run.id)
+        return run
+
+    def _changed(self, held: Run, changes: Changes, drafts: list[Recorded], now: datetime) -> Run:
+        """The run after the changes, by the state machine."""
+        after = held.state
+        if after is RunState.CANCELLING and changes.trigger is not Trigger.CONFIRM_CANCEL:
+            raise CancelRequested(held.cancel_reason or "")
+        if changes.trigger is Trigger.CONFIRM_CANCEL:
+            # The asker may be this process itself, which asks and confirms at once.
+            after = state.advance(after, Trigger.REQUEST_CANCEL)
+        if changes.trigger is not None:
+            after = state.advance(after, changes.trigger)
+        last = max([held.last_sequence, *(event.cursor.sequence for event in (*changes.notes, *drafts))])
+        run = replace(held, state=after, revision=held.revision + 1, last_sequence=last)
+        if changes.finish_reason is not None:
+            run = replace(run, finish_reason=changes.finish_reason)
+        if changes.trigger is Trigger.START:
+            run = replace(run, started_at=now)
+        if changes.ending is not None:
+            run = replace(
+                run,
+                ended_at=now,
+                usage=changes.ending.usage,
+                error=changes.ending.error,
+            )
+        return run
+
+    async def _write_thread(self, records: Records, thread: Thread, run: Run, changes: Changes, now: datetime) -> None:
+        position = thread.last_position
+        if changes.inputs:
+            committed = await records.commit_waiting_messages(run, thread, now)
+            position += len(committed)
+        if changes.answer is not None:
+            position = await records.commit_messages(thread, [changes.answer], run_id=run.id, is_output=True, at=now)
+        if changes.owes is not None:
+            await self._owe(records, thread, position, changes)
+
+    async def _owe(self, records: Records, thread: Thread, position: int, changes: Changes) -> None:
+        """Memory is owed what it does not have; when turns are not stored, nothing but the place moves."""
+        if position <= thread.memory_position:
+            return
+        if changes.owes:
+            debt = StoreDebt(thread.id, thread.memory_position + 1, position, self.run.id, changes.owes)
+            await records.add_debt(debt, changes.owes_after_s)
+        await records.set_memory_position(thread.id, position)
+
+
+async def _until_answered(work: Callable[[], Awaitable[T]]) -> T:
+    attempt = 0
+    while True:
+        try:
+            return await work()
+        except (Unavailable, ResourceExhausted, DeadlineExceeded) as error:
+            if attempt == 0:
+                _log.warning("journal_waits", reason=error.reason)
+            await asyncio.sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
+            attempt += 1
+
+
+def _index(step: Step) -> int:
+    return step.index

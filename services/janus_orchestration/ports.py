@@ -1,0 +1,308 @@
+"""What orchestration needs from the world, as small Protocols.
+
+Failures come as ``janus_kit.errors``: ``Unavailable("postgres")`` from the
+store, ``Unavailable("memory")`` from memory, and so on. Two are ours alone and
+never reach a caller: ``Fenced`` and ``StreamAway``.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from typing import NamedTuple, Protocol
+
+from janus_kit.errors import JanusError
+from janus_orchestration.events import Event
+from janus_orchestration.model import (
+    Agent,
+    AgentSpec,
+    Claim,
+    Cursor,
+    Failure,
+    MemoryScope,
+    Message,
+    ModelEvent,
+    Prompt,
+    Recalled,
+    Recorded,
+    Run,
+    RunState,
+    Step,
+    StoreDebt,
+    Thread,
+    ThreadMessage,
+    Usage,
+)
+
+
+class Fenced(Exception):
+    """Another owner has the run; nothing more may be written for it here."""
+
+
+class StreamAway(Exception):
+    """The event stream's store does not answer."""
+
+
+class EventCodec(Protocol):
+    """Events in the form that stores keep and watchers get."""
+
+    def encode(self, run_id: str, cursor: Cursor, at: datetime, event: Event) -> bytes: ...
+
+    def recalled(self, wire: bytes) -> Recalled:
+        """What a recorded memory_recalled event said."""
+
+    def failure(self, error: JanusError) -> Failure: ...
+
+
+# -- Records in Postgres, a transaction at a time ------------------------------------
+
+
+class AgentRecords(Protocol):
+    """Agents, in a transaction of one tenant."""
+
+    async def lock_agent(self, name: str) -> Agent | None:
+        """The newest version, locked until the transaction ends."""
+
+    async def agent(self, name: str, version: int = 0) -> Agent | None: ...
+
+    async def agents(self, after: str, limit: int) -> list[Agent]:
+        """Newest versions by name, those after ``after``."""
+
+    async def add_agent(self, agent: Agent) -> None: ...
+
+
+class ThreadRecords(Protocol):
+    """Threads and their messages."""
+
+    async def thread(self, thread_id: str) -> Thread | None: ...
+
+    async def lock_thread(self, thread_id: str) -> Thread | None: ...
+
+    async def add_thread(self, thread: Thread) -> bool:
+        """False when the id is taken."""
+
+    async def messages(
+        self, thread_id: str, *, after: int, limit: int, descending: bool = False, most_bytes: int | None = None
+    ) -> list[ThreadMessage]:
+        """Committed messages beyond a position, in the order asked for.
+
+        With ``most_bytes`` they end with the first that makes them larger, but
+        not before the second one.
+        """
+
+    async def commit_messages(
+        self, thread: Thread, messages: Sequence[Message], *, run_id: str, is_output: bool, at: datetime
+    ) -> int:
+        """Put messages after the thread's last; returns the new last position.
+
+        ``thread`` must be locked. Raises AlreadyExists for an id that is there.
+        """
+
+    async def set_memory_position(self, thread_id: str, position: int) -> None: ...
+
+
+class RunRecords(Protocol):
+    """Runs."""
+
+    async def add_run(self, run: Run, thread: Thread, *, owner: str | None, lease_s: float) -> None:
+        """Store a run; with ``thread.active_run`` free it gets the turn, and a lease to claim or held."""
+
+    async def add_waiting_messages(self, run: Run, messages: Sequence[Message]) -> None:
+        """Keep a queued run's input until it starts."""
+
+    async def waiting_messages(self, run_id: str) -> list[Message]:
+        """A queued run's input, in its order."""
+
+    async def commit_waiting_messages(self, run: Run, thread: Thread, at: datetime) -> list[ThreadMessage]: ...
+
+    async def run(self, run_id: str) -> Run | None: ...
+
+    async def lock_run(self, run_id: str) -> Run | None: ...
+
+    async def waiting_runs(self, thread_id: str, *, besides: str) -> int: ...
+
+    async def output(self, run_id: str) -> list[ThreadMessage]: ...
+
+    async def request_cancel(self, run_id: str, reason: str, state: RunState) -> None: ...
+
+    async def notify_cancel(self, run_id: str) -> None: ...
+
+    async def pass_turn(self, thread_id: str, run_id: str) -> None:
+        """The run has ended: the thread's oldest waiting run gets the turn."""
+
+
+class JournalRecords(Protocol):
+    """What the owner of a run writes, under its epoch."""
+
+    async def take(self, run_id: str, epoch: int) -> Run | None:
+        """Fence older owners; None when the run has ended or a newer owner has it."""
+
+    async def write_run(self, run: Run) -> None: ...
+
+    async def put_steps(self, run_id: str, steps: Sequence[Step]) -> None: ...
+
+    async def steps(self, run_id: str) -> list[Step]: ...
+
+    async def add_events(self, run_id: str, events: Sequence[Recorded]) -> None: ...
+
+    async def events(self, run_id: str, first: int, last: int, limit: int) -> list[Recorded]: ...
+
+    async def event_of_kind(self, run_id: str, kind: str) -> Recorded | None:
+        """The newest of its kind."""
+
+    async def set_epoch_start(self, run_id: str, epoch: int, first_sequence: int) -> None: ...
+
+    async def epoch_starts(self, run_id: str) -> list[tuple[int, int]]:
+        """(epoch, first sequence), ascending; epoch 1 begins at 1."""
+
+    async def mark_stream_broken(self, run_id: str, epoch: int) -> bool:
+        """False when a newer owner has the run."""
+
+    async def reserve(self, run_id: str, epoch: int, sequence: int) -> bool: ...
+
+    async def release_lease(self, run_id: str) -> None: ...
+
+    async def add_debt(self, debt: StoreDebt, delay_s: float) -> None: ...
+
+    async def debts(self, thread_id: str) -> list[StoreDebt]:
+        """What is to be paid, in order of position; without what was put aside."""
+
+    async def pay_debt(self, debt: StoreDebt) -> None: ...
+
+    async def bury_debt(self, debt: StoreDebt, reason: str) -> None:
+        """Put a debt aside for good, for people to look at."""
+
+
+class RequestRecords(Protocol):
+    """Idempotency of writes."""
+
+    async def answered(self, method: str, request_id: str, body_hash: bytes, response: bytes) -> bytes | None:
+        """Claim the request id in this transaction, or give the stored answer.
+
+        Raises AlreadyExists / REQUEST_ID_REUSED for another body.
+        """
+
+    async def set_answer(self, method: str, request_id: str, response: bytes) -> None: ...
+
+
+class Records(AgentRecords, ThreadRecords, RunRecords, JournalRecords, RequestRecords, Protocol):
+    """Everything of one tenant, in one transaction."""
+
+
+class Store(Protocol):
+    """Transactions on the records. They commit when their block ends well."""
+
+    def tenant(self, tenant: str) -> AbstractAsyncContextManager[Records]: ...
+
+
+class Leases(Protocol):
+    """Who works on which run, across tenants and replicas, by the database's clock."""
+
+    async def renew(self, owner: str, run_ids: Sequence[str], lease_s: float) -> dict[str, bool]:
+        """Keep these runs; those that are still ours, with whether a cancel was asked for."""
+
+    async def claim(self, owner: str, limit: int, lease_s: float) -> list[Claim]:
+        """Take runs that nobody works on, or whose owner was not heard of."""
+
+    async def release(self, owner: str) -> None:
+        """Let all go at once, for other replicas to take."""
+
+    def news(self) -> AsyncIterator[tuple[str, str]]:
+        """("ready", "") when a run may be claimed, ("cancel", run id); both may be missed.
+
+        ("", "") after a (re)connection.
+        """
+
+
+class Outbox(Protocol):
+    """Threads that owe memory their turns, across tenants."""
+
+    async def due(self, limit: int, lease_s: float) -> list[tuple[str, str]]:
+        """(tenant, thread) to work on; others do not get them for ``lease_s``."""
+
+    async def forget_old_requests(self) -> None:
+        """Throw away answers to requests that are older than 24 h."""
+
+
+# -- The event stream in Redis -------------------------------------------------------
+
+
+class Opened(NamedTuple):
+    """A stream that this epoch may write; events go on after ``base``."""
+
+    base: int
+    intact: bool
+
+
+class EventStream(Protocol):
+    """Events of runs until they expire. Raises StreamAway when it cannot say."""
+
+    async def open(self, tenant: str, run_id: str, epoch: int, *, known: int, otherwise: int) -> Opened:
+        """Fence older epochs and find where to go on.
+
+        ``known`` is the newest sequence known elsewhere. When the stream may
+        have lost events, it goes on after ``otherwise``.
+        """
+
+    async def append(self, tenant: str, run_id: str, epoch: int, events: Sequence[Recorded]) -> None:
+        """Raises Fenced when a newer epoch has written or opened the stream."""
+
+    async def page(self, tenant: str, run_id: str, after: Cursor, limit: int) -> list[Recorded]:
+        """Events beyond a cursor, oldest first."""
+
+    async def wait(self, tenant: str, run_id: str, after: Cursor, seconds: float) -> list[Recorded]:
+        """Like ``page``, waiting for the first of them."""
+
+    async def head(self, tenant: str, run_id: str) -> Cursor | None: ...
+
+
+# -- Other services ------------------------------------------------------------------
+
+
+class Model(Protocol):
+    """The inference service."""
+
+    def stream(self, prompt: Prompt) -> AbstractAsyncContextManager[AsyncIterator[ModelEvent]]:
+        """One model call. Leaving the block closes it upstream at once.
+
+        Ends after exactly one FINISHED or FAILED; raises when the call was
+        refused or the stream broke.
+        """
+
+
+class Stored(NamedTuple):
+    """What memory said to a write."""
+
+    degraded: tuple[str, ...] = ()
+
+
+class Memory(Protocol):
+    """The memory service."""
+
+    async def recall(self, scope: MemoryScope, query: str, limit: int, timeout_s: float) -> Recalled: ...
+
+    async def append(
+        self, scope: MemoryScope, messages: Sequence[ThreadMessage], request_id: str, timeout_s: float
+    ) -> Stored: ...
+
+
+__all__ = [
+    "AgentRecords",
+    "AgentSpec",
+    "EventCodec",
+    "EventStream",
+    "Fenced",
+    "JournalRecords",
+    "Leases",
+    "Memory",
+    "Model",
+    "Opened",
+    "Outbox",
+    "Records",
+    "RequestRecords",
+    "RunRecords",
+    "Store",
+    "Stored",
+    "StreamAway",
+    "ThreadRecords",
+    "Usage",
+]

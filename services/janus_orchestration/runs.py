@@ -1,0 +1,330 @@
+"""Runs as callers see them: start, get, watch, cancel."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from janus_kit.auth.identity import Identity
+from janus_kit.clock import Clock
+from janus_kit.errors import FailedPrecondition, JanusError, NotFound, ResourceExhausted
+from janus_kit.ids import new_id
+from janus_kit.telemetry.logging import get_logger
+from janus_orchestration import state, telemetry
+from janus_orchestration.agents import DEFAULT_AGENT, agent_or_default
+from janus_orchestration.event_log import FIRST_RESERVE
+from janus_orchestration.events import Event, MessageCommitted, RunCancelled, RunQueued, RunStarted
+from janus_orchestration.executions import Executions
+from janus_orchestration.idempotency import Once, once
+from janus_orchestration.model import (
+    MOST_BYTES,
+    Agent,
+    Cursor,
+    DoubleTexting,
+    Message,
+    Recorded,
+    Run,
+    RunOptions,
+    RunState,
+    Step,
+    Thread,
+    ThreadMessage,
+)
+from janus_orchestration.ports import EventCodec, Records, Store
+from janus_orchestration.replay import Replay, cursor_of
+from janus_orchestration.threads import first_within
+from janus_orchestration.turn import MOST_HISTORY, MOST_HISTORY_BYTES
+from janus_orchestration.watch import Batch, Hub, Subscription
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What a run is asked to do. ``body_hash`` is of the request, for its ``request_id``."""
+
+    method: str
+    thread_id: str
+    agent: str
+    messages: tuple[Message, ...]
+    options: RunOptions
+    request_id: str
+    body_hash: bytes
+    cancel_on_disconnect: bool = False
+
+
+@dataclass(frozen=True)
+class Started:
+    """A run that is durable. ``subscription`` has it from its first event, when it is worked on here."""
+
+    run_id: str
+    subscription: Subscription | None = None
+
+
+@dataclass(frozen=True)
+class RunDetails:
+    """A run, the place of its newest event, its steps and what it said."""
+
+    run: Run
+    last: Cursor
+    steps: Sequence[Step] = ()
+    output: Sequence[ThreadMessage] = ()
+
+
+@dataclass(frozen=True)
+class _Stored:
+    run: Run
+    thread: Thread
+    agent: Agent
+    events: list[Recorded]
+    history: list[ThreadMessage]
+
+
+class Runs:
+    """The runs of all tenants."""
+
+    def __init__(
+        self,
+        store: Store,
+        executions: Executions,
+        hub: Hub,
+        replay: Replay,
+        codec: EventCodec,
+        clock: Clock,
+        *,
+        lease_s: float,
+        max_queued: int,
+    ) -> None:
+        self._store = store
+        self._executions = executions
+        self._hub = hub
+        self._replay = replay
+        self._codec = codec
+        self._clock = clock
+        self._lease_s = lease_s
+        self._max_queued = max_queued
+
+    # -- start -----------------------------------------------------------------------
+
+    async def start(self, caller: Identity, asking: Asking) -> Started:
+        """Make a run durable, and begin to work on it here if its turn has come.
+
+        Raises NotFound for thread or agent, FailedPrecondition when the agent
+        refuses a second message, ResourceExhausted when too many wait.
+        """
+        run_id = new_id("run")
+        async with self._store.tenant(caller.tenant) as records:
+            if asking.request_id:
+                known = await records.answered(asking.method, asking.request_id, asking.body_hash, run_id.encode())
+                if known is not None:
+                    return Started(known.decode())
+            stored = await self._add(records, caller, run_id, asking)
+        telemetry.runs_started.labels(telemetry.WORKFLOW).inc()
+        if stored.run.state is not RunState.RUNNING:
+            return Started(run_id)
+        subscription = self._executions.start(
+            caller.tenant, stored.run, stored.thread, stored.agent, stored.events, stored.history
+        )
+        return Started(run_id, subscription)
+
+    async def _add(self, records: Records, caller: Identity, run_id: str, asking: Asking) -> _Stored:
+        thread = await records.lock_thread(asking.thread_id)
+        if thread is None:
+            raise NotFound("thread", asking.thread_id)
+        name = asking.agent or thread.agent or DEFAULT_AGENT
+        agent = await agent_or_default(records, name, self._clock)
+        if agent is None:
+            raise NotFound("agent", name)
+        ahead = await self._ahead(records, thread, agent) if thread.active_run else 0
+        now = self._clock.now()
+        starts_here = not ahead and self._executions.room > 0
+        events: list[Event] = [RunQueued(thread.id, ahead)]
+        if starts_here:
+            events.append(RunStarted(thread.id, name, agent.version))
+            events += [
+                MessageCommitted(message, position)
+                for position, message in enumerate(asking.messages, thread.last_position + 1)
+            ]
+        run = Run(
+            id=run_id,
+            thread_id=thread.id,
+            agent=name,
+            agent_version=agent.version,
+            state=state.advance(RunState.QUEUED, state.Trigger.START) if starts_here else RunState.QUEUED,
+            options=asking.options,
+            subject=caller.subject,
+            epoch=1,
+            revision=0,
+            last_sequence=len(events),
+            reserved_sequence=FIRST_RESERVE,
+            created_at=now,
+            cancel_on_disconnect=asking.cancel_on_disconnect,
+            started_at=now if starts_here else None,
+        )
+        recorded = [self._recorded(run, Cursor(1, sequence), event) for sequence, event in enumerate(events, 1)]
+        history: list[ThreadMessage] = []
+        owner = self._executions.owner if starts_here else None
+        await records.add_run(run, thread, owner=owner, lease_s=self._lease_s)
+        if starts_here:
+            newest = await records.messages(
+                thread.id,
+                after=thread.last_position + 1,
+                limit=MOST_HISTORY,
+                descending=True,
+                most_bytes=MOST_HISTORY_BYTES,
+            )
+            position = await records.commit_messages(thread, asking.messages, run_id=run_id, is_output=False, at=now)
+            first = thread.last_position + 1
+            history = newest[::-1] + [
+                ThreadMessage(message, place, run_id) for place, message in enumerate(asking.messages, first)
+            ]
+            thread = replace(thread, last_position=position, active_run=run_id)
+        else:
+            await records.add_waiting_messages(run, asking.messages)
+        await records.add_events(run_id, recorded)
+        return _Stored(run, thread, agent, recorded, history)
+
+    async def _ahead(self, records: Records, thread: Thread, agent: Agent) -> int:
+        """How many runs are before a new one. Raises when the agent or the queue takes no more."""
+        if agent.spec.double_texting is DoubleTexting.REJECT:
+            active = await records.run(thread.active_run)
+            raise FailedPrecondition(
+                "STATE_CONFLICT",
+                "a run of the thread is going on, and its agent refuses a second message meanwhile",
+                {"state": active.state.value.upper() if active is not None else ""},
+                subject=f"thread/{thread.id}",
+            )
+        waiting = await records.waiting_runs(thread.id, besides=thread.active_run)
+        if waiting >= self._max_queued:
+            raise ResourceExhausted(
+                "OVERLOADED",
+                "too many runs of the thread are waiting",
+                retry_after=1.0,
+                quota=(f"thread/{thread.id}", f"{self._max_queued} waiting runs"),
+            )
+        return waiting + 1
+
+    def _recorded(self, run: Run, cursor: Cursor, event: Event) -> Recorded:
+        wire = self._codec.encode(run.id, cursor, self._clock.now(), event)
+        return Recorded(cursor, event.kind, wire, durable=True, terminal=event.terminal)
+
+    # -- follow ----------------------------------------------------------------------
+
+    def leave(self, tenant: str, started: Started) -> None:
+        """Nobody here follows the run that was started."""
+        if started.subscription is not None:
+            self._hub.unsubscribe(tenant, started.run_id, started.subscription)
+
+    async def follow(self, tenant: str, started: Started) -> AsyncIterator[Batch]:
+        """All events of a run that was just started, or started by an earlier try."""
+        following = self._hub.follow(tenant, started.run_id, Cursor(), started.subscription)
+        async with aclosing(following):  # type: ignore[type-var]
+            async for batch in following:
+                yield batch
+
+    async def watch(self, tenant: str, run_id: str, after: Cursor) -> AsyncIterator[Batch]:
+        """The events after a cursor, then live ones, to the terminal one.
+
+        Raises NotFound, and OutOfRange for a cursor that never was.
+        """
+        run = await self._get(tenant, run_id)
+        await self._replay.require_cursor(tenant, run, after, self._hub.published(tenant, run_id))
+        if after != Cursor():
+            telemetry.run_resumes.labels("ended" if state.is_terminal(run.state) else "live").inc()
+        if state.is_terminal(run.state):
+            past = self._replay.pages(tenant, run_id, after)
+            async with aclosing(past):  # type: ignore[type-var]
+                async for page in past:
+                    yield Batch(0.0, page)
+            return
+        following = self._hub.follow(tenant, run_id, after)
+        async with aclosing(following):  # type: ignore[type-var]
+            async for batch in following:
+                yield batch
+
+    # -- get and cancel --------------------------------------------------------------
+
+    async def get(self, tenant: str, run_id: str) -> RunDetails:
+        """A run with its steps. Raises NotFound."""
+        async with self._store.tenant(tenant) as records:
+            run = await records.run(run_id)
+            if run is None:
+                raise NotFound("run", run_id)
+            steps = await records.steps(run_id)
+            output = first_within(reversed(await records.output(run_id)), MOST_BYTES)[::-1]
+        return RunDetails(run, await self._last(tenant, run), steps, output)
+
+    async def brief(self, tenant: str, run_id: str) -> RunDetails:
+        """A run without its steps. Raises NotFound."""
+        run = await self._get(tenant, run_id)
+        return RunDetails(run, await self._last(tenant, run))
+
+    async def cancel(self, tenant: str, run_id: str, reason: str, key: Once[RunDetails]) -> RunDetails | bytes:
+        """Ask a run to stop, wherever it is worked on. One that has ended is answered as it is."""
+        async with self._store.tenant(tenant) as records:
+
+            async def work() -> RunDetails:
+                run = await self._cancel(records, run_id, reason)
+                published = self._hub.published(tenant, run_id)
+                starts = await records.epoch_starts(run_id)
+                return RunDetails(run, cursor_of(starts, max(run.last_sequence, published or 0)))
+
+            result = await once(records, key, work)
+        if isinstance(result, RunDetails) and result.run.state is RunState.CANCELLING:
+            self._executions.cancel(run_id, reason)
+        return result
+
+    async def abandon(self, tenant: str, run_id: str, reason: str) -> None:
+        """Cancel a run whose client went away: here at once, then durably wherever it is."""
+        self._executions.cancel(run_id, reason)
+        try:
+            async with self._store.tenant(tenant) as records:
+                await self._cancel(records, run_id, reason)
+        except JanusError as error:
+            # An owner that is left cancels by itself; one that dies leaves the mark of the run.
+            _log.warning("abandon_not_journalled", reason=error.reason)
+
+    async def _cancel(self, records: Records, run_id: str, reason: str) -> Run:
+        found = await records.run(run_id)
+        # A thread is always locked before its run.
+        thread = await records.lock_thread(found.thread_id) if found is not None else None
+        run = await records.lock_run(run_id)
+        if run is None or thread is None:
+            raise NotFound("run", run_id)
+        if state.is_terminal(run.state):
+            return run
+        after = state.advance(run.state, state.Trigger.REQUEST_CANCEL)
+        if after is RunState.CANCELLED:
+            return await self._cancel_waiting(records, run, reason)
+        await records.request_cancel(run_id, reason, after)
+        await records.notify_cancel(run_id)
+        return replace(run, state=after, cancel_reason=run.cancel_reason or reason)
+
+    async def _cancel_waiting(self, records: Records, run: Run, reason: str) -> Run:
+        """Nobody works on it: it ends here and now."""
+        last = run.last_sequence + 1
+        ended = replace(
+            run,
+            state=RunState.CANCELLED,
+            ended_at=self._clock.now(),
+            last_sequence=last,
+            cancel_reason=reason,
+        )
+        event = self._recorded(run, Cursor(run.epoch, last), RunCancelled(reason, None))
+        await records.write_run(ended)
+        await records.add_events(run.id, [event])
+        if run.epoch > 1:
+            await records.set_epoch_start(run.id, run.epoch, last)
+        await records.release_lease(run.id)
+        await records.pass_turn(run.thread_id, run.id)
+        telemetry.runs_finished.labels(telemetry.WORKFLOW, ended.state.value).inc()
+        return ended
+
+    async def _get(self, tenant: str, run_id: str) -> Run:
+        async with self._store.tenant(tenant) as records:
+            run = await records.run(run_id)
+        if run is None:
+            raise NotFound("run", run_id)
+        return run
+
+    async def _last(self, tenant: str, run: Run) -> Cursor:
+        return await self._replay.newest_cursor(tenant, run, self._hub.published(tenant, run.id))

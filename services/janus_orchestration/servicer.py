@@ -1,0 +1,224 @@
+"""gRPC face of orchestration: decode, delegate, encode. No decisions here."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message as Protobuf
+
+from janus_api.orchestration.v1 import event_pb2, run_pb2
+from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
+from janus_api.orchestration.v1 import orchestration_service_pb2_grpc as rpc
+from janus_api.tools.v1 import tool_worker_service_pb2 as tools_pb
+from janus_api.tools.v1 import tool_worker_service_pb2_grpc as tools_rpc
+from janus_kit.auth.identity import current_identity
+from janus_kit.clock import Clock
+from janus_kit.ids import require_id
+from janus_kit.telemetry.logging import get_logger
+from janus_kit.validate import Violations
+from janus_orchestration import telemetry
+from janus_orchestration.agents import Agents
+from janus_orchestration.idempotency import Once
+from janus_orchestration.model import Cursor
+from janus_orchestration.refusals import refuse_the_rest
+from janus_orchestration.runs import Asking, RunDetails, Runs
+from janus_orchestration.threads import Threads
+from janus_orchestration.watch import Batch
+from janus_orchestration.wire import agents as agent_wire
+from janus_orchestration.wire import runs as run_wire
+from janus_orchestration.wire import threads as thread_wire
+
+SERVICE = "janus.orchestration.v1.OrchestrationService"
+TOOLS_SERVICE = "janus.tools.v1.ToolWorkerService"
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_log = get_logger(__name__)
+
+
+class OrchestrationServicer(rpc.OrchestrationServiceServicer):
+    """The RPCs that this version has; the others refuse by themselves."""
+
+    def __init__(self, agents: Agents, threads: Threads, runs: Runs, clock: Clock) -> None:
+        self._agents = agents
+        self._threads = threads
+        self._runs = runs
+        self._clock = clock
+        self._cancelling: set[asyncio.Task[Any]] = set()
+
+    # -- agents ----------------------------------------------------------------------
+
+    async def PutAgent(self, request: pb.PutAgentRequest, context: Context) -> pb.PutAgentResponse:
+        spec = agent_wire.spec_from(request.agent)
+        check = Violations()
+        check.require(request.expected_version >= 0, "expected_version", "must not be negative")
+        check.done()
+
+        def answer(agent: Any) -> pb.PutAgentResponse:
+            return pb.PutAgentResponse(agent=agent_wire.agent_to(agent))
+
+        key = _once("PutAgent", request, answer)
+        result = await self._agents.put(_tenant(), spec, request.expected_version, key)
+        return pb.PutAgentResponse.FromString(result) if isinstance(result, bytes) else answer(result)
+
+    async def GetAgent(self, request: pb.GetAgentRequest, context: Context) -> pb.GetAgentResponse:
+        check = Violations()
+        check.id("name", request.name)
+        check.require(request.version >= 0, "version", "must not be negative")
+        check.done()
+        agent = await self._agents.get(_tenant(), request.name, request.version)
+        return pb.GetAgentResponse(agent=agent_wire.agent_to(agent))
+
+    async def ListAgents(self, request: pb.ListAgentsRequest, context: Context) -> pb.ListAgentsResponse:
+        query = (_tenant(), "ListAgents")
+        after = str(thread_wire.page_place(request.page_token, "", *query))
+        agents, more = await self._agents.page(query[0], after, thread_wire.page_size(request.page_size))
+        return pb.ListAgentsResponse(
+            agents=map(agent_wire.agent_to, agents),
+            next_page_token=thread_wire.page_token(agents[-1].spec.name, *query) if more else "",
+        )
+
+    # -- threads ---------------------------------------------------------------------
+
+    async def CreateThread(self, request: pb.CreateThreadRequest, context: Context) -> pb.CreateThreadResponse:
+        thread, messages = thread_wire.thread_from(request, self._clock.now())
+
+        def answer(thread: Any) -> pb.CreateThreadResponse:
+            return pb.CreateThreadResponse(thread=thread_wire.thread_to(thread))
+
+        key = _once("CreateThread", request, answer)
+        result = await self._threads.create(_tenant(), thread, messages, key)
+        return pb.CreateThreadResponse.FromString(result) if isinstance(result, bytes) else answer(result)
+
+    async def GetThread(self, request: pb.GetThreadRequest, context: Context) -> pb.GetThreadResponse:
+        thread = await self._threads.get(_tenant(), require_id("thread_id", request.thread_id))
+        return pb.GetThreadResponse(thread=thread_wire.thread_to(thread))
+
+    async def ListMessages(self, request: pb.ListMessagesRequest, context: Context) -> pb.ListMessagesResponse:
+        thread_id = require_id("thread_id", request.thread_id)
+        query = (_tenant(), "ListMessages", thread_id, str(request.descending))
+        after = int(thread_wire.page_place(request.page_token, 0, *query))
+        messages, more = await self._threads.messages(
+            query[0],
+            thread_id,
+            after,
+            thread_wire.page_size(request.page_size),
+            descending=request.descending,
+        )
+        return pb.ListMessagesResponse(
+            messages=map(thread_wire.thread_message_to, messages),
+            next_page_token=thread_wire.page_token(messages[-1].position, *query) if more else "",
+        )
+
+    # -- runs ------------------------------------------------------------------------
+
+    async def Converse(self, request: pb.ConverseRequest, context: Context) -> AsyncIterator[pb.ConverseResponse]:
+        caller = current_identity()
+        asking = self._asking("Converse", request, request.cancel_on_disconnect)
+        started = await self._runs.start(caller, asking)
+        has_ended = False
+        try:
+            async with aclosing(self._runs.follow(caller.tenant, started)) as batches:  # type: ignore[type-var]
+                async for batch in batches:
+                    for event in batch.events:
+                        has_ended = event.terminal
+                        yield pb.ConverseResponse(event=event_pb2.RunEvent.FromString(event.wire))
+                    _observe(batch)
+        finally:
+            if request.cancel_on_disconnect and not has_ended:
+                self._cancel_soon(caller.tenant, started.run_id)
+
+    async def StartRun(self, request: pb.StartRunRequest, context: Context) -> pb.StartRunResponse:
+        caller = current_identity()
+        started = await self._runs.start(caller, self._asking("StartRun", request, False))
+        self._runs.leave(caller.tenant, started)
+        details = await self._runs.brief(caller.tenant, started.run_id)
+        return pb.StartRunResponse(run=_run_to(details))
+
+    async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
+        details = await self._runs.get(_tenant(), require_id("run_id", request.run_id))
+        return pb.GetRunResponse(run=_run_to(details))
+
+    async def CancelRun(self, request: pb.CancelRunRequest, context: Context) -> pb.CancelRunResponse:
+        check = Violations()
+        check.id("run_id", request.run_id)
+        check.length("reason", request.reason, at_most=1_024)
+        check.done()
+
+        def answer(details: RunDetails) -> pb.CancelRunResponse:
+            return pb.CancelRunResponse(run=_run_to(details))
+
+        key = _once("CancelRun", request, answer)
+        result = await self._runs.cancel(_tenant(), request.run_id, request.reason, key)
+        return pb.CancelRunResponse.FromString(result) if isinstance(result, bytes) else answer(result)
+
+    async def WatchRun(self, request: pb.WatchRunRequest, context: Context) -> AsyncIterator[pb.WatchRunResponse]:
+        run_id = require_id("run_id", request.run_id)
+        after = run_wire.cursor_from(request.after) if request.HasField("after") else Cursor()
+        async with aclosing(self._runs.watch(_tenant(), run_id, after)) as batches:  # type: ignore[type-var]
+            async for batch in batches:
+                for event in batch.events:
+                    yield pb.WatchRunResponse(event=event_pb2.RunEvent.FromString(event.wire))
+                _observe(batch)
+
+    def _asking(
+        self, method: str, request: pb.ConverseRequest | pb.StartRunRequest, cancel_on_disconnect: bool
+    ) -> Asking:
+        asked = run_wire.asked_from(request.input, request.HasField("input"), self._clock.now())
+        return Asking(
+            method=method,
+            thread_id=asked.thread_id,
+            agent=asked.agent,
+            messages=asked.messages,
+            options=asked.options,
+            request_id=asked.request_id,
+            body_hash=_hash(request),
+            cancel_on_disconnect=cancel_on_disconnect,
+        )
+
+    def _cancel_soon(self, tenant: str, run_id: str) -> None:
+        """The caller is gone: what is left of its call must not wait for anything."""
+        work = self._runs.abandon(tenant, run_id, "the client went away")
+        task = asyncio.create_task(work, name=f"abandon-{run_id}")
+        self._cancelling.add(task)
+        task.add_done_callback(self._cancelling.discard)
+
+
+class ToolWorkerServicer(tools_rpc.ToolWorkerServiceServicer):
+    """Mounted so that workers are told plainly that this version has no tools."""
+
+
+refuse_the_rest(OrchestrationServicer, pb.DESCRIPTOR.services_by_name["OrchestrationService"])
+refuse_the_rest(ToolWorkerServicer, tools_pb.DESCRIPTOR.services_by_name["ToolWorkerService"])
+
+
+def _tenant() -> str:
+    return current_identity().tenant
+
+
+def _run_to(details: RunDetails) -> run_pb2.Run:
+    return run_wire.run_to(details.run, details.last, details.steps, details.output)
+
+
+def _hash(request: Protobuf) -> bytes:
+    return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+
+
+def _once(method: str, request: Any, answer: Callable[[Any], Protobuf]) -> Once[Any]:
+    check = Violations()
+    check.id("request_id", request.request_id, optional=True)
+    check.done()
+    return Once(
+        method,
+        request.request_id,
+        _hash(request),
+        lambda result: answer(result).SerializeToString(deterministic=True),
+    )
+
+
+def _observe(batch: Batch) -> None:
+    if batch.kept_at:
+        telemetry.event_delivery.observe(time.monotonic() - batch.kept_at)

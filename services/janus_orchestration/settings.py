@@ -1,0 +1,47 @@
+"""Settings of the orchestration service."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from janus_kit.settings import Settings
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class OrchestrationSettings(Settings):
+    """How runs are worked on and how long their streams are kept."""
+
+    inference_target: str = "127.0.0.1:50051"
+    """gRPC target of the inference service: host:port or unix:/path."""
+    memory_target: str = "127.0.0.1:50051"
+    """gRPC target of the memory service."""
+
+    max_runs: int = Field(default=512, ge=1, le=100_000)
+    """Runs that this process works on at the same time; more wait or go to other replicas."""
+    max_queued_per_thread: int = Field(default=64, ge=1, le=10_000)
+    """Runs of one thread that may wait for their turn."""
+    lease_s: float = Field(default=3.0, ge=0.5, le=300)
+    """A run whose owner was not heard of for this long is taken over."""
+    poll_s: float = Field(default=0.5, ge=0.05, le=60)
+    """Time between looks for runs to take over, and half a heartbeat."""
+    max_takeovers: int = Field(default=10, ge=1, le=1_000)
+    """A run whose owners died this often is failed: it may be what kills them."""
+
+    max_wall_time_s: Seconds = 600.0
+    """Longest time of work of one run; an agent's budget can only shorten it."""
+    recall_timeout_s: Seconds = 3.0
+    """A recall that takes longer is done without."""
+    store_timeout_s: Seconds = 3.0
+    """How long the end of a run waits for memory to take its turns; then the outbox does it."""
+    inference_wait_s: float = Field(default=5.0, ge=0, le=300)
+    """How long a model call is tried again while the inference service is away."""
+
+    stream_ttl_s: Seconds = 3_600.0
+    """Token deltas are replayed for this long after a run's last event."""
+    stream_timeout_s: Seconds = 0.5
+    """Longest wait for Redis to take events; then the run goes on without it."""
+    stream_retry_s: Seconds = 1.0
+    """Time between tries while Redis is away."""
+    watcher_buffer: int = Field(default=256, ge=8, le=100_000)
+    """Events held for a watcher that reads slowly; beyond it, it reads the replay."""

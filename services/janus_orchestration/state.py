@@ -1,0 +1,105 @@
+"""The state machine of a run: which state may follow which, and what to do next.
+
+Pure: no clock, no store. Every change of a run's state goes through
+``advance`` inside the transaction that writes it::
+
+    QUEUED ── start ──> RUNNING <── resume / wait ──> WAITING_TOOL | _APPROVAL | _INPUT
+      │                   │  │                              │
+      │                   │  └── request_cancel ──> CANCELLING <── request_cancel
+      v                   v                              v
+    CANCELLED | EXPIRED   COMPLETED | FAILED          CANCELLED
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+from janus_orchestration.model import RunState, Step, StepKind
+
+
+class Trigger(StrEnum):
+    """What makes a run change its state."""
+
+    START = "start"
+    WAIT_TOOL = "wait_tool"
+    WAIT_APPROVAL = "wait_approval"
+    WAIT_INPUT = "wait_input"
+    RESUME = "resume"
+    REQUEST_CANCEL = "request_cancel"
+    CONFIRM_CANCEL = "confirm_cancel"
+    COMPLETE = "complete"
+    FAIL = "fail"
+    EXPIRE = "expire"
+
+
+class IllegalTransition(Exception):
+    """A state was asked to change in a way that the machine does not know."""
+
+    def __init__(self, state: RunState, trigger: Trigger) -> None:
+        super().__init__(f"a run in state {state.value} cannot {trigger.value}")
+        self.state = state
+        self.trigger = trigger
+
+
+TERMINAL = frozenset({RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED, RunState.EXPIRED})
+WAITING = frozenset({RunState.WAITING_TOOL, RunState.WAITING_APPROVAL, RunState.WAITING_INPUT})
+
+_TRANSITIONS: dict[tuple[RunState, Trigger], RunState] = {
+    (RunState.QUEUED, Trigger.START): RunState.RUNNING,
+    # Nobody works on it, so there is nothing to wait for.
+    (RunState.QUEUED, Trigger.REQUEST_CANCEL): RunState.CANCELLED,
+    (RunState.QUEUED, Trigger.EXPIRE): RunState.EXPIRED,
+    (RunState.RUNNING, Trigger.WAIT_TOOL): RunState.WAITING_TOOL,
+    (RunState.RUNNING, Trigger.WAIT_APPROVAL): RunState.WAITING_APPROVAL,
+    (RunState.RUNNING, Trigger.WAIT_INPUT): RunState.WAITING_INPUT,
+    (RunState.RUNNING, Trigger.REQUEST_CANCEL): RunState.CANCELLING,
+    (RunState.RUNNING, Trigger.COMPLETE): RunState.COMPLETED,
+    (RunState.RUNNING, Trigger.FAIL): RunState.FAILED,
+    # Asking twice changes nothing.
+    (RunState.CANCELLING, Trigger.REQUEST_CANCEL): RunState.CANCELLING,
+    (RunState.CANCELLING, Trigger.CONFIRM_CANCEL): RunState.CANCELLED,
+    **{
+        (waiting, trigger): target
+        for waiting in WAITING
+        for trigger, target in (
+            (Trigger.RESUME, RunState.RUNNING),
+            (Trigger.REQUEST_CANCEL, RunState.CANCELLING),
+            (Trigger.EXPIRE, RunState.EXPIRED),
+            (Trigger.FAIL, RunState.FAILED),
+        )
+    },
+}
+
+
+def advance(state: RunState, trigger: Trigger) -> RunState:
+    """The state after the trigger. Raises IllegalTransition."""
+    target = _TRANSITIONS.get((state, trigger))
+    if target is None:
+        raise IllegalTransition(state, trigger)
+    return target
+
+
+def is_terminal(state: RunState) -> bool:
+    """Whether nothing can follow."""
+    return state in TERMINAL
+
+
+def allowed(state: RunState) -> frozenset[Trigger]:
+    """What can happen to a run in this state."""
+    return frozenset(trigger for (source, trigger) in _TRANSITIONS if source is state)
+
+
+def next_step(journal: Sequence[Step], *, recalls: bool, stores: bool) -> StepKind | None:
+    """What a run does next, by its journal alone; None when only its end is left.
+
+    A step without an end was cut by the death of an owner and is done again.
+    """
+    done = {step.kind for step in journal if step.ended_at is not None}
+    plan = (
+        *((StepKind.RECALL,) if recalls else ()),
+        StepKind.MODEL_CALL,
+        *((StepKind.STORE,) if stores else ()),
+    )
+    # Once the model was asked, recalling again would change what it was told.
+    if any(step.kind is StepKind.MODEL_CALL for step in journal):
+        done.add(StepKind.RECALL)
+    return next((kind for kind in plan if kind not in done), None)

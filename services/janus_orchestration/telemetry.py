@@ -1,0 +1,29 @@
+"""Metrics of runs. Labels are bounded: never a run, a user or a model's words."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+# The one way of working that there is today; sub-agents and schedules will add theirs.
+WORKFLOW = "turn"
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+runs_started = Counter("janus_runs_started_total", "Runs accepted.", ["workflow"])
+runs_finished = Counter("janus_runs_finished_total", "Runs ended, by how.", ["workflow", "outcome"])
+runs_in_flight = Gauge("janus_runs_in_flight", "Runs that this process works on.", ["workflow"])
+runs_stuck = Gauge("janus_runs_stuck", "Runs of this process that have had no event for 5 minutes.", ["workflow"])
+step_duration = Histogram(
+    "janus_run_step_duration_seconds", "Time from a step's start to its end.", ["kind"], buckets=_SECONDS
+)
+run_recovered = Counter("janus_run_recovered_total", "Runs taken over from an owner that died.", ["cause"])
+event_delivery = Histogram(
+    "janus_run_event_delivery_seconds",
+    "From an event's being persisted to its being sent, where the run is worked on.",
+    buckets=(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5),
+)
+run_resumes = Counter("janus_run_resumes_total", "Watches that began after a cursor.", ["outcome"])
+store_debts_paid = Counter(
+    "janus_run_memory_stores_total", "Writes of turns to memory, by when they succeeded.", ["when"]
+)
+store_debts_dead = Counter(
+    "janus_run_memory_stores_refused_total", "Writes of turns that memory refused for good.", ["code"]
+)

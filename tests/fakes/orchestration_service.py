@@ -1,0 +1,300 @@
+"""The real orchestration service for tests, in this process or as one that can be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+import grpc
+
+from janus_api.content.v1 import message_pb2 as content
+from janus_api.orchestration.v1 import agent_pb2, event_pb2, run_pb2, thread_pb2
+from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
+from janus_api.orchestration.v1 import orchestration_service_pb2_grpc as rpc
+from janus_kit.channel import connect
+from janus_kit.migrations import migrate
+from janus_kit.server import Host, serve
+from janus_kit.settings import PostgresSettings, RedisSettings, ServerSettings
+from janus_orchestration.app import mount
+from janus_orchestration.settings import OrchestrationSettings
+
+NOWHERE = "127.0.0.1:1"
+"""Where no service is."""
+
+
+@dataclass
+class Caller:
+    """A client of one tenant, with short ways to say common things."""
+
+    stub: Any
+    tenant: str
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        return (("janus-tenant", self.tenant),)
+
+    async def call(self, method: str, request: Any, timeout: float = 20) -> Any:
+        return await getattr(self.stub, method)(request, metadata=self.metadata, timeout=timeout)
+
+    async def agent(self, name: str = "helper", **fields: Any) -> agent_pb2.Agent:
+        request = pb.PutAgentRequest(agent=agent_pb2.Agent(name=name, **fields))
+        return (await self.call("PutAgent", request)).agent
+
+    async def thread(self, agent: str = "helper", **fields: Any) -> str:
+        request = pb.CreateThreadRequest(thread=thread_pb2.Thread(agent=agent, **fields))
+        return str((await self.call("CreateThread", request)).thread.id)
+
+    async def ready(self, **agent: Any) -> str:
+        """An agent and a thread of it; the thread's id."""
+        await self.agent(**agent)
+        return await self.thread()
+
+    def converse(self, thread: str, text: str = "hello", *, cancel: bool = False, **fields: Any) -> Any:
+        request = pb.ConverseRequest(input=asking(thread, text, **fields), cancel_on_disconnect=cancel)
+        return self.stub.Converse(request, metadata=self.metadata)
+
+    def watch(self, run_id: str, after: run_pb2.Cursor | None = None) -> Any:
+        return self.stub.WatchRun(pb.WatchRunRequest(run_id=run_id, after=after), metadata=self.metadata)
+
+    async def start(self, thread: str, text: str = "hello", **fields: Any) -> run_pb2.Run:
+        return (await self.call("StartRun", pb.StartRunRequest(input=asking(thread, text, **fields)))).run
+
+    async def run(self, run_id: str) -> run_pb2.Run:
+        return (await self.call("GetRun", pb.GetRunRequest(run_id=run_id))).run
+
+    async def cancel(self, run_id: str, reason: str = "") -> run_pb2.Run:
+        return (await self.call("CancelRun", pb.CancelRunRequest(run_id=run_id, reason=reason))).run
+
+    async def history(self, thread: str) -> list[tuple[str, str]]:
+        """(role, text) of the committed messages."""
+        answer = await self.call("ListMessages", pb.ListMessagesRequest(thread_id=thread))
+        assert [item.position for item in answer.messages] == list(range(1, len(answer.messages) + 1))
+        return [(content.Role.Name(m.message.role)[5:].lower(), said(m.message)) for m in answer.messages]
+
+    async def watched(self, run_id: str, after: run_pb2.Cursor | None = None) -> list[event_pb2.RunEvent]:
+        """All events to the terminal one."""
+        return await all_events(self.watch(run_id, after))
+
+
+@dataclass
+class Orchestration:
+    """The service while it runs in this process."""
+
+    host: Host
+    address: str
+    stub: Any
+
+    def caller(self, tenant: str | None = None) -> Caller:
+        """A client of a tenant; a new tenant unless told."""
+        return Caller(self.stub, tenant or f"t{uuid.uuid4().hex[:12]}")
+
+
+def options(**settings: Any) -> dict[str, Any]:
+    """Settings with times that suit tests."""
+    return {
+        "inference_target": NOWHERE,
+        "memory_target": NOWHERE,
+        "lease_s": 1.5,
+        "poll_s": 0.1,
+        "inference_wait_s": 0.3,
+        "stream_retry_s": 0.2,
+        **settings,
+    }
+
+
+@asynccontextmanager
+async def fresh_database(postgres_url: str) -> AsyncIterator[str]:
+    """A database for one test alone: no run that another test left behind is taken over in it."""
+    name = f"test_{uuid.uuid4().hex[:16]}"
+    connection = await asyncpg.connect(postgres_url)
+    try:
+        await connection.execute(f'CREATE DATABASE "{name}" TEMPLATE template1')
+        yield f"{postgres_url.rpartition('/')[0]}/{name}"
+        await connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+    finally:
+        await connection.close()
+
+
+@asynccontextmanager
+async def running(postgres_url: str, redis_url: str, **settings: Any) -> AsyncIterator[Orchestration]:
+    """Migrate the database and serve orchestration over it, in this process."""
+    postgres = PostgresSettings(url=postgres_url)
+    await migrate(postgres, ["janus_orchestration"])
+    async with (
+        mount(
+            OrchestrationSettings(**options(**settings)), postgres=postgres, redis=RedisSettings(url=redis_url)
+        ) as mounted,
+        serve(
+            [mounted], ServerSettings(listen="127.0.0.1:0", drain_s=0.2, lame_duck_s=0, health_interval_s=0.2)
+        ) as host,
+    ):
+        address = host.address or ""
+        channel = connect(address)
+        try:
+            yield Orchestration(host, address, rpc.OrchestrationServiceStub(channel))
+        finally:
+            await channel.close()
+
+
+class Process:
+    """The service as a process of its own."""
+
+    def __init__(self, postgres_url: str, redis_url: str, **settings: Any) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self._environ = {
+            **os.environ,
+            "JANUS_POSTGRES_URL": postgres_url,
+            "JANUS_REDIS_URL": redis_url,
+            "JANUS_SERVER__LISTEN": self.address,
+            "JANUS_SERVER__DRAIN_S": "1",
+            "JANUS_SERVER__LAME_DUCK_S": "0",
+            **{f"JANUS_ORCHESTRATION__{name.upper()}": str(value) for name, value in options(**settings).items()},
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: grpc.aio.Channel | None = None
+
+    async def start(self) -> Process:
+        # To start a process takes no time; to wait for it is done below.
+        self._process = subprocess.Popen([sys.executable, "-m", "janus_orchestration"], env=self._environ)  # noqa: ASYNC220
+        self._channel = connect(self.address)
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    await self.caller("probe").call("ListAgents", pb.ListAgentsRequest(), 1)
+                    return self
+                except grpc.aio.AioRpcError:
+                    assert self._process.poll() is None, "the process has ended"
+                    await asyncio.sleep(0.05)
+
+    def caller(self, tenant: str) -> Caller:
+        return Caller(rpc.OrchestrationServiceStub(self._channel), tenant)
+
+    def signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        assert self._process is not None
+        self._process.wait()
+
+    async def stop(self) -> None:
+        if self._channel is not None:
+            await self._channel.close()
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.terminate()
+            await asyncio.to_thread(self._process.wait)
+
+
+@asynccontextmanager
+async def processes(count: int, postgres_url: str, redis_url: str, **settings: Any) -> AsyncIterator[list[Process]]:
+    """So many replicas over the same stores."""
+    await migrate(PostgresSettings(url=postgres_url), ["janus_orchestration"])
+    async with AsyncExitStack() as stack:
+        replicas = [Process(postgres_url, redis_url, **settings) for _ in range(count)]
+        for replica in replicas:
+            stack.push_async_callback(replica.stop)
+        await asyncio.gather(*(replica.start() for replica in replicas))
+        yield replicas
+
+
+def asking(thread: str, text: str, **fields: Any) -> pb.RunInput:
+    message = content.Message(role=content.ROLE_USER, parts=[content.Part(text=text)])
+    return pb.RunInput(thread_id=thread, messages=[message], **fields)
+
+
+def said(message: content.Message) -> str:
+    return "".join(part.text for part in message.parts)
+
+
+def kinds(events: Sequence[event_pb2.RunEvent]) -> list[str]:
+    """What the events are; a model's by what it said."""
+    return [
+        f"model.{event.model.event.WhichOneof('event')}"
+        if event.WhichOneof("event") == "model"
+        else str(event.WhichOneof("event"))
+        for event in events
+    ]
+
+
+def text_of(events: Sequence[event_pb2.RunEvent]) -> str:
+    """What the model said, as a client shows it that obeys `attempt_restarted`."""
+    pieces: list[tuple[tuple[int, int], str]] = []
+    for event in events:
+        if event.WhichOneof("event") == "attempt_restarted":
+            after = event.attempt_restarted.discard_after
+            pieces = [piece for piece in pieces if piece[0] <= (after.epoch, after.sequence)]
+        elif event.model.event.HasField("text_delta"):
+            place = (event.cursor.epoch, event.cursor.sequence)
+            pieces.append((place, event.model.event.text_delta.text))
+    return "".join(text for _, text in pieces)
+
+
+TERMINAL = {"run_completed", "run_failed", "run_cancelled", "run_expired"}
+
+
+async def all_events(call: Any) -> list[event_pb2.RunEvent]:
+    """All events of a stream, checked: in order, no undeclared gap, one terminal, last."""
+    events = []
+    async with asyncio.timeout(30):
+        while (response := await call.read()) is not grpc.aio.EOF:
+            events.append(response.event)
+    check(events)
+    return events
+
+
+def check(events: Sequence[event_pb2.RunEvent], after: int | None = None, *, whole: bool = True) -> None:
+    """Invariant I3 for what one client saw, from the event after `after` on."""
+    last = after
+    epoch = 0
+    for event in events:
+        sequence = event.cursor.sequence
+        if event.WhichOneof("event") == "replay_compacted":
+            assert event.replay_compacted.through == event.cursor
+            assert last is None or sequence > last
+        else:
+            assert last is None or sequence == last + 1, f"{sequence} came after {last}"
+        assert event.cursor.epoch >= epoch
+        last, epoch = sequence, event.cursor.epoch
+    ends = [place for place, event in enumerate(events) if event.WhichOneof("event") in TERMINAL]
+    if whole and events:
+        assert ends == [len(events) - 1], f"terminal events at {ends} of {len(events)}"
+
+
+async def until(call: Any, count: int) -> list[event_pb2.RunEvent]:
+    """The first so many events of a stream that goes on."""
+    events = []
+    async with asyncio.timeout(20):
+        for _ in range(count):
+            response = await call.read()
+            assert response is not grpc.aio.EOF, f"the stream ended after {kinds(events)}"
+            events.append(response.event)
+    return events
+
+
+async def until_kind(call: Any, kind: str) -> list[event_pb2.RunEvent]:
+    """Events up to and with the first of a kind."""
+    events: list[event_pb2.RunEvent] = []
+    while not events or kinds(events)[-1] != kind:
+        events += await until(call, 1)
+    return events
+
+
+async def eventually(condition: Any, seconds: float = 10) -> None:
+    """Wait until an async condition holds."""
+    async with asyncio.timeout(seconds):
+        while not await condition():  # noqa: ASYNC110 - what is waited for is not of this loop
+            await asyncio.sleep(0.02)

@@ -1,0 +1,119 @@
+"""Replicas killed at random times while clients converse and reconnect; then the histories are checked."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import uuid
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from tests.fakes.orchestration_service import (
+    TERMINAL,
+    Caller,
+    Process,
+    check,
+    fresh_database,
+    processes,
+    text_of,
+)
+from tests.fakes.peers.inference_peer import InferencePeer, inference_peer
+
+from janus_api.orchestration.v1 import event_pb2, run_pb2
+
+SEED = int(os.environ.get("CHAOS_SEED", "7"))
+RUNS = int(os.environ.get("CHAOS_RUNS", "24"))
+KILLS = int(os.environ.get("CHAOS_KILLS", "3"))
+
+
+@pytest.fixture
+async def own_url(postgres_url: str) -> AsyncIterator[str]:
+    async with fresh_database(postgres_url) as url:
+        yield url
+
+
+async def talk(clients: list[Caller], thread: str, text: str, dice: random.Random) -> list[event_pb2.RunEvent]:
+    """One turn by a client that reconnects, to whichever replica, until it has the whole."""
+    request_id = f"r{uuid.uuid4().hex}"
+    seen: list[event_pb2.RunEvent] = []
+    async with asyncio.timeout(90):
+        while True:
+            client = dice.choice(clients)
+            if seen:
+                stream = client.watch(seen[-1].run_id, seen[-1].cursor)
+            else:
+                stream = client.converse(thread, text, request_id=request_id)
+            try:
+                while (response := await stream.read()) is not grpc.aio.EOF:
+                    seen.append(response.event)
+                if seen and seen[-1].WhichOneof("event") in TERMINAL:
+                    return seen
+            except grpc.aio.AioRpcError as error:
+                if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+                    raise
+            await asyncio.sleep(0.05)
+
+
+async def speak(peer: InferencePeer, dice: random.Random) -> None:
+    """A model that takes its time, so that replicas die in mid-sentence."""
+    while True:
+        call = await peer.any_call()
+        call.start()
+
+        async def words(call: object = call) -> None:
+            for word in range(dice.randint(3, 12)):
+                call.text(f"{word} ")  # type: ignore[attr-defined]
+                await asyncio.sleep(dice.random() * 0.05)
+            call.finish()  # type: ignore[attr-defined]
+
+        peer.speaking.add(asyncio.create_task(words()))
+
+
+async def killing(replicas: list[Process], dice: random.Random) -> None:
+    for _ in range(KILLS):
+        await asyncio.sleep(0.5 + dice.random() * 1.5)
+        victim = dice.choice(replicas)
+        victim.kill()
+        await asyncio.sleep(dice.random())
+        await victim.start()
+
+
+async def test_nothing_is_lost_doubled_or_contradicted(own_url: str, redis_url: str) -> None:
+    dice = random.Random(SEED)
+    async with (
+        inference_peer() as peer,
+        processes(2, own_url, redis_url, inference_target=peer.target) as replicas,
+    ):
+        name = f"t{uuid.uuid4().hex[:8]}"
+        ann = replicas[0].caller(name)
+        await ann.agent()
+        threads = [await ann.thread() for _ in range(max(1, RUNS // 4))]
+        model = asyncio.create_task(speak(peer, dice))
+        chaos = asyncio.create_task(killing(replicas, dice))
+
+        async def conversation(thread: str) -> list[list[event_pb2.RunEvent]]:
+            clients = [replica.caller(name) for replica in replicas]
+            return [await talk(clients, thread, f"turn {turn}", dice) for turn in range(4)]
+
+        found = await asyncio.gather(*(conversation(thread) for thread in threads))
+        await chaos
+        model.cancel()
+        ann = replicas[0].caller(name)
+        for thread, runs in zip(threads, found, strict=True):
+            expected = []
+            for turn, seen in enumerate(runs):
+                check(seen, after=0)
+                run = await ann.run(seen[0].run_id)
+                assert run.state == run_pb2.RUN_STATE_COMPLETED, run.error
+                assert run.last_event == seen[-1].cursor
+                expected += [("user", f"turn {turn}"), ("assistant", text_of(seen))]
+                again = {event.cursor.sequence: event for event in await ann.watched(run.id)}
+                for event in seen:
+                    if "replay_compacted" not in (
+                        event.WhichOneof("event"),
+                        again[event.cursor.sequence].WhichOneof("event"),
+                    ):
+                        assert again[event.cursor.sequence] == event
+            assert await ann.history(thread) == expected

@@ -1,0 +1,239 @@
+"""What the service refuses: bad input with field paths, and what is not built, by name."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from tests.fakes.orchestration_service import Caller, Orchestration, running
+
+from janus_api.content.v1 import message_pb2 as content
+from janus_api.inference.v1 import request_pb2
+from janus_api.orchestration.v1 import agent_pb2, thread_pb2
+from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
+from janus_api.tools.v1 import tool_worker_service_pb2 as tools_pb
+from janus_api.tools.v1 import tool_worker_service_pb2_grpc as tools_rpc
+from janus_kit.channel import connect
+from janus_kit.errors import InvalidArgument, JanusError, Unimplemented
+from janus_kit.rpc_errors import from_rpc
+
+BUILT = {
+    "PutAgent",
+    "GetAgent",
+    "ListAgents",
+    "CreateThread",
+    "GetThread",
+    "ListMessages",
+    "Converse",
+    "StartRun",
+    "GetRun",
+    "CancelRun",
+    "WatchRun",
+}
+METHODS = pb.DESCRIPTOR.services_by_name["OrchestrationService"].methods
+
+
+@pytest.fixture
+async def service(postgres_url: str, redis_url: str) -> AsyncIterator[Orchestration]:
+    async with running(postgres_url, redis_url) as serving:
+        yield serving
+
+
+@pytest.fixture
+def ann(service: Orchestration) -> Caller:
+    return service.caller()
+
+
+async def refusal(stub: Any, method: Any, request: Any, metadata: Any = ()) -> JanusError:
+    """How a call of any shape is refused."""
+    argument = iter([request]) if method.client_streaming else request
+    call = getattr(stub, method.name)(argument, metadata=metadata, timeout=10)
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        if method.server_streaming:
+            await call.read()
+        else:
+            await call
+    return from_rpc(raised.value)
+
+
+def named(method: str) -> Any:
+    return next(each for each in METHODS if each.name == method)
+
+
+@pytest.mark.parametrize("method", [method.name for method in METHODS if method.name not in BUILT])
+async def test_an_rpc_of_a_later_version_says_so(service: Orchestration, method: str) -> None:
+    described = named(method)
+    request = getattr(pb, described.input_type.name)()
+    error = await refusal(service.stub, described, request)
+    assert isinstance(error, Unimplemented)
+    assert error.reason == "NOT_IMPLEMENTED"
+    assert error.metadata["method"] == f"janus.orchestration.v1.OrchestrationService/{method}"
+
+
+async def test_tool_workers_are_told_that_there_are_no_tools_yet(service: Orchestration) -> None:
+    channel = connect(service.address)
+    try:
+        connecting = tools_pb.DESCRIPTOR.services_by_name["ToolWorkerService"].methods_by_name["Connect"]
+        error = await refusal(tools_rpc.ToolWorkerServiceStub(channel), connecting, tools_pb.ConnectRequest())
+    finally:
+        await channel.close()
+    assert isinstance(error, Unimplemented)
+    assert error.metadata["method"] == "janus.tools.v1.ToolWorkerService/Connect"
+
+
+def agent(**fields: Any) -> agent_pb2.Agent:
+    return agent_pb2.Agent(name="helper", **fields)
+
+
+@pytest.mark.parametrize(
+    ("feature", "asked"),
+    [
+        ("agent.tools", agent(tools=[agent_pb2.AgentTool(name="clock")])),
+        ("agent.handoffs", agent(handoffs=["other"])),
+        ("agent.approval", agent(approval=agent_pb2.ApprovalPolicy())),
+        ("agent.memory.extract", agent(memory=agent_pb2.MemoryPolicy(extract=True))),
+        ("agent.double_texting", agent(double_texting=agent_pb2.DOUBLE_TEXTING_INTERRUPT)),
+        ("agent.double_texting", agent(double_texting=agent_pb2.DOUBLE_TEXTING_ROLLBACK)),
+        ("agent.budgets.max_tokens", agent(budgets=agent_pb2.Budgets(max_tokens=5))),
+        ("agent.budgets.max_cost_micro_usd", agent(budgets=agent_pb2.Budgets(max_cost_micro_usd=5))),
+    ],
+)
+async def test_a_feature_of_a_later_version_is_refused_by_name(
+    ann: Caller, feature: str, asked: agent_pb2.Agent
+) -> None:
+    error = await refusal(ann.stub, named("PutAgent"), pb.PutAgentRequest(agent=asked), ann.metadata)
+    assert isinstance(error, Unimplemented)
+    assert (error.reason, error.metadata["feature"]) == ("NOT_IMPLEMENTED", feature)
+
+
+async def test_budgets_of_a_run_that_are_not_enforced_are_refused(ann: Caller) -> None:
+    thread = await ann.ready()
+    asked = pb.RunInput(thread_id=thread, messages=[user("hi")], budgets=agent_pb2.Budgets(max_tokens=1))
+    error = await refusal(ann.stub, named("StartRun"), pb.StartRunRequest(input=asked), ann.metadata)
+    assert isinstance(error, Unimplemented)
+    assert error.metadata["feature"] == "input.budgets.max_tokens"
+
+
+def user(*parts: str | content.Part, **fields: Any) -> content.Message:
+    made = [part if isinstance(part, content.Part) else content.Part(text=part) for part in parts]
+    return content.Message(role=content.ROLE_USER, parts=made, **fields)
+
+
+def run(*messages: content.Message, **fields: Any) -> pb.StartRunRequest:
+    return pb.StartRunRequest(input=pb.RunInput(**{"thread_id": "t", "messages": messages, **fields}))
+
+
+TOOL = content.Part(tool_call=content.ToolCall(call_id="c", name="n"))
+HTTP = content.Part(image=content.Media(mime_type="image/png", uri="http://plain"))
+BIG = content.Part(image=content.Media(mime_type="image/png", data=b"x" * (3 * 1024 * 1024 + 1)))
+
+CASES: list[tuple[str, Any, list[str]]] = [
+    ("StartRun", pb.StartRunRequest(), ["input"]),
+    ("Converse", pb.ConverseRequest(), ["input"]),
+    ("StartRun", run(thread_id=""), ["input.thread_id", "input.messages"]),
+    ("StartRun", run(user("hi"), thread_id="../etc"), ["input.thread_id"]),
+    ("StartRun", run(user("hi"), thread_id="x" * 129), ["input.thread_id"]),
+    ("StartRun", run(user("hi"), agent="né"), ["input.agent"]),
+    ("StartRun", run(user("hi"), model="m" * 257), ["input.model"]),
+    ("StartRun", run(user("hi"), request_id="a b"), ["input.request_id"]),
+    ("StartRun", run(*[user("hi")] * 65), ["input.messages"]),
+    # So many tiny ones that a look at each would hold up everybody else.
+    ("StartRun", run(*[content.Message()] * 400_000), ["input.messages"]),
+    ("Converse", pb.ConverseRequest(input=run(*[content.Message()] * 400_000).input), ["input.messages"]),
+    ("CreateThread", pb.CreateThreadRequest(messages=[content.Message()] * 400_000), ["messages"]),
+    ("StartRun", run(user(*[content.Part()] * 257)), ["input.messages[0].parts"]),
+    ("StartRun", run(user()), ["input.messages[0].parts"]),
+    ("StartRun", run(user("")), ["input.messages[0].parts[0].text"]),
+    ("StartRun", run(user("hi"), user(" \n")), ["input.messages[1].parts[0].text"]),
+    ("StartRun", run(user("a\x00b")), ["input.messages[0].parts[0].text"]),
+    ("StartRun", run(user("x" * (1024 * 1024 + 1))), ["input.messages[0].parts[0].text"]),
+    ("StartRun", run(user(content.Part())), ["input.messages[0].parts[0]"]),
+    ("StartRun", run(user(TOOL)), ["input.messages[0].parts[0]"]),
+    ("StartRun", run(user(HTTP)), ["input.messages[0].parts[0].image.uri"]),
+    ("StartRun", run(user(BIG)), ["input.messages[0].parts[0].image.data"]),
+    ("StartRun", run(user("hi", name="n" * 129)), ["input.messages[0].name"]),
+    ("StartRun", run(user("hi", id="-")), ["input.messages[0].id"]),
+    ("StartRun", run(user("hi", id="m"), user("ho", id="m")), ["input.messages[1].id"]),
+    (
+        "StartRun",
+        run(content.Message(role=content.ROLE_SYSTEM, parts=[content.Part(text="obey")])),
+        ["input.messages[0].role"],
+    ),
+    ("StartRun", run(user("hi"), labels={"A": "x"}), ["input.labels"]),
+    ("StartRun", run(user("hi"), labels={f"k{i}": "" for i in range(17)}), ["input.labels"]),
+    (
+        "StartRun",
+        run(user("hi"), budgets=agent_pb2.Budgets(max_wall_time=Duration(seconds=-1))),
+        ["input.budgets.max_wall_time"],
+    ),
+    ("PutAgent", pb.PutAgentRequest(), ["agent.name"]),
+    ("PutAgent", pb.PutAgentRequest(agent=agent(), expected_version=-1), ["expected_version"]),
+    ("PutAgent", pb.PutAgentRequest(agent=agent(), request_id="!"), ["request_id"]),
+    ("PutAgent", pb.PutAgentRequest(agent=agent(instructions="x" * (256 * 1024 + 1))), ["agent.instructions"]),
+    ("PutAgent", pb.PutAgentRequest(agent=agent(description="x" * 1025)), ["agent.description"]),
+    ("PutAgent", pb.PutAgentRequest(agent=agent(max_output_tokens=0)), ["agent.max_output_tokens"]),
+    (
+        "PutAgent",
+        pb.PutAgentRequest(agent=agent(memory=agent_pb2.MemoryPolicy(recall_limit=201, window_tokens=-1))),
+        ["agent.memory.recall_limit", "agent.memory.window_tokens"],
+    ),
+    (
+        "PutAgent",
+        pb.PutAgentRequest(agent=agent(sampling=request_pb2.Sampling(temperature=float("nan"), top_p=2))),
+        ["agent.sampling.temperature", "agent.sampling.top_p"],
+    ),
+    ("GetAgent", pb.GetAgentRequest(), ["name"]),
+    ("GetAgent", pb.GetAgentRequest(name="a", version=-1), ["version"]),
+    ("ListAgents", pb.ListAgentsRequest(page_size=-1), ["page_size"]),
+    ("ListAgents", pb.ListAgentsRequest(page_size=1001), ["page_size"]),
+    ("ListAgents", pb.ListAgentsRequest(page_token="made up"), ["page_token"]),
+    ("ListMessages", pb.ListMessagesRequest(thread_id="t", page_token="AAAA"), ["page_token"]),
+    ("ListMessages", pb.ListMessagesRequest(), ["thread_id"]),
+    ("CreateThread", pb.CreateThreadRequest(thread=thread_pb2.Thread(id="é")), ["thread.id"]),
+    ("CreateThread", pb.CreateThreadRequest(thread=thread_pb2.Thread(title="x" * 257)), ["thread.title"]),
+    ("CreateThread", pb.CreateThreadRequest(thread=thread_pb2.Thread(subject="a/b")), ["thread.subject"]),
+    *[
+        ("CreateThread", pb.CreateThreadRequest(thread=thread_pb2.Thread(metadata_json=text)), ["thread.metadata_json"])
+        for text in (
+            "[]",
+            "{",
+            "NaN",
+            '{"a": NaN}',
+            '{"a":' * 9 + "1" + "}" * 9,
+            '{"a":"' + "x" * 16384 + '"}',
+            "[" * 9000,
+        )
+    ],
+    ("CreateThread", pb.CreateThreadRequest(messages=[user(TOOL)]), ["messages[0].parts[0]"]),
+    ("GetThread", pb.GetThreadRequest(), ["thread_id"]),
+    ("GetRun", pb.GetRunRequest(run_id="a b"), ["run_id"]),
+    ("CancelRun", pb.CancelRunRequest(run_id="", reason="x" * 1025), ["run_id", "reason"]),
+    ("WatchRun", pb.WatchRunRequest(), ["run_id"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "fields"), CASES, ids=[f"{i}-{c[0]}-{c[2][0]}" for i, c in enumerate(CASES)]
+)
+async def test_bad_input_names_its_fields(ann: Caller, method: str, request_: Any, fields: list[str]) -> None:
+    error = await refusal(ann.stub, named(method), request_, ann.metadata)
+    assert isinstance(error, InvalidArgument), error
+    assert [violation.field for violation in error.violations] == fields
+
+
+@pytest.mark.parametrize("method", sorted(BUILT))
+async def test_garbage_is_no_message(service: Orchestration, method: str) -> None:
+    described = named(method)
+    channel = connect(service.address)
+    path = f"/janus.orchestration.v1.OrchestrationService/{method}"
+    opened: Callable[..., Any] = channel.unary_stream if described.server_streaming else channel.unary_unary
+    try:
+        call = opened(path)(b"\x0a\xff\xff\xff\xff\x0f", timeout=10)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await (call.read() if described.server_streaming else call)
+    finally:
+        await channel.close()
+    assert from_rpc(raised.value).reason == "REQUEST_UNDECODABLE"

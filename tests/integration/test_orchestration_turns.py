@@ -1,0 +1,361 @@
+"""Turns of a conversation over gRPC, with a model that the test plays."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from tests.fakes.orchestration_service import (
+    Caller,
+    Orchestration,
+    all_events,
+    asking,
+    check,
+    eventually,
+    fresh_database,
+    kinds,
+    running,
+    said,
+    text_of,
+    until,
+    until_kind,
+)
+from tests.fakes.peers.inference_peer import InferencePeer, inference_peer, reason_of
+
+from janus_api.content.v1 import message_pb2 as content
+from janus_api.inference.v1 import event_pb2 as inference_pb2
+from janus_api.orchestration.v1 import agent_pb2, run_pb2
+from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
+from janus_kit.errors import InvalidArgument, Unavailable
+from janus_kit.rpc_errors import from_status, to_status
+
+
+@pytest.fixture
+async def own_url(postgres_url: str) -> AsyncIterator[str]:
+    async with fresh_database(postgres_url) as url:
+        yield url
+
+
+@pytest.fixture
+async def peer() -> AsyncIterator[InferencePeer]:
+    async with inference_peer() as running_peer:
+        yield running_peer
+
+
+@pytest.fixture
+async def service(own_url: str, redis_url: str, peer: InferencePeer) -> AsyncIterator[Orchestration]:
+    async with running(own_url, redis_url, inference_target=peer.target) as serving:
+        yield serving
+
+
+@pytest.fixture
+def ann(service: Orchestration) -> Caller:
+    return service.caller()
+
+
+async def test_a_turn_is_streamed_and_committed(ann: Caller, peer: InferencePeer) -> None:
+    peer.always = ("Hel", "lo", " Ann")
+    thread = await ann.ready(instructions="Be kind.")
+    events = await all_events(ann.converse(thread, "hi"))
+    assert kinds(events) == [
+        "run_queued",
+        "run_started",
+        "message_committed",
+        "memory_recalled",
+        "model.started",
+        "model.text_delta",
+        "model.text_delta",
+        "model.text_delta",
+        "model.finished",
+        "message_committed",
+        "run_completed",
+    ]
+    assert [event.cursor.sequence for event in events] == list(range(1, 12))
+    assert text_of(events) == "Hello Ann"
+    assert await ann.history(thread) == [("user", "hi"), ("assistant", "Hello Ann")]
+    assert peer.calls[0].prompt.system == "Be kind."
+
+
+async def test_the_next_turn_hears_the_conversation(ann: Caller, peer: InferencePeer) -> None:
+    peer.always = ("noted",)
+    thread = await ann.ready()
+    await all_events(ann.converse(thread, "first"))
+    await all_events(ann.converse(thread, "second"))
+    said_to_model = [message.parts[0].text for message in peer.calls[1].prompt.messages]
+    assert said_to_model == ["first", "noted", "second"]
+
+
+async def test_the_run_tells_what_it_did(ann: Caller, peer: InferencePeer) -> None:
+    peer.always = ("done",)
+    thread = await ann.ready()
+    events = await all_events(ann.converse(thread, labels={"team": "blue"}))
+    run = await ann.run(events[0].run_id)
+    assert run.state == run_pb2.RUN_STATE_COMPLETED
+    assert [(step.kind, step.attempts) for step in run.steps] == [
+        (run_pb2.STEP_KIND_RECALL, 1),
+        (run_pb2.STEP_KIND_MODEL_CALL, 1),
+        (run_pb2.STEP_KIND_STORE, 1),
+    ]
+    assert all(step.HasField("ended_at") for step in run.steps)
+    assert run.steps[1].summary == "peer/played"
+    assert [said(message) for message in run.output] == ["done"]
+    assert run.last_event == events[-1].cursor
+    assert (run.usage.output_tokens, run.takeovers, dict(run.labels)) == (5, 0, {"team": "blue"})
+    assert run.created_at.ToDatetime() <= run.started_at.ToDatetime() <= run.ended_at.ToDatetime()
+
+
+async def test_a_run_without_memory_goes_on_and_says_so(ann: Caller, peer: InferencePeer) -> None:
+    peer.always = ("fine",)
+    thread = await ann.ready()
+    events = await all_events(ann.converse(thread))
+    recalled = next(event.memory_recalled for event in events if event.HasField("memory_recalled"))
+    assert (list(recalled.hits), list(recalled.degraded)) == ([], ["memory"])
+    assert list(events[-2].message_committed.degraded) == ["memory"]
+    assert kinds(events)[-1] == "run_completed"
+
+
+async def test_an_agent_without_memory_neither_recalls_nor_stores(ann: Caller, peer: InferencePeer) -> None:
+    peer.always = ("fine",)
+    thread = await ann.ready(memory=agent_pb2.MemoryPolicy(recall_limit=0, do_not_store=True))
+    events = await all_events(ann.converse(thread))
+    assert "memory_recalled" not in kinds(events)
+    assert list(events[-2].message_committed.degraded) == []
+    assert [step.kind for step in (await ann.run(events[0].run_id)).steps] == [run_pb2.STEP_KIND_MODEL_CALL]
+    assert await ann.history(thread) == [("user", "hello"), ("assistant", "fine")]
+
+
+async def test_half_an_answer_is_never_committed(ann: Caller, peer: InferencePeer) -> None:
+    thread = await ann.ready()
+    stream = ann.converse(thread)
+    call = await peer.call()
+    call.start()
+    call.text("half an ans")
+    broken = Unavailable("", "the provider broke off", reason="PROVIDER_STREAM_BROKEN", metadata={"provider": "p"})
+    call.fail(broken)
+    events = await all_events(stream)
+    assert kinds(events)[-2:] == ["model.failed", "run_failed"]
+    assert events[-1].run_failed.status == to_status(broken)
+    assert events[-1].run_failed.retryable
+    assert await ann.history(thread) == [("user", "hello")]
+    run = await ann.run(events[0].run_id)
+    assert run.state == run_pb2.RUN_STATE_FAILED
+    assert run.error == to_status(broken)
+    assert list(run.output) == []
+
+
+async def test_what_the_model_was_refused_for_is_the_runs_failure(ann: Caller, peer: InferencePeer) -> None:
+    thread = await ann.ready(model="nope")
+    stream = ann.converse(thread)
+    refusal = InvalidArgument(
+        "model", "must name a configured model", reason="MODEL_NOT_FOUND", metadata={"model": "nope"}
+    )
+    (await peer.call()).refuse(refusal)
+    events = await all_events(stream)
+    assert kinds(events)[-1] == "run_failed"
+    assert events[-1].run_failed.status == to_status(refusal)
+    assert not events[-1].run_failed.retryable
+
+
+@pytest.mark.parametrize(("model", "path"), [("nope", "input.model"), ("", "agent.model")])
+async def test_a_model_that_is_not_there_is_named_by_who_asked_for_it(
+    ann: Caller, peer: InferencePeer, model: str, path: str
+) -> None:
+    stream = ann.converse(await ann.ready(model="nope"), model=model)
+    (await peer.call()).refuse(InvalidArgument("prompt.model", "must name a model", reason="MODEL_NOT_FOUND"))
+    error = from_status((await all_events(stream))[-1].run_failed.status)
+    assert isinstance(error, InvalidArgument)
+    assert (error.reason, error.violations[0].field) == ("MODEL_NOT_FOUND", path)
+
+
+async def test_a_long_answer_has_parts_that_everybody_takes(ann: Caller, peer: InferencePeer) -> None:
+    thread = await ann.ready()
+    stream = ann.converse(thread)
+    # Of three bytes each: no cut of a megabyte is between two of them by chance.
+    piece = "\u20ac" * 50_000
+    (await peer.call()).answer(*[piece] * 10)
+    events = await all_events(stream)
+    assert kinds(events)[-1] == "run_completed"
+    parts = events[-2].message_committed.message.parts
+    assert len(parts) == 2
+    assert max(len(part.text.encode()) for part in parts) <= 1024 * 1024
+    assert "".join(part.text for part in parts) == piece * 10
+
+
+async def test_an_answer_that_no_message_can_hold_fails_the_run(ann: Caller, peer: InferencePeer) -> None:
+    thread = await ann.ready()
+    stream = ann.converse(thread)
+    (await peer.call()).answer(*["x" * 1_000_000] * 4)
+    failed = (await all_events(stream))[-1].run_failed
+    error = from_status(failed.status)
+    assert (error.code, error.reason) == ("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE")
+    assert not failed.retryable
+    assert await ann.history(thread) == [("user", "hello")]
+
+
+async def test_an_answer_with_nul_is_committed(ann: Caller, peer: InferencePeer) -> None:
+    thread = await ann.ready()
+    stream = ann.converse(thread)
+    (await peer.call()).answer("a\x00b")
+    assert kinds(await all_events(stream))[-1] == "run_completed"
+    assert await ann.history(thread) == [("user", "hello"), ("assistant", "a\x00b")]
+
+
+async def test_a_stream_that_ends_without_an_end_fails_the_run(ann: Caller, peer: InferencePeer) -> None:
+    thread = await ann.ready()
+    stream = ann.converse(thread)
+    call = await peer.call()
+    call.start()
+    call.text("and then")
+    call.cut()
+    events = await all_events(stream)
+    assert kinds(events)[-1] == "run_failed"
+    assert reason_of(events[-1].run_failed.status) == "DEPENDENCY_UNAVAILABLE"
+
+
+async def test_the_budget_of_wall_time_ends_a_run(ann: Caller, peer: InferencePeer) -> None:
+    thread = await ann.ready()
+    budgets = agent_pb2.Budgets(max_wall_time=Duration(nanos=300_000_000))
+    stream = ann.converse(thread, budgets=budgets)
+    call = await peer.call()
+    events = await all_events(stream)
+    await asyncio.wait_for(call.closed.wait(), 10)
+    assert kinds(events)[-1] == "run_failed"
+    assert reason_of(events[-1].run_failed.status) == "DEADLINE_EXCEEDED"
+
+
+async def test_a_tool_call_that_nobody_offered_is_refused_not_dropped(ann: Caller, peer: InferencePeer) -> None:
+    thread = await ann.ready()
+    stream = ann.converse(thread)
+    call = await peer.call()
+    call.start()
+    tool = content.ToolCall(call_id="c1", name="delete_all", arguments_json="{}")
+    completed = inference_pb2.ToolCallCompleted(part_index=0, call=tool, valid_json=True)
+    call.send(inference_pb2.GenerationEvent(tool_call_completed=completed))
+    call.finish(inference_pb2.FINISH_REASON_TOOL_CALLS)
+    events = await all_events(stream)
+    assert kinds(events)[-1] == "run_failed"
+    assert reason_of(events[-1].run_failed.status) == "NOT_IMPLEMENTED"
+    assert await ann.history(thread) == [("user", "hello")]
+
+
+async def test_every_part_of_an_answer_is_kept(ann: Caller, peer: InferencePeer) -> None:
+    thread = await ann.ready()
+    stream = ann.converse(thread)
+    call = await peer.call()
+    call.start()
+    for event in (
+        inference_pb2.GenerationEvent(reasoning_delta=inference_pb2.ReasoningDelta(part_index=0, text="let me ")),
+        inference_pb2.GenerationEvent(reasoning_delta=inference_pb2.ReasoningDelta(part_index=0, text="think")),
+        inference_pb2.GenerationEvent(
+            reasoning_signature=inference_pb2.ReasoningSignature(part_index=0, signature=b"\x00\xff", issuer="peer")
+        ),
+        inference_pb2.GenerationEvent(text_delta=inference_pb2.TextDelta(part_index=1, text="so: ")),
+        inference_pb2.GenerationEvent(
+            opaque=inference_pb2.OpaqueAdded(
+                part_index=2, part=content.OpaquePart(issuer="peer", type="x", data=b"\x01")
+            )
+        ),
+        inference_pb2.GenerationEvent(text_delta=inference_pb2.TextDelta(part_index=1, text="42")),
+        inference_pb2.GenerationEvent(
+            citation=inference_pb2.CitationAdded(citation=content.Citation(title="book", part_index=1))
+        ),
+    ):
+        call.send(event)
+    call.finish()
+    events = await all_events(stream)
+    message = events[-2].message_committed.message
+    assert [part.WhichOneof("kind") for part in message.parts] == ["reasoning", "text", "opaque", "citation"]
+    assert message.parts[0].reasoning == content.Reasoning(text="let me think", signature=b"\x00\xff", issuer="peer")
+    assert message.parts[1].text == "so: 42"
+    assert message.parts[2].opaque.data == b"\x01"
+    assert (message.role, bool(message.id)) == (content.ROLE_ASSISTANT, True)
+
+
+async def test_the_callers_deadline_does_not_bound_the_run(ann: Caller, peer: InferencePeer) -> None:
+    thread = await ann.ready()
+    request = pb.ConverseRequest(input=asking(thread, "hello"))
+    stream = ann.stub.Converse(request, metadata=ann.metadata, timeout=0.6)
+    call = await peer.call()
+    call.start()
+    run_id = (await until(stream, 1))[0].run_id
+    with pytest.raises(grpc.aio.AioRpcError) as ended:
+        await all_events(stream)
+    assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert not call.closed.is_set()
+    call.text("still here")
+    call.finish()
+    assert kinds(await ann.watched(run_id))[-1] == "run_completed"
+
+
+async def test_a_client_that_leaves_does_not_end_the_run(ann: Caller, peer: InferencePeer) -> None:
+    thread = await ann.ready()
+    stream = ann.converse(thread)
+    call = await peer.call()
+    call.start()
+    events = await until_kind(stream, "model.started")
+    stream.cancel()
+    call.text("you left")
+    call.finish()
+    rest = await ann.watched(events[0].run_id, events[-1].cursor)
+    check([*events, *rest])
+    assert text_of([*events, *rest]) == "you left"
+    assert await ann.history(thread) == [("user", "hello"), ("assistant", "you left")]
+
+
+async def test_a_run_bound_to_its_stream_ends_with_it(ann: Caller, peer: InferencePeer) -> None:
+    thread = await ann.ready()
+    before = {task for task in asyncio.all_tasks() if not task.done()}
+    stream = ann.converse(thread, cancel=True)
+    call = await peer.call()
+    call.start()
+    call.text("never to be ")
+    events = await until_kind(stream, "model.text_delta")
+    left_at = asyncio.get_running_loop().time()
+    stream.cancel()
+    await asyncio.wait_for(call.closed.wait(), 10)
+    assert call.closed_at - left_at < 0.1
+    rest = await ann.watched(events[0].run_id, events[-1].cursor)
+    assert kinds(rest)[-1] == "run_cancelled"
+    assert await ann.history(thread) == [("user", "hello")]
+    assert (await ann.run(events[0].run_id)).state == run_pb2.RUN_STATE_CANCELLED
+
+    async def no_task_is_left() -> bool:
+        return not [task for task in asyncio.all_tasks() - before if events[0].run_id in task.get_name()]
+
+    await eventually(no_task_is_left)
+
+
+async def test_cancel_closes_the_model_call_and_ends_the_run(ann: Caller, peer: InferencePeer) -> None:
+    thread = await ann.ready()
+    stream = ann.converse(thread)
+    call = await peer.call()
+    call.start()
+    call.text("on and on")
+    events = await until_kind(stream, "model.text_delta")
+    asked_at = asyncio.get_running_loop().time()
+    run = await ann.cancel(events[0].run_id, "enough")
+    assert run.state in (run_pb2.RUN_STATE_CANCELLING, run_pb2.RUN_STATE_CANCELLED)
+    await asyncio.wait_for(call.closed.wait(), 10)
+    assert call.closed_at - asked_at < 0.5
+    rest = await all_events(stream)
+    assert (kinds(rest)[-1], rest[-1].run_cancelled.reason) == ("run_cancelled", "enough")
+    again = await ann.cancel(events[0].run_id)
+    assert again.state == run_pb2.RUN_STATE_CANCELLED
+
+
+async def test_an_inference_service_that_is_late_is_waited_for(own_url: str, redis_url: str) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    async with running(own_url, redis_url, inference_target=address, inference_wait_s=15) as serving:
+        ann = serving.caller()
+        thread = await ann.ready()
+        stream = ann.converse(thread)
+        await until_kind(stream, "memory_recalled")
+        async with inference_peer(address) as late:
+            late.always = ("here now",)
+            assert text_of(await all_events(stream)) == "here now"
