@@ -1,0 +1,81 @@
+"""What the client commands know of a running mesh: where it is, and its stubs.
+
+They are plain blocking gRPC clients, as any user's program could be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from janus_api.common.v1 import status_service_pb2_grpc as status_rpc
+from janus_api.inference.v1 import inference_service_pb2_grpc as inference_rpc
+from janus_api.memory.v1 import memory_service_pb2_grpc as memory_rpc
+from janus_api.orchestration.v1 import orchestration_service_pb2_grpc as orchestration_rpc
+from janus_app.embedded import read_state
+
+READY_SECONDS = 3.0
+
+
+class MeshNotUp(Exception):
+    """No mesh answers where one was looked for; the text says what to do."""
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The stubs of one mesh, all on one channel."""
+
+    address: str
+    channel: grpc.Channel
+    inference: inference_rpc.InferenceServiceStub
+    memory: memory_rpc.MemoryServiceStub
+    orchestration: orchestration_rpc.OrchestrationServiceStub
+    status: status_rpc.StatusServiceStub
+
+
+def find(data: Path, address: str | None) -> str:
+    """`address` if given, else where the mesh of this data folder says it listens."""
+    if address:
+        return address
+    state = read_state(data)
+    if state is None or not (grpc_address := state.published.get("grpc")):
+        raise MeshNotUp(
+            f"No mesh is running on {data}. Start one with `janus serve`, or name one: --address HOST:PORT."
+        )
+    return grpc_address
+
+
+@contextmanager
+def connect(data: Path, address: str | None = None) -> Iterator[Mesh]:
+    """Stubs for a mesh that answers; raises MeshNotUp after 3 s when none does."""
+    target = find(data, address)
+    with grpc.insecure_channel(target, options=[("grpc.enable_retries", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=READY_SECONDS)
+        except grpc.FutureTimeoutError:
+            raise MeshNotUp(f"Nothing answers at {target}. Is the mesh up? Start it with `janus serve`.") from None
+        yield Mesh(
+            address=target,
+            channel=channel,
+            inference=inference_rpc.InferenceServiceStub(channel),
+            memory=memory_rpc.MemoryServiceStub(channel),
+            orchestration=orchestration_rpc.OrchestrationServiceStub(channel),
+            status=status_rpc.StatusServiceStub(channel),
+        )
+
+
+def explain(error: grpc.RpcError) -> str:
+    """One or more lines for a person: code, message, and each field that was wrong."""
+    lines = [f"{error.code().name}: {error.details()}"]
+    status = rpc_status.from_call(error)
+    for packed in status.details if status else ():
+        bad = error_details_pb2.BadRequest()
+        if packed.Unpack(bad):
+            lines += [f"  {violation.field}: {violation.description}" for violation in bad.field_violations]
+    return "\n".join(lines)

@@ -1,0 +1,110 @@
+"""Draws a run's events in a terminal: what was recalled, then the tokens as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.markup import escape
+
+from janus_api.content.v1 import message_pb2 as content
+from janus_api.memory.v1 import recall_pb2
+from janus_api.orchestration.v1 import event_pb2, run_pb2
+
+SHOWN_CHARS = 110
+
+
+class RunFailed(Exception):
+    """The run ended otherwise than completed; the text says how."""
+
+
+class Transcript:
+    """Shows events and keeps what a caller needs: the answer, the hits, the cursor."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._in_answer = False
+        self.run_id = ""
+        self.cursor = run_pb2.Cursor()
+        self.answer = ""
+        self.hits: list[recall_pb2.RecallHit] = []
+        self.ended = False
+
+    def follow(self, events: Iterable[event_pb2.RunEvent]) -> None:
+        """Show events to the terminal one. Raises RunFailed when that is not `run_completed`."""
+        for event in events:
+            self.show(event)
+
+    def show(self, event: event_pb2.RunEvent) -> None:
+        """Show one event and remember its cursor, so that a cut stream can be resumed."""
+        self.run_id = event.run_id
+        self.cursor = event.cursor
+        kind = event.WhichOneof("event")
+        if kind == "memory_recalled":
+            self._recalled(event.memory_recalled)
+        elif kind == "model":
+            self._model(event.model)
+        elif kind == "attempt_restarted":
+            self._line("[yellow]the model call begins again; what it had said is dropped[/]")
+            self.answer = ""
+        elif kind == "replay_compacted":
+            self._line("[dim]older tokens have expired; here is what was committed[/]")
+        elif kind == "message_committed" and event.message_committed.degraded:
+            self._line(f"[yellow]stored, will catch up: {', '.join(event.message_committed.degraded)}[/]")
+        elif kind == "run_completed":
+            self._end()
+        elif kind == "run_failed":
+            self._end()
+            raise RunFailed(f"the run failed: {event.run_failed.status.message}")
+        elif kind == "run_cancelled":
+            self._end()
+            raise RunFailed("the run was cancelled")
+        elif kind == "run_expired":
+            self._end()
+            raise RunFailed(f"the run expired waiting for {event.run_expired.waited_for}")
+
+    def _end(self) -> None:
+        self.ended = True
+        self._line("")
+
+    def _recalled(self, recalled: event_pb2.MemoryRecalled) -> None:
+        self.hits = list(recalled.hits)
+        if recalled.degraded:
+            self._line(f"[yellow]memory is poorer for now: {', '.join(recalled.degraded)} away[/]")
+        for hit in self.hits[:3]:
+            words = " ".join(text(hit).split())
+            short = words if len(words) <= SHOWN_CHARS else f"{words[: SHOWN_CHARS - 1]}…"
+            self._line(f"[dim]↺ {escape(source(hit))}: {escape(short)}[/]")
+        if len(self.hits) > 3:
+            self._line(f"[dim]↺ and {len(self.hits) - 3} more[/]")
+
+    def _model(self, event: event_pb2.ModelEvent) -> None:
+        delta = event.event.text_delta.text
+        if delta:
+            self._in_answer = True
+            self.answer += delta
+            self._console.out(delta, end="", highlight=False)
+
+    def _line(self, markup: str) -> None:
+        if self._in_answer:
+            self._console.out("")
+            self._in_answer = False
+        if markup:
+            self._console.print(markup, highlight=False, soft_wrap=True)
+
+
+def text(hit: recall_pb2.RecallHit) -> str:
+    """The words of a recalled record."""
+    if hit.WhichOneof("record") == "memory":
+        return hit.memory.text
+    return " ".join(part.text for part in hit.turn.message.parts if part.text)
+
+
+def source(hit: recall_pb2.RecallHit) -> str:
+    """Where a recalled record comes from: who, when, which thread."""
+    if hit.WhichOneof("record") == "memory":
+        return f"memory {hit.memory.id}"
+    turn = hit.turn
+    said = turn.occurred_at.ToDatetime()
+    speaker = turn.message.name or content.Role.Name(turn.message.role).removeprefix("ROLE_").lower()
+    return f"{speaker}, {said:%-d %B %Y}, thread {turn.scope.thread}"

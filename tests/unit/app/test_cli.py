@@ -1,0 +1,93 @@
+"""The `janus` command where no mesh is needed: what it says when something is missing or wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from janus_app.cli import app
+
+KEY = "sk-never-to-be-printed"
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CliRunner:
+    for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "JANUS_CONFIG", "JANUS_SECRETS_DIR", "JANUS_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("JANUS_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("COLUMNS", "200")
+    return CliRunner()
+
+
+def test_version_names_the_distribution(runner: CliRunner) -> None:
+    result = runner.invoke(app, ["version"])
+    assert result.exit_code == 0
+    assert result.stdout.startswith("janus 0.")
+
+
+@pytest.mark.parametrize("command", [["chat"], ["chat", "--address", "127.0.0.1:1"]])
+def test_without_a_mesh_the_user_is_told_how_to_start_one(runner: CliRunner, command: list[str]) -> None:
+    result = runner.invoke(app, command)
+    assert result.exit_code == 1
+    assert "janus serve" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_config_show_masks_secrets_and_says_where_values_come_from(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "janus.yaml"
+    file.write_text("server:\n  drain_s: 7\n")
+    monkeypatch.setenv("JANUS_TELEMETRY__LOG_LEVEL", "debug")
+    monkeypatch.setenv("JANUS_POSTGRES_URL", f"postgresql://me:{KEY}@db/janus")
+    result = runner.invoke(app, ["config", "show", "--config", str(file)])
+    assert result.exit_code == 0, result.output
+    rows = {line.split()[0]: line for line in result.stdout.splitlines() if line.strip()}
+    assert "7" in rows["server.drain_s"].split()[1]
+    assert rows["server.drain_s"].rstrip().endswith("file")
+    assert "JANUS_TELEMETRY__LOG_LEVEL" in rows["telemetry.log_level"]
+    assert "JANUS_POSTGRES_URL" in rows["postgres.url"]
+    assert KEY not in result.output
+
+
+def test_a_misspelt_setting_is_an_error_that_names_the_nearest(runner: CliRunner, tmp_path: Path) -> None:
+    file = tmp_path / "janus.yaml"
+    file.write_text("server:\n  lissten: 127.0.0.1:1\n")
+    for command in (["config", "show"], ["serve"]):
+        result = runner.invoke(app, [*command, "--config", str(file)])
+        assert result.exit_code == 1
+        assert "server.lissten" in result.stderr
+        assert "did you mean 'listen'" in result.stderr
+
+
+def test_serve_refuses_a_service_that_does_not_exist(runner: CliRunner) -> None:
+    result = runner.invoke(app, ["serve", "--only", "memory,telepathy"])
+    assert result.exit_code == 1
+    assert "telepathy" in result.stderr
+    assert "inference, memory, orchestration, edge" in result.stderr
+
+
+def test_serve_refuses_an_address_that_others_reach(runner: CliRunner) -> None:
+    result = runner.invoke(app, ["serve", "--only", "inference", "--listen", "0.0.0.0:0"])
+    assert result.exit_code == 1
+    assert "refusing to listen on 0.0.0.0:0" in result.stderr
+
+
+def test_doctor_without_a_mesh_checks_what_it_would_use(runner: CliRunner) -> None:
+    result = runner.invoke(app, ["doctor"])
+    assert result.exit_code == 0, result.output
+    for line in ("postgres", "redis", "chroma"):
+        assert any(line in row and "embedded" in row for row in result.stdout.splitlines()), line
+    assert "not running" in result.stdout
+
+
+def test_doctor_fails_when_a_configured_store_does_not_answer(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JANUS_POSTGRES_URL", f"postgresql://me:{KEY}@127.0.0.1:1/janus")
+    result = runner.invoke(app, ["doctor"])
+    assert result.exit_code == 1
+    assert "JANUS_POSTGRES_URL" in result.stdout
+    assert KEY not in result.output

@@ -1,0 +1,69 @@
+"""What a person sees of a run."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from janus_api.content.v1 import message_pb2 as content
+from janus_api.inference.v1 import event_pb2 as inference
+from janus_api.memory.v1 import recall_pb2, record_pb2
+from janus_api.memory.v1 import scope_pb2 as memory_scope
+from janus_api.orchestration.v1 import event_pb2 as pb
+from janus_api.orchestration.v1 import run_pb2
+from janus_app.transcript import RunFailed, Transcript
+
+
+@pytest.fixture
+def screen() -> io.StringIO:
+    return io.StringIO()
+
+
+@pytest.fixture
+def transcript(screen: io.StringIO) -> Transcript:
+    return Transcript(Console(file=screen, width=120))
+
+
+def said(text: str) -> pb.RunEvent:
+    delta = inference.GenerationEvent(text_delta=inference.TextDelta(text=text))
+    return pb.RunEvent(model=pb.ModelEvent(event=delta))
+
+
+def hit(text: str) -> recall_pb2.RecallHit:
+    message = content.Message(id="m1", name="Lovell", parts=[content.Part(text=text)])
+    turn = record_pb2.Turn(message=message, scope=memory_scope.Scope(thread="loop"))
+    turn.occurred_at.FromJsonString("1970-04-14T03:22:07Z")
+    return recall_pb2.RecallHit(turn=turn)
+
+
+def test_recalled_memories_are_shown_with_their_source(transcript: Transcript, screen: io.StringIO) -> None:
+    transcript.show(pb.RunEvent(memory_recalled=pb.MemoryRecalled(hits=[hit("It's a gas [of] some sort.")])))
+    assert "Lovell, 14 April 1970, thread loop: It's a gas [of] some sort." in screen.getvalue()
+
+
+def test_tokens_are_shown_as_they_are_and_kept_as_the_answer(transcript: Transcript, screen: io.StringIO) -> None:
+    for token in ("[bold]", "not ", "markup"):
+        transcript.show(said(token))
+    assert screen.getvalue() == "[bold]not markup"
+    assert transcript.answer == "[bold]not markup"
+
+
+def test_the_cursor_of_the_last_event_is_kept_for_resuming(transcript: Transcript) -> None:
+    transcript.show(pb.RunEvent(run_id="run_1", cursor=run_pb2.Cursor(epoch=2, sequence=7)))
+    assert (transcript.run_id, transcript.cursor.epoch, transcript.cursor.sequence) == ("run_1", 2, 7)
+
+
+def test_what_a_restarted_attempt_had_said_is_dropped(transcript: Transcript) -> None:
+    transcript.show(said("half"))
+    transcript.show(pb.RunEvent(attempt_restarted=pb.AttemptRestarted()))
+    transcript.show(said("whole"))
+    assert transcript.answer == "whole"
+
+
+@pytest.mark.parametrize("ending", [{"run_failed": pb.RunFailed()}, {"run_cancelled": pb.RunCancelled()}])
+def test_a_run_that_did_not_complete_is_an_error(transcript: Transcript, ending: dict[str, object]) -> None:
+    with pytest.raises(RunFailed):
+        transcript.follow([said("half"), pb.RunEvent(**ending)])  # type: ignore[arg-type]
+    assert transcript.ended
