@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import uuid
@@ -264,15 +265,20 @@ def test_rpcs_of_later_versions_say_so(mesh: Mesh) -> None:
     assert reason(raised.value) == "NOT_IMPLEMENTED"
 
 
-def test_the_log_is_json_and_speaks_of_requests(served: Server, mesh: Mesh) -> None:
-    import json
-
-    converse(mesh, new_thread(mesh, "log"), user("Hello"))
+def test_the_log_is_json_and_names_runs_and_requests_but_no_words(served: Server, mesh: Mesh) -> None:
+    run_id = converse(mesh, new_thread(mesh, "log"), user("Hello"))[-1].run_id
+    with pytest.raises(grpc.RpcError):
+        mesh.memory.Recall(recall_pb2.RecallRequest(), metadata=[("x-request-id", "asked-in-the-test")])
 
     def lines() -> list[dict[str, object]]:
         return [json.loads(line) for line in served.log.read_text().splitlines() if line.strip()]
 
-    eventually(lambda: any(line.get("event") == "serving" for line in lines()))
+    ended = eventually(
+        lambda: [line for line in lines() if (line["event"], line.get("run_id")) == ("run_ended", run_id)]
+    )
+    assert (ended[0]["state"], ended[0]["tenant"]) == ("completed", "development")
+    refused = eventually(lambda: [line for line in lines() if line.get("request_id") == "asked-in-the-test"])
+    assert (refused[0]["rpc_status_code"], refused[0]["tenant"]) == ("INVALID_ARGUMENT", "development")
     assert "Hello" not in served.log.read_text()
 
 

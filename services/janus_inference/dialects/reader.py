@@ -1,5 +1,6 @@
 """How every dialect reads a stream: events until its end, or until something is wrong."""
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -58,9 +59,9 @@ class StreamReader:
         """The failure that a stream without its end is."""
         return broken(self._provider, "the stream ended before the answer did")
 
+    @abstractmethod
     def _event(self, name: bytes, data: bytes, events: list[ProviderEvent]) -> None:
         """Add what one event says. Sets ``whole`` at the end of the answer."""
-        raise NotImplementedError
 
     def _ended(self, events: list[ProviderEvent]) -> None:
         """The stream ended without saying so; a dialect may know better than to call it broken."""
