@@ -15,15 +15,18 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
 from janus_app.embedded import Addresses, Stack
 from janus_app.embedded import stack as embedded_stack
+
+if TYPE_CHECKING:
+    from tests.fakes.providers.setups import Stores
 
 T = TypeVar("T")
 _PREFIX = "janus-tests-"
@@ -162,6 +165,15 @@ def chroma_url(stack_thread: StackThread) -> str:
     url = stack_thread.addresses.chroma_url
     assert url is not None
     return url
+
+
+@pytest.fixture
+async def stores(postgres_url: str, redis_url: str) -> AsyncIterator["Stores"]:
+    """What inference keeps things in, on the module's database and Redis; nothing is asked of a provider."""
+    from tests.fakes.providers.setups import real_stores
+
+    async with real_stores(postgres_url, redis_url) as opened:
+        yield opened
 
 
 async def _execute(url: str, statement: str) -> None:

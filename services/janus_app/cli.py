@@ -49,7 +49,8 @@ def serve(
     """Start the mesh and stay up; Postgres, Valkey and Chroma are started too unless URLs are set."""
     from janus_app import serve as command
     from janus_app.embedded import EmbeddedError
-    from janus_app.settings import SettingsError, data_folder, load_settings
+    from janus_app.settings import SettingsError, data_folder, sources
+    from janus_kit.reload import Reloading
 
     overrides: dict[str, Any] = {}
     if listen is not None:
@@ -58,7 +59,7 @@ def serve(
         overrides["edge.listen"] = http
     try:
         services = command.services(only)
-        command.run(load_settings(config, overrides), data_folder(data), services)
+        command.run(Reloading(sources(config, overrides)), data_folder(data), services)
     except (SettingsError, EmbeddedError, command.CannotServe, *command.REFUSALS) as error:
         raise _fail(error) from None
 

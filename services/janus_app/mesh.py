@@ -13,11 +13,12 @@ from pydantic import SecretStr
 from janus_app.embedded import Addresses, Stack, stack
 from janus_kit.migrations import migrate
 from janus_kit.mount import Mount
+from janus_kit.reload import Reloading
 from janus_kit.server import check_listen, serve
 from janus_kit.settings import Loaded, PostgresSettings, RedisSettings, ServerSettings, TelemetrySettings
 
 SERVICES = ("inference", "memory", "orchestration", "edge")
-STORED = frozenset({"memory", "orchestration"})
+STORED = frozenset({"inference", "memory", "orchestration"})
 """Services that keep something in Postgres and Redis."""
 POSTGRES_WAIT_S = 30.0
 """How long a configured Postgres may be away when the mesh starts."""
@@ -51,14 +52,16 @@ class Mesh:
 
 
 @asynccontextmanager
-async def running(settings: Loaded, data: Path, services: Sequence[str] = SERVICES) -> AsyncIterator[Mesh]:
+async def running(reloading: Reloading, data: Path, services: Sequence[str] = SERVICES) -> AsyncIterator[Mesh]:
     """Start everything that `services` need, in order; stop it in reverse.
 
     The services of one mesh call each other through a Unix socket, as they would through TCP when
     they are apart; a service that is not here is looked for where its settings say. A store whose URL
-    is configured is used as it is, the others are started here, on the data folder.
+    is configured is used as it is, the others are started here, on the data folder. Services that can
+    follow changes of the settings do, while `reloading` is watched.
     Raises EmbeddedError, ListenError, MigrationError, and Unavailable when a configured Postgres is away.
     """
+    settings = reloading.loaded
     async with AsyncExitStack() as parts:
         if set(services) - {"edge"}:
             check_listen(settings.section("server", ServerSettings))
@@ -85,7 +88,7 @@ async def running(settings: Loaded, data: Path, services: Sequence[str] = SERVIC
         target = f"unix:{server.uds}" if server.uds else None
         mounts = [
             await parts.enter_async_context(mount)
-            for mount in _mounts(settings, stores, {name: target for name in services if target}, services)
+            for mount in _mounts(reloading, stores, {name: target for name in services if target}, services)
         ]
         telemetry = settings.section("telemetry", TelemetrySettings)
         grpc_address, http_address = "", ""
@@ -108,9 +111,10 @@ async def running(settings: Loaded, data: Path, services: Sequence[str] = SERVIC
 
 
 def _mounts(
-    settings: Loaded, stores: Stores, here: Mapping[str, str], services: Sequence[str]
+    reloading: Reloading, stores: Stores, here: Mapping[str, str], services: Sequence[str]
 ) -> Iterator[AbstractAsyncContextManager[Mount]]:
     """The services' mounts; each service's code is imported only when it is wanted."""
+    settings = reloading.loaded
 
     def targets(section: Any) -> Any:
         """The section with the targets of services that run here."""
@@ -121,8 +125,14 @@ def _mounts(
 
     if "inference" in services:
         from janus_inference.app import mount as inference
+        from janus_inference.settings import InferenceSettings
 
-        yield inference(settings["inference"])
+        yield inference(
+            settings["inference"],
+            postgres=stores.postgres,
+            redis=stores.redis,
+            reload=reloading.section("inference", InferenceSettings),
+        )
     if "memory" in services:
         from janus_memory.app import mount as memory
 

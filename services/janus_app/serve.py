@@ -13,9 +13,11 @@ from rich.console import Console
 
 from janus_app.embedded import default_data_folder
 from janus_app.mesh import SERVICES, Mesh, running
+from janus_kit import collector
 from janus_kit.errors import Unavailable
 from janus_kit.migrations import MigrationError
-from janus_kit.settings import Loaded, TelemetrySettings
+from janus_kit.reload import Reloading
+from janus_kit.settings import TelemetrySettings
 from janus_kit.telemetry import logging, tracing
 from janus_kit.transport import ListenError
 from janus_kit.version import version
@@ -40,21 +42,25 @@ def services(only: str | None) -> tuple[str, ...]:
     return tuple(name for name in SERVICES if name in asked)
 
 
-def run(settings: Loaded, data: Path, names: tuple[str, ...]) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and stop in order; a second signal stops at once."""
+def run(reloading: Reloading, data: Path, names: tuple[str, ...]) -> None:
+    """Serve until SIGTERM or SIGINT, then drain and stop in order; a second signal stops at once.
+
+    SIGHUP, also that of a terminal which goes away, reads the settings again and ends nothing.
+    """
+    settings = reloading.loaded
     telemetry = settings.section("telemetry", TelemetrySettings)
     # A person reads more easily what a machine would rather not; whoever says what he wants gets it.
     by_hand = sys.stderr.isatty() and settings.origin("telemetry.log_format") == "default"
     logging.configure(level=telemetry.log_level, form="console" if by_hand else telemetry.log_format)
     tracing.configure(endpoint=telemetry.otlp_endpoint, service="janus", version=version(), ratio=telemetry.trace_ratio)
     try:
-        uvloop.run(_serve(settings, data, names))
+        uvloop.run(_serve(reloading, data, names))
     finally:
         tracing.shutdown()
 
 
-async def _serve(settings: Loaded, data: Path, names: tuple[str, ...]) -> None:
-    task = asyncio.ensure_future(_until_stopped(settings, data, names, stop := asyncio.Event()))
+async def _serve(reloading: Reloading, data: Path, names: tuple[str, ...]) -> None:
+    task = asyncio.ensure_future(_until_stopped(reloading, data, names, stop := asyncio.Event()))
     loop = asyncio.get_running_loop()
 
     def asked_to_stop() -> None:
@@ -64,6 +70,7 @@ async def _serve(settings: Loaded, data: Path, names: tuple[str, ...]) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_stop)
+    loop.add_signal_handler(signal.SIGHUP, reloading.request)
     try:
         await task
     except asyncio.CancelledError:
@@ -71,9 +78,10 @@ async def _serve(settings: Loaded, data: Path, names: tuple[str, ...]) -> None:
             raise
 
 
-async def _until_stopped(settings: Loaded, data: Path, names: tuple[str, ...], stop: asyncio.Event) -> None:
-    async with running(settings, data, names) as mesh:
+async def _until_stopped(reloading: Reloading, data: Path, names: tuple[str, ...], stop: asyncio.Event) -> None:
+    async with running(reloading, data, names) as mesh, reloading.watching():
         _welcome(mesh)
+        collector.settle()
         await stop.wait()
 
 

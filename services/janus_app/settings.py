@@ -10,6 +10,7 @@ from typing import Any
 from janus_app.embedded import default_data_folder
 from janus_edge.settings import EdgeSettings
 from janus_inference.settings import InferenceSettings
+from janus_kit.reload import Sources
 from janus_kit.settings import (
     Loaded,
     PostgresSettings,
@@ -18,7 +19,6 @@ from janus_kit.settings import (
     Settings,
     SettingsError,
     TelemetrySettings,
-    load,
 )
 from janus_memory.settings import MemorySettings
 from janus_orchestration.settings import OrchestrationSettings
@@ -34,7 +34,7 @@ SECTIONS: Mapping[str, type[Settings]] = {
     "edge": EdgeSettings,
 }
 
-__all__ = ["SECTIONS", "SettingsError", "data_folder", "load_settings"]
+__all__ = ["SECTIONS", "SettingsError", "data_folder", "load_settings", "sources"]
 
 
 def data_folder(data: Path | None) -> Path:
@@ -48,8 +48,18 @@ def data_folder(data: Path | None) -> Path:
 
 def load_settings(file: Path | None, overrides: Mapping[str, Any]) -> Loaded:
     """Defaults < file < secrets < environment < arguments. Raises SettingsError."""
-    config = file or _path("JANUS_CONFIG")
-    return load(SECTIONS, file=config, environ=os.environ, secrets_dir=_path("JANUS_SECRETS_DIR"), overrides=overrides)
+    return sources(file, overrides).load()
+
+
+def sources(file: Path | None, overrides: Mapping[str, Any]) -> Sources:
+    """Where all settings come from: the file, else JANUS_CONFIG; JANUS_SECRETS_DIR; the environment as it is now."""
+    return Sources(
+        SECTIONS,
+        file=file or _path("JANUS_CONFIG"),
+        environ=dict(os.environ),
+        secrets_dir=_path("JANUS_SECRETS_DIR"),
+        overrides=overrides,
+    )
 
 
 def _path(variable: str) -> Path | None:

@@ -6,15 +6,33 @@ reasoning out of the output. In the normal form the billed counts never
 overlap. Numbers that are missing or make no sense count as 0, never negative.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from janus_inference.events import Usage
-from janus_inference.model import Message, Prompt, Reasoning, Refusal, Text, ToolCall, ToolResult
+from janus_inference.model import (
+    Audio,
+    Document,
+    Image,
+    JsonSchemaFormat,
+    Part,
+    Prompt,
+    Reasoning,
+    Refusal,
+    Text,
+    ToolCall,
+    ToolResult,
+)
 
 # About right for English; for other languages it is what an estimate is.
 _BYTES_PER_TOKEN = 4
 _TOKENS_PER_MESSAGE = 4
+_TOKENS_PER_IMAGE = 1000
+_TOKENS_PER_ADDRESS = 1000
+# Of a page of 50 KB about 2,000 tokens are made, of a second of speech about 10.
+_PDF_BYTES_PER_TOKEN = 25
+_SOUND_BYTES_PER_TOKEN = 1600
 
 
 def openai_usage(said: Mapping[str, Any]) -> Usage:
@@ -41,17 +59,84 @@ def openai_usage(said: Mapping[str, Any]) -> Usage:
     )
 
 
+def openai_responses_usage(said: Mapping[str, Any]) -> Usage:
+    """Responses: the same arithmetic as Chat Completions, under other names."""
+    return openai_usage(
+        {
+            "prompt_tokens": said.get("input_tokens"),
+            "completion_tokens": said.get("output_tokens"),
+            "total_tokens": said.get("total_tokens"),
+            "prompt_tokens_details": said.get("input_tokens_details"),
+            "completion_tokens_details": said.get("output_tokens_details"),
+        }
+    )
+
+
 def anthropic_usage(said: Mapping[str, Any]) -> Usage:
-    """Messages: input excludes both cache counts, so they are taken as they are."""
-    output = _count(said.get("output_tokens"))
+    """Messages: input excludes both cache counts, so they are taken as they are.
+
+    The numbers of the whole are those of the model's own iterations; what it
+    made others do within the call (an advisor, a compaction) is billed beside
+    them and said only in their iterations, so it is added.
+    """
+    whole = _anthropic_tokens(said)
     thinking = _count(_mapping(said.get("output_tokens_details")).get("thinking_tokens"))
+    own = replace(whole, reasoning_tokens=min(thinking, whole.output_tokens))
+    iterations = said.get("iterations")
+    others = [each for each in iterations if _is_others(each)] if isinstance(iterations, list) else []
+    return summed([own, *map(_anthropic_tokens, others)])
+
+
+def _anthropic_tokens(said: Mapping[str, Any]) -> Usage:
     return Usage(
         input_uncached_tokens=_count(said.get("input_tokens")),
         cache_read_tokens=_count(said.get("cache_read_input_tokens")),
         cache_write_tokens=_count(said.get("cache_creation_input_tokens")),
-        output_tokens=output,
-        reasoning_tokens=min(thinking, output),
+        output_tokens=_count(said.get("output_tokens")),
     )
+
+
+def _is_others(iteration: Any) -> bool:
+    return isinstance(iteration, Mapping) and iteration.get("type") != "message"
+
+
+def summed(usages: Iterable[Usage]) -> Usage:
+    """The usage of several calls; an estimate as soon as one of them is."""
+    total = Usage()
+    for usage in usages:
+        total = Usage(
+            input_uncached_tokens=total.input_uncached_tokens + usage.input_uncached_tokens,
+            cache_read_tokens=total.cache_read_tokens + usage.cache_read_tokens,
+            cache_write_tokens=total.cache_write_tokens + usage.cache_write_tokens,
+            output_tokens=total.output_tokens + usage.output_tokens,
+            reasoning_tokens=total.reasoning_tokens + usage.reasoning_tokens,
+            estimated=total.estimated or usage.estimated,
+        )
+    return total
+
+
+def apportioned(usage: Usage, weights: Sequence[int]) -> list[Usage]:
+    """Shares of one call's usage by weight, whose sum is exactly that usage; each is an estimate.
+
+    A single share is the usage itself.
+    """
+    if len(weights) == 1:
+        return [usage]
+    names = ("input_uncached_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
+    columns = {name: _split(getattr(usage, name), weights) for name in names}
+    return [Usage(**{name: columns[name][index] for name in names}, estimated=True) for index in range(len(weights))]
+
+
+def _split(total: int, weights: Sequence[int]) -> list[int]:
+    """By largest remainder, so that nothing is lost to rounding."""
+    whole = sum(weights)
+    if whole <= 0:
+        weights, whole = [1] * len(weights), len(weights)
+    shares = [total * weight // whole for weight in weights]
+    by_remainder = sorted(range(len(weights)), key=lambda index: -(total * weights[index] % whole))
+    for index in by_remainder[: total - sum(shares)]:
+        shares[index] += 1
+    return shares
 
 
 def merged(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,26 +153,51 @@ def estimate(prompt_tokens: int, output_bytes: int) -> Usage:
     )
 
 
+def estimated_text_tokens(text: str) -> int:
+    """Tokens of a text, guessed from its size; at least 1."""
+    return max(1, -(-len(text.encode()) // _BYTES_PER_TOKEN))
+
+
 def estimated_prompt_tokens(prompt: Prompt) -> int:
     """Tokens of a prompt, guessed from its size."""
     size = len(prompt.system.encode())
     size += sum(len(f"{tool.name}{tool.description}{tool.parameters_schema_json}".encode()) for tool in prompt.tools)
-    size += sum(len(text.encode()) for message in prompt.messages for text in _texts(message))
-    return -(-size // _BYTES_PER_TOKEN) + _TOKENS_PER_MESSAGE * len(prompt.messages)
+    if isinstance(prompt.response_format, JsonSchemaFormat):
+        size += len(prompt.response_format.schema_json.encode())
+    parts = [part for message in prompt.messages for part in message.parts]
+    size += sum(len(text.encode()) for text in _texts(parts))
+    return -(-size // _BYTES_PER_TOKEN) + _TOKENS_PER_MESSAGE * len(prompt.messages) + sum(map(_media_tokens, parts))
 
 
-def _texts(message: Message) -> Iterable[str]:
-    for part in message.parts:
+def _texts(parts: Iterable[Part]) -> Iterable[str]:
+    for part in parts:
         match part:
             case Text(text=text) | Refusal(text=text):
                 yield text
             case ToolCall(name=name, arguments_json=arguments):
                 yield name
                 yield arguments
-            case ToolResult(parts=parts):
-                yield from (inner.text for inner in parts if isinstance(inner, Text))
+            case ToolResult(parts=inner):
+                yield from _texts(inner)
             case Reasoning(text=str(text)):
                 yield text
+
+
+def _media_tokens(part: Part) -> int:
+    """Roughly: what a picture of middling size costs, and documents and sound by their bytes."""
+    match part:
+        case Image():
+            return _TOKENS_PER_IMAGE
+        case Document(media=media):
+            if media.data is None:
+                return _TOKENS_PER_ADDRESS
+            plain = media.mime_type.startswith("text/")
+            return -(-len(media.data) // (_BYTES_PER_TOKEN if plain else _PDF_BYTES_PER_TOKEN))
+        case Audio(media=media):
+            return -(-len(media.data) // _SOUND_BYTES_PER_TOKEN) if media.data else _TOKENS_PER_ADDRESS
+        case ToolResult(parts=inner):
+            return sum(map(_media_tokens, inner))
+    return 0
 
 
 def _count(value: Any) -> int:

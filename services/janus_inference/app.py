@@ -1,159 +1,127 @@
-"""The composition root of inference: settings in, ``Mount`` out. The one place that knows every class."""
+"""The composition root of inference: settings in, ``Mount`` out."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from urllib.parse import urlsplit
-
-import grpc
+from functools import partial
 
 from janus_api.inference.v1 import inference_service_pb2_grpc as rpc
-from janus_inference.adapters.anthropic import Anthropic
-from janus_inference.adapters.openai_chat import OpenAIChat
-from janus_inference.adapters.openai_client import OpenAIClient
-from janus_inference.adapters.openai_embeddings import OpenAIEmbeddings
-from janus_inference.adapters.scripted import Scripted
-from janus_inference.catalogue import Catalogue, Entry, Kind
-from janus_inference.embedding import Embedding
-from janus_inference.generation import Generation, Limits
-from janus_inference.ports import Embedder, Provider
-from janus_inference.profiles import OPENAI, chat_profile, max_output_tokens
+from janus_inference import telemetry
+from janus_inference.adapters.postgres_requests import PostgresRequests
+from janus_inference.adapters.postgres_usage import PostgresUsage
+from janus_inference.adapters.redis_answers import RedisAnswers
+from janus_inference.adapters.redis_limits import RedisLimits
+from janus_inference.adapters.redis_replay import RedisReplay
+from janus_inference.breakers import BreakerRules, Breakers
+from janus_inference.build import Process, Upstream, build, is_usable
+from janus_inference.caching import AnswerCache
+from janus_inference.engine import Engine, Shared
+from janus_inference.inference import Inference
+from janus_inference.ledger import Ledger
+from janus_inference.limits import Holds
 from janus_inference.provider_errors import not_configured
-from janus_inference.routing import ProviderModels, Routes
+from janus_inference.requests import Requests
+from janus_inference.resuming import Resumables
+from janus_inference.retry_budget import RetryBudget
 from janus_inference.servicer import SERVICE, InferenceServicer
-from janus_inference.settings import DEFAULT_ALIAS, InferenceSettings, ModelSettings, ProviderSettings
+from janus_inference.settings import InferenceSettings, ProviderSettings
 from janus_inference.standing import Standings
+from janus_inference.stored import ProtobufEvents
+from janus_inference.usage_report import UsageReport
 from janus_kit.clock import Clock, SystemClock
-from janus_kit.mount import BackgroundTask, Mount, Part
-
-_CAPABILITIES = {
-    "openai": ("TEXT", "IMAGE_INPUT", "TOOLS", "PARALLEL_TOOLS", "JSON", "JSON_SCHEMA"),
-    "anthropic": ("TEXT", "IMAGE_INPUT", "TOOLS", "PARALLEL_TOOLS", "JSON_SCHEMA", "PROMPT_CACHE"),
-    "scripted": ("TEXT", "TOOLS", "PARALLEL_TOOLS", "JSON"),
-    # What a compatible server's models can do is theirs to say.
-    "openai_compatible": (),
-}
+from janus_kit.mount import Mount, Part, Parts
+from janus_kit.postgres import Database, database
+from janus_kit.redis import RedisClient, ping
+from janus_kit.redis import redis as redis_client
+from janus_kit.reload import ReloadSource
+from janus_kit.settings import PostgresSettings, RedisSettings
 
 
 @asynccontextmanager
-async def mount(settings: InferenceSettings, *, clock: Clock | None = None) -> AsyncIterator[Mount]:
-    """Inference, ready to be served; leaving the block closes the providers' connections."""
-    configured = settings.all_providers()
-    standings = Standings(clock or SystemClock())
-    providers: dict[str, Provider] = {}
-    embedders: dict[str, Embedder] = {}
-    for name, each in configured.items():
-        providers[name], embedder = _built(name, each, settings)
-        if embedder is not None:
-            embedders[name] = embedder
-    aliases = _aliases(settings)
-    routes = Routes(
-        {name: _models(each) for name, each in configured.items()},
-        aliases,
-        settings.default_target(),
-        settings.default_embedding_target(),
-    )
-    limits = Limits(
-        settings.connect_timeout_s,
-        settings.first_event_timeout_s,
-        settings.idle_timeout_s,
-        settings.total_timeout_s,
-    )
-    generation = Generation(providers, routes, limits, standings)
-    embedding = Embedding(embedders, routes, settings.total_timeout_s, standings)
-    catalogue = Catalogue([*_entries(configured), *_alias_entries(aliases)])
-    servicer = InferenceServicer(generation, embedding, catalogue, standings)
+async def mount(
+    settings: InferenceSettings,
+    *,
+    postgres: PostgresSettings,
+    redis: RedisSettings,
+    clock: Clock | None = None,
+    reload: ReloadSource[InferenceSettings] | None = None,
+) -> AsyncIterator[Mount]:
+    """Inference, ready to be served. Needs its migrations applied; waits for nothing.
 
-    def register(server: grpc.aio.Server) -> None:
-        rpc.add_InferenceServiceServicer_to_server(servicer, server)
-
+    Leaving the block closes the providers' connections.
+    """
+    clock = clock or SystemClock()
     async with AsyncExitStack() as stack:
-        for provider in providers.values():
-            stack.push_async_callback(provider.close)
+        pool = await stack.enter_async_context(database(postgres, application="janus-inference"))
+        client = await stack.enter_async_context(redis_client(redis, application="janus-inference"))
+        # Reads that wait have a client of their own, so that they never take the writers' connections.
+        waiting = await stack.enter_async_context(redis_client(redis, application="janus-inference-replay"))
+        usage, codec = PostgresUsage(pool), ProtobufEvents()
+        ledger = Ledger(usage, wait_s=settings.usage_wait_s)
+        requests = Requests(PostgresRequests(pool), codec)
+        holds = Holds(RedisLimits(client))
+        resumables = Resumables(RedisReplay(client, codec, keep_s=settings.replay_s, readers=waiting))
+        process = Process(
+            clock=clock,
+            upstreams=Shared(Upstream.close),
+            standings=Standings(clock),
+            breakers=Breakers(clock, BreakerRules()),
+            budget=RetryBudget(clock, ratio=0.0, least=0),
+            holds=holds,
+            ledger=ledger,
+            requests=requests,
+            cache=AnswerCache(RedisAnswers(client), codec, most_bytes=settings.cache_max_bytes, clock=clock),
+            resumables=resumables,
+            codec=codec,
+        )
+        engine = await Engine.started(partial(build, process), settings)
+        stack.enter_context(
+            telemetry.shown(lambda: engine.current.settings.all_providers(), process.breakers, process.budget)
+        )
+        # At the end, in reverse: what calls leave behind is written before the stores are let go.
+        stack.push_async_callback(ledger.drain)
+        stack.push_async_callback(requests.drain)
+        stack.push_async_callback(holds.drain)
+        stack.push_async_callback(engine.close)
+        stack.push_async_callback(resumables.close)
+        if reload is not None:
+            reload.on_change(engine.apply, fixed=("usage_wait_s", "replay_s", "cache_max_bytes"))
+        servicer = InferenceServicer(engine, resumables, UsageReport(usage))
         yield Mount(
             name="inference",
-            register=register,
+            register=lambda server: rpc.add_InferenceServiceServicer_to_server(servicer, server),
             services=(SERVICE,),
-            parts=tuple(_part(name, each, standings) for name, each in configured.items()),
-            background=tuple(
-                (f"inference-warm-{name}", _warming(providers[name]))
-                for name, each in configured.items()
-                if each.kind != "scripted" and _is_usable(each)
+            parts=Parts(lambda: [*_stores(pool, client), *_providers(engine.current.settings, process.standings)]),
+            background=(
+                ("inference-ledger", ledger.run),
+                ("inference-requests", requests.run),
+                ("inference-limits", holds.run),
+                ("inference-warm", partial(_warm, engine)),
             ),
+            drain=resumables.drain,
         )
 
 
-def _built(name: str, provider: ProviderSettings, settings: InferenceSettings) -> tuple[Provider, Embedder | None]:
-    key = provider.api_key.get_secret_value() if provider.api_key else None
-    match provider.kind:
-        case "scripted":
-            return Scripted(name, settings.scripted_pace_ms), None
-        case "anthropic":
-            return Anthropic(name, provider.address, key), None
-    official = provider.kind == "openai"
-    profile = OPENAI if official else chat_profile(urlsplit(provider.address).hostname or "")
-    client = OpenAIClient(provider.address, key)
-    chat = OpenAIChat(
-        name,
-        client,
-        profile,
-        issuer="openai" if official else name,
-        has_key=bool(key),
-        needs_key=official,
-    )
-    return chat, OpenAIEmbeddings(name, client, profile, has_key=bool(key), needs_key=official)
-
-
-def _models(provider: ProviderSettings) -> ProviderModels:
-    return ProviderModels(
-        generative=frozenset(model.name for model in provider.listed if model.kind == "generative"),
-        embedding=frozenset(model.name for model in provider.listed if model.kind == "embedding"),
-        open_ended=provider.open_ended,
-    )
-
-
-def _aliases(settings: InferenceSettings) -> Mapping[str, tuple[str, ...]]:
-    """Those configured, and `default` for what a prompt without a model asks."""
-    target = settings.default_target()
-    return {DEFAULT_ALIAS: settings.aliases.get(target, (target,)), **settings.aliases}
-
-
-def _entries(providers: Mapping[str, ProviderSettings]) -> list[Entry]:
+def _stores(pool: Database, client: RedisClient) -> list[Part]:
     return [
-        _entry(name, provider, model)
-        for name, provider in providers.items()
-        if _is_usable(provider)
-        for model in provider.listed
+        Part("postgres", True, pool.ping, "nothing is answered, since nothing can be put on record"),
+        Part(
+            "redis",
+            False,
+            partial(ping, client),
+            "resumable generations are refused, limits are as configured, nothing is cached",
+        ),
     ]
 
 
-def _entry(name: str, provider: ProviderSettings, model: ModelSettings) -> Entry:
-    embeds = model.kind == "embedding"
-    described = "Answers by rule, without a language model." if provider.kind == "scripted" else ""
-    return Entry(
-        name=f"{name}/{model.name}",
-        kind=Kind.EMBEDDING if embeds else Kind.GENERATIVE,
-        provider=name,
-        context_window_tokens=model.context_window_tokens,
-        max_output_tokens=model.max_output_tokens or (None if embeds else max_output_tokens(model.name)),
-        capabilities=("EMBEDDING",) if embeds else _CAPABILITIES[provider.kind],
-        description=model.description or described,
-    )
+def _providers(settings: InferenceSettings, standings: Standings) -> Iterator[Part]:
+    return (_provider(name, each, standings) for name, each in settings.all_providers().items())
 
 
-def _alias_entries(aliases: Mapping[str, tuple[str, ...]]) -> list[Entry]:
-    return [Entry(name, Kind.ALIAS, targets=targets) for name, targets in aliases.items()]
-
-
-def _is_usable(provider: ProviderSettings) -> bool:
-    """Whether it can be asked at all: it has a key, or needs none."""
-    return provider.api_key is not None or provider.kind in ("scripted", "openai_compatible")
-
-
-def _part(name: str, provider: ProviderSettings, standings: Standings) -> Part:
+def _provider(name: str, provider: ProviderSettings, standings: Standings) -> Part:
     """Health of a provider: its configuration and its last call, never a call that costs money."""
 
     async def check() -> None:
-        if not _is_usable(provider):
+        if not is_usable(provider):
             raise not_configured(name).error
         if (problem := standings.problem(name)) is not None:
             raise problem.error
@@ -166,8 +134,6 @@ def _part(name: str, provider: ProviderSettings, standings: Standings) -> Part:
     )
 
 
-def _warming(provider: Provider) -> BackgroundTask:
-    async def warm() -> None:
-        await provider.warm()
-
-    return warm
+async def _warm(engine: Engine[InferenceSettings, Inference]) -> None:
+    """Do now what the first call would otherwise wait for."""
+    await engine.current.warm()

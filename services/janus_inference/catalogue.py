@@ -4,11 +4,13 @@ import base64
 import binascii
 import json
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
-from janus_inference.standing import Standings
+from janus_inference.breakers import Breakers, BreakerState
+from janus_inference.prices import Price
+from janus_inference.routing import MAX_MODEL_CHARS
 from janus_kit.errors import InvalidArgument, NotFound
 
 DEFAULT_PAGE = 100
@@ -23,18 +25,28 @@ class Kind(Enum):
     ALIAS = "alias"
 
 
+class Health(Enum):
+    """Whether calls are expected to succeed now."""
+
+    OK = "ok"
+    RECOVERING = "recovering"
+    UNAVAILABLE = "unavailable"
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One model or alias; ``targets`` are those of an alias, in order."""
+    """One model or alias; ``targets`` are those of an alias, in order, with their shares of first attempts."""
 
     name: str
     kind: Kind
     provider: str = ""
-    targets: tuple[str, ...] = ()
+    targets: tuple[tuple[str, int], ...] = ()
     context_window_tokens: int | None = None
     max_output_tokens: int | None = None
     capabilities: tuple[str, ...] = ()
     description: str = ""
+    price: Price | None = None
+    price_version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +58,32 @@ class Page:
 
 
 class Catalogue:
-    """All entries, sorted by name."""
+    """All entries, sorted by name. ``unlisted`` describes what can be asked without being listed."""
 
-    def __init__(self, entries: Iterable[Entry]) -> None:
+    def __init__(
+        self, entries: Iterable[Entry], breakers: Breakers, unlisted: Callable[[str], Entry | None] = lambda name: None
+    ) -> None:
         self._entries = sorted(entries, key=lambda entry: entry.name)
         self._by_name = {entry.name: entry for entry in self._entries}
+        self._breakers = breakers
+        self._unlisted = unlisted
 
     def get(self, name: str) -> Entry:
-        """One entry. Raises NotFound."""
-        found = self._by_name.get(name)
+        """One entry. Raises NotFound, or InvalidArgument for what is no name."""
+        if not 1 <= len(name) <= MAX_MODEL_CHARS:
+            raise InvalidArgument("name", f"must be 1 to {MAX_MODEL_CHARS} characters")
+        found = self._by_name.get(name) or self._unlisted(name)
         if found is None:
             raise NotFound("model", name)
         return found
 
-    def is_healthy(self, entry: Entry, standings: Standings) -> bool:
-        """Whether the provider did well when it was last asked; an alias's first target decides."""
-        provider = entry.provider or entry.targets[0].partition("/")[0]
-        return standings.problem(provider) is None
+    def health(self, entry: Entry) -> Health:
+        """What the circuit breakers say; an alias is as well as the best of its targets."""
+        targets = [target for target, _ in entry.targets] or [entry.name]
+        states = {self._breakers.state(target) for target in targets}
+        if BreakerState.CLOSED in states:
+            return Health.OK
+        return Health.RECOVERING if BreakerState.HALF_OPEN in states else Health.UNAVAILABLE
 
     def page(self, size: int, token: str, kind: Kind | None) -> Page:
         """Entries after the token's, ``size`` at most (0: 100). Raises InvalidArgument."""

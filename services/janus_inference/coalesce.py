@@ -29,7 +29,7 @@ def coalesced(batch: Sequence[ProviderEvent]) -> Iterator[ProviderEvent]:
     part = -1
     waiting: ProviderEvent | None = None
     for event in batch:
-        if isinstance(event, TextDelta):
+        if isinstance(event, TextDelta) and not event.logprobs:
             if texts and event.part_index == part:
                 texts.append(event.text)
                 continue

@@ -20,6 +20,7 @@ from janus_inference.model import (
     Citation,
     Document,
     Effort,
+    EmbedPurpose,
     Empty,
     Image,
     JsonFormat,
@@ -54,6 +55,7 @@ from janus_inference.validation import (
     MAX_STOPS,
     MAX_TOOLS,
 )
+from janus_kit.errors import InvalidArgument
 from janus_kit.validate import Violations
 
 _Value = TypeVar("_Value")
@@ -70,6 +72,10 @@ _MODES: dict[int, ToolChoiceMode] = {
     pb.TOOL_CHOICE_MODE_REQUIRED: ToolChoiceMode.REQUIRED,
     pb.TOOL_CHOICE_MODE_NAMED: ToolChoiceMode.NAMED,
 }
+_PURPOSES: dict[int, EmbedPurpose] = {
+    inference_service_pb2.EMBED_PURPOSE_DOCUMENT: EmbedPurpose.DOCUMENT,
+    inference_service_pb2.EMBED_PURPOSE_QUERY: EmbedPurpose.QUERY,
+}
 _EFFORTS: dict[int, Effort] = {
     pb.REASONING_EFFORT_NONE: Effort.NONE,
     pb.REASONING_EFFORT_MINIMAL: Effort.MINIMAL,
@@ -82,6 +88,7 @@ _EFFORTS: dict[int, Effort] = {
 def prompt_from(prompt: pb.Prompt) -> Prompt:
     """The prompt of a request. Raises InvalidArgument when it has too many items."""
     _refuse_too_many(prompt)
+    _refuse_unknown(prompt)
     return Prompt(
         messages=tuple(map(_message, prompt.messages)),
         model=prompt.model,
@@ -115,6 +122,22 @@ def inputs_from(request: inference_service_pb2.EmbedRequest) -> list[str]:
     """The texts to embed. Raises InvalidArgument when the request has too many items."""
     _refuse_too_many_inputs(request)
     return list(request.inputs)
+
+
+def resume_from(request: inference_service_pb2.ResumeGenerateRequest) -> tuple[str, int]:
+    """The generation and the sequence to go on after. Raises InvalidArgument."""
+    check = Violations()
+    check.id("generation_id", request.generation_id)
+    check.require(request.after_sequence >= 0, "after_sequence", "must be 0 or more")
+    check.done()
+    return request.generation_id, request.after_sequence
+
+
+def purpose_from(request: inference_service_pb2.EmbedRequest) -> EmbedPurpose | None:
+    """What the vectors are for; None for the model's default. Raises InvalidArgument for an unknown number."""
+    if request.purpose not in inference_service_pb2.EmbedPurpose.values():
+        raise InvalidArgument("purpose", "must be a value of the enum")
+    return _PURPOSES.get(request.purpose)
 
 
 def _message(message: content.Message) -> Message:
@@ -238,6 +261,18 @@ def _seconds(owner: ProtoMessage, field: str, duration: Duration) -> float | Non
 
 def _given(owner: ProtoMessage, field: str, value: Callable[[], _Value]) -> _Value | None:
     return value() if owner.HasField(field) else None
+
+
+def _refuse_unknown(prompt: pb.Prompt) -> None:
+    """Raises InvalidArgument for an enum number that this version does not know: to ignore it would be to guess."""
+    check = Violations()
+    for field, number, known in (
+        ("prompt.tool_choice.mode", prompt.tool_choice.mode, pb.ToolChoiceMode),
+        ("prompt.reasoning.effort", prompt.reasoning.effort, pb.ReasoningEffort),
+        ("prompt.cache.mode", prompt.cache.mode, pb.CacheMode),
+    ):
+        check.require(number in known.values(), field, "must be a value of the enum")
+    check.done()
 
 
 def _refuse_too_many(prompt: pb.Prompt) -> None:

@@ -1,7 +1,7 @@
 """What a model answers, as events, and the whole answer that they add up to.
 
-A provider yields every kind here but Started, Finished and Failed, and ends
-with one Stopped; ``generation`` adds those three. ``part_index`` numbers the
+A provider yields every kind here but Started, RouteChanged, Finished and
+Failed, and ends with one Stopped; ``generation`` adds those. ``part_index`` numbers the
 parts of the answer from 0 in the order in which they began.
 """
 
@@ -36,6 +36,19 @@ class Usage:
     reasoning_tokens: int = 0
     estimated: bool = False
 
+    @property
+    def input_tokens(self) -> int:
+        """Everything that was read, from a cache or not."""
+        return self.input_uncached_tokens + self.cache_read_tokens + self.cache_write_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What usage costs, in millionths of a US dollar, by a price table of that version."""
+
+    micro_usd: int
+    price_version: str
+
 
 @dataclass(frozen=True, slots=True)
 class Timings:
@@ -48,7 +61,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A provider was chosen and speaks."""
+    """The first provider that was asked."""
 
     generation_id: str
     provider: str
@@ -57,9 +70,31 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class RouteChanged:
+    """Another attempt answers; ``source`` and ``to`` are `provider/model`."""
+
+    source: str
+    to: str
+    reason: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token, the natural logarithm of its probability, and the likeliest ones in its place."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class TextDelta:
+    """More text; ``logprobs`` are its tokens when they were asked for."""
+
     part_index: int
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,15 +160,17 @@ class UsageUpdated:
     """Usage so far; replaces what was said before. Not a semantic event: nothing was answered."""
 
     usage: Usage
+    cost: Cost | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """The provider's own end of a whole answer."""
+    """The provider's own end of a whole answer; ``model`` is what it says to have asked."""
 
     reason: FinishReason
     provider_reason: str
     response_id: str = ""
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +182,8 @@ class Finished:
     usage: Usage
     timings: Timings
     provider_response_id: str = ""
+    cost: Cost | None = None
+    from_cache: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +194,7 @@ class Failed:
     retryable: bool
     partial: bool
     usage: Usage
+    cost: Cost | None = None
 
 
 Delta = (
@@ -169,7 +209,7 @@ Delta = (
     | OpaqueAdded
 )
 ProviderEvent = Delta | UsageUpdated | Stopped
-Event = Started | Delta | UsageUpdated | Finished | Failed
+Event = Started | RouteChanged | Delta | UsageUpdated | Finished | Failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,3 +233,6 @@ class Answer:
     model: str
     attempts: int
     timings: Timings
+    cost: Cost | None = None
+    from_cache: bool = False
+    logprobs: tuple[TokenLogprob, ...] = ()

@@ -12,8 +12,10 @@ from janus_inference.events import (
     ReasoningDelta,
     ReasoningSignature,
     RefusalDelta,
+    RouteChanged,
     Started,
     TextDelta,
+    TokenLogprob,
     ToolCallArguments,
     ToolCallCompleted,
     ToolCallStarted,
@@ -35,6 +37,8 @@ class Fold:
 
     def __init__(self) -> None:
         self._started: Started | None = None
+        self._route: RouteChanged | None = None
+        self._logprobs: list[TokenLogprob] = []
         self._finished: Finished | None = None
         self._texts: dict[int, list[str]] = {}
         self._refusals: dict[int, list[str]] = {}
@@ -48,6 +52,7 @@ class Fold:
         match event:
             case TextDelta():
                 self._texts.setdefault(event.part_index, []).append(event.text)
+                self._logprobs += event.logprobs
             case ReasoningDelta():
                 self._thoughts.setdefault(event.part_index, []).append(event)
             case ReasoningSignature():
@@ -62,6 +67,8 @@ class Fold:
                 self._citations.append(citation)
             case Started():
                 self._started = event
+            case RouteChanged():
+                self._route = event
             case Finished():
                 self._finished = event
             case Failed():
@@ -73,16 +80,23 @@ class Fold:
         """The answer. Raises ValueError before the generation finished."""
         if self._started is None or self._finished is None:
             raise ValueError("the generation has not finished")
+        provider, model, attempts = self._started.provider, self._started.model, self._started.attempt
+        if self._route is not None:
+            provider, _, model = self._route.to.partition("/")
+            attempts = self._route.attempt
         return Answer(
             generation_id=self._started.generation_id,
             message=Message(Role.ASSISTANT, tuple(self._parts())),
             reason=self._finished.reason,
             provider_reason=self._finished.provider_reason,
             usage=self._finished.usage,
-            provider=self._started.provider,
-            model=self._started.model,
-            attempts=self._started.attempt,
+            provider=provider,
+            model=model,
+            attempts=attempts,
             timings=self._finished.timings,
+            cost=self._finished.cost,
+            from_cache=self._finished.from_cache,
+            logprobs=tuple(self._logprobs),
         )
 
     def _parts(self) -> Iterable[Part]:

@@ -1,274 +1,376 @@
-"""The use case: one prompt, asked of one model, as numbered events or as a whole answer.
+"""The use case: one prompt, answered as numbered events or as a whole answer.
 
 What holds for every provider is decided here: the order and number of events,
-exactly one terminal event, the time limits, and what a failure looks like.
-Until the first semantic event nothing is delivered, so a failure before it is
-raised; after it the stream ends in Failed.
+exactly one terminal event, what a failure looks like, and that whatever was
+used is on record before the end is said. Until the first semantic event nothing
+is delivered, so a failure before it is raised; after it the stream ends in
+Failed. A resumable generation is different in that it says Started as soon as
+somebody is asked, and that it belongs to nobody's call.
 """
 
-import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractContextManager, aclosing, nullcontext, suppress
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
-from janus_inference import accounting
+from janus_inference.asking import Asking, Call, Desk, Watch
+from janus_inference.attempts import Attempts, Began
+from janus_inference.caching import AnswerCache
 from janus_inference.coalesce import coalesced
+from janus_inference.deadlines import Legs
 from janus_inference.events import (
     Answer,
+    Cost,
     Event,
     Failed,
     Finished,
     FinishReason,
     Numbered,
-    OpaqueAdded,
     ProviderEvent,
-    ReasoningDelta,
-    RefusalDelta,
+    RouteChanged,
     Started,
     Stopped,
-    TextDelta,
     Timings,
-    ToolCallArguments,
     Usage,
     UsageUpdated,
 )
-from janus_inference.features import refuse_unbuilt
 from janus_inference.fold import Fold
-from janus_inference.model import Prompt, Timeouts
-from janus_inference.ports import Ask, Provider
-from janus_inference.provider_errors import ProviderFailure, timed_out
-from janus_inference.routing import Routes, Target
-from janus_inference.standing import Standings
-from janus_inference.telemetry import Attempt
+from janus_inference.ledger import Ledger
+from janus_inference.model import Caller, Prompt
+from janus_inference.ports import AnsweredRequest, EventCodec, Request, UsageRecord
+from janus_inference.provider_errors import ProviderFailure
+from janus_inference.requests import Begun, Requests, Running, Stored
+from janus_inference.resuming import Resumables
+from janus_inference.routing import Route, Routes
+from janus_inference.telemetry import Served
 from janus_inference.validation import validate
+from janus_kit.errors import Aborted, JanusError
 from janus_kit.ids import new_id
-from janus_kit.telemetry.logging import get_logger
 
-_log = get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Time limits of the server, in seconds, where a prompt says nothing."""
-
-    connect: float = 5.0
-    first_event: float = 60.0
-    idle: float = 30.0
-    total: float = 600.0
-
-    def of(self, asked: Timeouts) -> "Limits":
-        """These, with what a prompt asks for in their place."""
-        given = {
-            name: value
-            for name in ("connect", "first_event", "idle", "total")
-            if (value := getattr(asked, name)) is not None
-        }
-        return replace(self, **given)
+_COME_BACK_S = 1.0
 
 
-class Watch:
-    """When things happened, by a clock that only goes forward; see ``ports.Stopwatch``."""
-
-    def __init__(self) -> None:
-        self.began = time.perf_counter()
-        self._sent = self.began
-        self._heard = self.began
-
-    def sent(self) -> None:
-        self._sent = time.perf_counter()
-
-    def heard(self) -> None:
-        self._heard = time.perf_counter()
-
-    def overhead(self) -> float:
-        """Seconds since the beginning that were not spent waiting for the provider."""
-        waited = max(0.0, self._heard - self._sent)
-        return max(0.0, time.perf_counter() - self.began - waited)
-
-
-class _Legs:
-    """Runs waits under whichever limit ends first, and says which one it was."""
-
-    def __init__(self, provider: str, limits: Limits, remaining: float | None) -> None:
-        self._provider, self._limits = provider, limits
-        now = asyncio.get_running_loop().time()
-        self._ends = [(now + limits.total, "total", limits.total)]
-        if remaining is not None:
-            self._ends.append((now + remaining, "call", remaining))
-        self._first = (now + limits.first_event, "first_event", limits.first_event)
-        self._last = min(self._ends)
-
-    def limit(self, *, first: bool) -> tuple[float, str, float]:
-        """Until when the next event must come, and the leg that this limit belongs to."""
-        if first:
-            return min(self._first, self._last)
-        idle = (asyncio.get_running_loop().time() + self._limits.idle, "idle", self._limits.idle)
-        return min(idle, self._last)
-
-    def expired(self, limit: tuple[float, str, float]) -> ProviderFailure:
-        """The failure that reaching the limit is."""
-        return timed_out(self._provider, limit[1], limit[2])
-
-
+@dataclass(frozen=True)
 class Generation:
-    """Asks models."""
+    """Answers prompts. ``linger_s`` is for resumable prompts that say nothing."""
 
-    def __init__(self, providers: Mapping[str, Provider], routes: Routes, limits: Limits, standings: Standings) -> None:
-        self._providers = providers
-        self._routes = routes
-        self._limits = limits
-        self._standings = standings
+    desk: Desk
+    routes: Routes
+    requests: Requests
+    cache: AnswerCache
+    resumables: Resumables
+    codec: EventCodec
+    linger_s: float
 
-    async def answer(self, prompt: Prompt, *, remaining: float | None = None) -> Answer:
-        """The whole answer: the same events, added up. Raises JanusError."""
+    async def answer(
+        self, prompt: Prompt, caller: Caller, *, remaining: float | None = None, digest: bytes = b""
+    ) -> Answer:
+        """The whole answer: the same events, added up. Raises JanusError.
+
+        ``remaining`` seconds are left to the call. ``digest`` stands for the
+        request's body where the prompt has a request_id.
+        """
         fold = Fold()
-        async with aclosing(self._run(prompt, remaining, streaming=False)) as events:
+        whole = replace(prompt, resumable=False)
+        async with aclosing(self._events(whole, caller, remaining, "Generate", digest)) as events:
             async for numbered in events:
                 fold.add(numbered.event)
         return fold.answer()
 
-    def run(self, prompt: Prompt, *, remaining: float | None = None) -> AsyncGenerator[Numbered, None]:
+    def run(
+        self,
+        prompt: Prompt,
+        caller: Caller,
+        *,
+        remaining: float | None = None,
+        digest: bytes = b"",
+        keep: AbstractContextManager[object] | None = None,
+    ) -> AsyncGenerator[Numbered, None]:
         """The answer as events. Raises JanusError before the first one, never after.
 
-        ``remaining`` seconds are left to the call. Close the generator to stop:
-        that closes the provider's connection before it returns.
+        Close the generator to stop: that closes the provider's connection
+        before it returns, unless the prompt is resumable; then the generation
+        goes on, within ``keep``.
         """
-        return self._run(prompt, remaining, streaming=True)
+        return self._events(prompt, caller, remaining, "StreamGenerate", digest, keep)
 
-    async def _run(self, prompt: Prompt, remaining: float | None, *, streaming: bool) -> AsyncGenerator[Numbered, None]:
+    def resume(self, generation_id: str, caller: Caller, after: int) -> AsyncGenerator[Numbered, None]:
+        """The events of a resumable generation after that sequence, then live ones. Raises NotFound, OutOfRange."""
+        return self.resumables.follow(caller, generation_id, after)
+
+    async def _events(
+        self,
+        prompt: Prompt,
+        caller: Caller,
+        remaining: float | None,
+        method: str,
+        digest: bytes,
+        keep: AbstractContextManager[object] | None = None,
+    ) -> AsyncGenerator[Numbered, None]:
+        watch = Watch()
         validate(prompt)
-        refuse_unbuilt(prompt)
-        target = self._routes.generative(prompt.model)
-        run = _Run(prompt, target, self._providers[target.provider].dialect)
-        with Attempt("chat", target.provider, target.model, streaming=streaming) as attempt:
-            try:
-                async with AsyncExitStack() as stack:
-                    try:
-                        batches = self._batches(stack, run, remaining)
-                        async with aclosing(batches):
-                            async for batch in batches:
-                                for event in coalesced(batch):
-                                    if isinstance(event, Stopped):
-                                        self._standings.succeeded(target.provider)
-                                    for numbered in run.take(event, attempt):
-                                        yield numbered
-                    except (asyncio.CancelledError, GeneratorExit):
-                        attempt.cancelling()
-                        raise
-            except ProviderFailure as failure:
-                self._standings.failed(target.provider, failure)
-                attempt.failed(failure.outcome, partial=run.speaking)
-                _log.warning(
-                    "provider failed",
-                    generation_id=run.generation_id,
-                    provider=target.provider,
-                    model=target.model,
-                    outcome=failure.outcome,
-                    detail=failure.detail,
-                    partial=run.speaking,
-                )
-                for numbered in run.end(failure):
-                    yield numbered
-
-    async def _batches(
-        self, stack: AsyncExitStack, run: "_Run", remaining: float | None
-    ) -> AsyncGenerator[Sequence[ProviderEvent], None]:
-        """What the provider says, each wait under its limit."""
-        limits = self._limits.of(run.prompt.timeouts)
-        legs = _Legs(run.target.provider, limits, remaining)
-        ask = Ask(run.prompt, run.target.model, run.watch, limits.connect, run.options)
-        limit = legs.limit(first=True)
+        route = self.routes.route(prompt.model, prompt.routing)
+        generation_id = new_id("gen")
+        request = Request(caller, method, prompt.request_id, digest) if prompt.request_id else None
+        if request is not None:
+            found = await self.requests.begin(request, generation_id)
+            if not isinstance(found, Begun):
+                async with aclosing(self._again(found, prompt, caller)) as events:
+                    async for numbered in events:
+                        yield numbered
+                return
+        claim = _Claim(self.requests, request, generation_id)
         try:
-            async with asyncio.timeout_at(limit[0]):
-                batches = await stack.enter_async_context(self._providers[run.target.provider].stream(ask))
-            while True:
-                limit = legs.limit(first=not run.speaking)
-                async with asyncio.timeout_at(limit[0]):
-                    batch = await anext(batches, None)
-                if batch is None:
-                    return
-                yield batch
-        except TimeoutError:
-            raise legs.expired(limit) from None
+            cached = await self.cache.get(caller, prompt, route.names) if prompt.cache.read else None
+            run = _Run(self, prompt, caller, route, claim, remaining, watch, streaming=method != "Generate")
+            events = run.from_cache(cached) if cached is not None else run.events()
+            if prompt.resumable:
+                # What is refused before anybody is asked is the caller's own error, and not an event.
+                first = await anext(events)
+                linger = self.linger_s if prompt.linger is None else prompt.linger
+                events = self.resumables.start(caller, generation_id, _continued(first, events, claim, keep), linger)
+            async with aclosing(events):
+                async for numbered in events:
+                    if prompt.resumable:
+                        # The generation, and with it the claim, goes on without this call.
+                        claim = _Claim(self.requests, None, generation_id)
+                    yield numbered
+        finally:
+            claim.give_up()
+
+    async def _again(self, found: Stored | Running, prompt: Prompt, caller: Caller) -> AsyncGenerator[Numbered, None]:
+        """What a request gets that was sent before."""
+        if isinstance(found, Stored):
+            for numbered in found.events:
+                yield numbered
+            return
+        if not prompt.resumable:
+            text = "a call with this request_id is still being worked on"
+            raise Aborted("REQUEST_IN_PROGRESS", text, {"generation_id": found.generation_id}, _COME_BACK_S)
+        async with aclosing(self.resume(found.generation_id, caller, 0)) as events:
+            async for numbered in events:
+                yield numbered
+
+
+class _Claim:
+    """The right to answer a request; given up unless the answer was stored."""
+
+    def __init__(self, requests: Requests, request: Request | None, generation_id: str) -> None:
+        self._requests = requests
+        self.request = request
+        self.generation_id = generation_id
+
+    def answered(self, answer: bytes) -> AnsweredRequest | None:
+        """What to store together with the usage record."""
+        return AnsweredRequest(self.request, self.generation_id, answer) if self.request is not None else None
+
+    def kept(self) -> None:
+        """The answer is stored."""
+        self.request = None
+
+    def give_up(self) -> None:
+        """Let the same request be tried anew."""
+        if self.request is not None:
+            self._requests.abandon(self.request, self.generation_id)
+            self.request = None
 
 
 class _Run:
-    """One generation as it goes on: what was sent, and what is known so far."""
+    """One generation as it goes on."""
 
-    def __init__(self, prompt: Prompt, target: Target, dialect: str) -> None:
-        self.prompt, self.target = prompt, target
-        self.options = json.loads(prompt.provider_options_json) if prompt.provider_options_json else {}
-        self.generation_id = new_id("gen")
-        self.watch = Watch()
-        self.speaking = False
-        self._dialect = dialect
+    def __init__(
+        self,
+        generation: Generation,
+        prompt: Prompt,
+        caller: Caller,
+        route: Route,
+        claim: _Claim,
+        remaining: float | None,
+        watch: Watch,
+        *,
+        streaming: bool,
+    ) -> None:
+        desk = generation.desk
+        self._generation, self._desk = generation, desk
+        self._prompt, self._caller, self._route, self._claim = prompt, caller, route, claim
+        options = json.loads(prompt.provider_options_json) if prompt.provider_options_json else MappingProxyType({})
+        legs = Legs(desk.time_limits.of(prompt.timeouts), None if prompt.resumable else remaining)
+        self._call = Call(prompt, caller, claim.generation_id, legs, watch, options, streaming)
+        first = route.targets[0]
+        self._served = Served("chat", desk.naming, first.provider, first.model, watch.began, streaming=streaming)
+        self._keeps = claim.request is not None or prompt.cache.write
+        # What a copy of the answer is made of, where one is wanted.
+        self._heads: list[Event] = []
+        self._kept: list[ProviderEvent] = []
         self._sequence = 0
-        self._usage: Usage | None = None
-        self._output_bytes = 0
         self._timings = Timings(0.0, 0.0, 0.0)
 
-    def take(self, event: ProviderEvent, attempt: Attempt) -> "list[Numbered]":
-        """What one event of the provider becomes for the caller."""
-        if isinstance(event, UsageUpdated):
-            self._usage = event.usage
-            # Usage alone is no answer: it is sent once the provider speaks.
-            return [self._number(event)] if self.speaking else []
-        out: list[Numbered] = []
-        if not self.speaking:
-            out += self._begin(attempt)
-            if self._usage is not None:
-                out.append(self._number(UsageUpdated(self._usage)))
-        if isinstance(event, Stopped):
-            usage = self._usage or self._estimate()
-            attempt.succeeded(usage)
-            timings = replace(self._timings, total=time.perf_counter() - self.watch.began)
-            finished = Finished(event.reason, event.provider_reason, usage, timings, event.response_id)
-            return [*out, self._number(finished)]
-        self._output_bytes += _size(event)
-        out.append(self._number(event))
-        return out
+    async def events(self) -> AsyncGenerator[Numbered, None]:
+        """Ask, relay, and end in exactly one terminal event. Raises JanusError before the first event."""
+        attempts = Attempts(self._desk, self._call, self._route)
+        waiting: list[Event] = []
+        try:
+            try:
+                async with aclosing(attempts.speaking()) as steps:
+                    async for step in steps:
+                        if isinstance(step, Asking):
+                            asking = step
+                        elif self._prompt.resumable:
+                            yield self._number(self._begun(step))
+                        else:
+                            waiting.append(self._begun(step))
+            except ProviderFailure as failure:
+                if not failure.filtered and not self._prompt.resumable:
+                    raise failure.error from None
+                for event in waiting:
+                    yield self._number(event)
+                yield self._number(self._ended(failure, None, None, partial=False))
+                return
+            except JanusError as error:
+                if not self._sequence:
+                    raise
+                yield self._number(Failed(error, error.retry_after is not None, partial=False, usage=Usage()))
+                return
+            self._speaks()
+            for event in waiting:
+                yield self._number(event)
+            if asking.usage is not None:
+                yield self._number(self._usage(asking, asking.usage))
+            async with aclosing(self._relayed(asking)) as relayed:
+                async for numbered in relayed:
+                    yield numbered
+        except BaseException as error:
+            self._served.raised(error)
+            raise
+        finally:
+            await attempts.aclose()
 
-    def end(self, failure: ProviderFailure) -> "list[Numbered]":
-        """The terminal event of a failure. Raises its error when nothing was delivered yet."""
+    async def from_cache(self, events: Sequence[Event]) -> AsyncGenerator[Numbered, None]:
+        """A stored answer, told anew: nothing is asked and nothing is used."""
+        told: list[Numbered] = []
+        for event in events:
+            if isinstance(event, UsageUpdated):
+                continue
+            if isinstance(event, Started):
+                event = replace(event, generation_id=self._call.generation_id)
+            elif isinstance(event, Finished):
+                self._speaks()
+                event = self._timed(replace(event, usage=Usage(), cost=None, from_cache=True))
+            told.append(self._number(event))
+        answered = self._claim.answered(self._generation.codec.dump(told)) if self._claim.request else None
+        if answered is not None:
+            await self._generation.requests.answer(answered)
+            self._claim.kept()
+        for numbered in told:
+            yield numbered
+
+    async def _relayed(self, asking: Asking) -> AsyncGenerator[Numbered, None]:
+        """What the provider says, to the end."""
+        keep = self._kept.append if self._keeps else None
+        try:
+            async with aclosing(asking.batches()) as batches:
+                async for batch in batches:
+                    for event in coalesced(batch):
+                        if isinstance(event, Stopped):
+                            yield await self._finished(asking, event)
+                            return
+                        asking.note(event)
+                        if type(event) is UsageUpdated:
+                            event = self._usage(asking, event.usage)
+                        if keep is not None:
+                            keep(event)
+                        self._sequence += 1
+                        yield Numbered(self._sequence, event)
+        except ProviderFailure as failure:
+            record = asking.failed(failure)
+            if record is not None:
+                await _recorded(self._desk.ledger, record)
+            used = record.usage if record is not None else Usage()
+            cost = record.cost if record is not None else None
+            yield self._number(self._ended(failure, used, cost, partial=True))
+
+    async def _finished(self, asking: Asking, stopped: Stopped) -> Numbered:
+        """The end of a whole answer, once its usage is on record."""
+        record = asking.succeeded(stopped)
+        usage = record.usage if record is not None else Usage()
+        cost = record.cost if record is not None else None
+        finished = Finished(stopped.reason, stopped.provider_reason, usage, self._timings, stopped.response_id, cost)
+        event = self._timed(finished)
+        answered = self._claim.answered(self._stored(event)) if self._claim.request is not None else None
+        try:
+            if record is not None:
+                await self._desk.ledger.record(record, answered)
+        except JanusError as error:
+            # An end that is not on record is not said.
+            return self._number(Failed(error, True, partial=True, usage=usage, cost=cost))
+        self._claim.kept()
+        if self._prompt.cache.write:
+            await self._generation.cache.put(self._caller, self._prompt, self._route.names, self._told(event))
+        return self._number(event)
+
+    def _begun(self, began: Began) -> Event:
+        if began.previous is None:
+            event: Event = Started(self._call.generation_id, began.target.provider, began.target.model, began.number)
+        else:
+            event = RouteChanged(began.previous.name, began.target.name, began.reason, began.number)
+        self._heads.append(event)
+        self._served.note(event)
+        return event
+
+    def _speaks(self) -> None:
+        self._served.spoke()
+        first = time.perf_counter() - self._call.watch.began
+        self._timings = Timings(first, first, self._call.watch.overhead())
+
+    def _timed(self, finished: Finished) -> Finished:
+        total = time.perf_counter() - self._call.watch.began
+        return replace(finished, timings=replace(self._timings, total=total))
+
+    def _usage(self, asking: Asking, usage: Usage) -> UsageUpdated:
+        return UsageUpdated(usage, self._desk.prices.cost(asking.target.provider, asking.target.model, usage))
+
+    def _ended(self, failure: ProviderFailure, usage: Usage | None, cost: Cost | None, *, partial: bool) -> Event:
+        """The terminal event of a failure; what a provider's filter stopped has finished."""
+        used = usage or Usage()
         if failure.filtered:
-            out = [] if self.speaking else [self._number(self._started())]
-            total = time.perf_counter() - self.watch.began
-            usage = self._usage or self._estimate()
-            timings = replace(self._timings, total=total)
-            word = "content_filter"
-            return [*out, self._number(Finished(FinishReason.CONTENT_FILTER, word, usage, timings))]
-        if not self.speaking:
-            raise failure.error from None
-        usage = self._usage or self._estimate()
-        return [self._number(Failed(failure.error, failure.retryable, partial=True, usage=usage))]
+            reason = FinishReason.CONTENT_FILTER
+            return self._timed(Finished(reason, "content_filter", used, self._timings, cost=cost))
+        return Failed(failure.error, failure.retryable, partial=partial, usage=used, cost=cost)
 
-    def _begin(self, attempt: Attempt) -> "list[Numbered]":
-        self.speaking = True
-        first = time.perf_counter() - self.watch.began
-        self._timings = Timings(first, first, self.watch.overhead())
-        attempt.first_event(first, self._timings.overhead, self._dialect)
-        return [self._number(self._started())]
+    def _told(self, finished: Finished) -> list[Event]:
+        """The whole answer in as few events as say the same."""
+        return [*self._heads, *(event for event in coalesced(self._kept) if not isinstance(event, Stopped)), finished]
 
-    def _started(self) -> Started:
-        return Started(self.generation_id, self.target.provider, self.target.model, attempt=1)
+    def _stored(self, finished: Finished) -> bytes:
+        numbered = [Numbered(number, event) for number, event in enumerate(self._told(finished), 1)]
+        return self._generation.codec.dump(numbered)
 
     def _number(self, event: Event) -> Numbered:
+        self._served.note(event)
         self._sequence += 1
         return Numbered(self._sequence, event)
 
-    def _estimate(self) -> Usage:
-        return accounting.estimate(accounting.estimated_prompt_tokens(self.prompt), self._output_bytes)
+
+async def _recorded(ledger: Ledger, record: UsageRecord) -> None:
+    """The failure that is told is the provider's, also when the record has to wait for Postgres."""
+    with suppress(JanusError):
+        await ledger.record(record)
 
 
-def _size(event: ProviderEvent) -> int:
-    """Bytes that the model wrote, for an estimate of its tokens."""
-    match event:
-        case TextDelta(text=text) | RefusalDelta(text=text) | ReasoningDelta(text=str(text)):
-            return len(text.encode())
-        case ToolCallArguments(fragment=text):
-            return len(text.encode())
-        case OpaqueAdded(part=part):
-            return len(part.data)
-    return 0
+async def _continued(
+    first: Numbered,
+    events: AsyncGenerator[Numbered, None],
+    claim: _Claim,
+    keep: AbstractContextManager[object] | None,
+) -> AsyncGenerator[Numbered, None]:
+    """A stream whose first event was taken already."""
+    with keep or nullcontext():
+        try:
+            async with aclosing(events):
+                yield first
+                async for numbered in events:
+                    yield numbered
+        finally:
+            claim.give_up()

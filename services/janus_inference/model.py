@@ -247,6 +247,21 @@ class CachePolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: ``tenant`` separates data, ``subject`` is the person, program or key within it."""
+
+    tenant: str
+    subject: str
+
+
+class EmbedPurpose(Enum):
+    """What a vector is for."""
+
+    DOCUMENT = "document"
+    QUERY = "query"
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """What is asked of a model; the same for the unary and the streamed call."""
 

@@ -7,7 +7,11 @@ identifiers are.
 """
 
 import re
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
 
 from janus_kit.errors import (
     DeadlineExceeded,
@@ -24,7 +28,7 @@ _LONGEST_RETRY_AFTER_S = 3600.0
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_.\[\]-]{1,128}")
 _TOO_LONG_TEXT = re.compile(
     r"maximum context length|context window|context length|prompt is too long"
-    r"|input is too long|too many input tokens|exceeds? the context",
+    r"|input is too long|too many input tokens|exceeds? the (?:available )?context",
     re.IGNORECASE,
 )
 _TOKENS = re.compile(r"(\d[\d,]{2,})\s*(?:input\s+|prompt\s+)?tokens?", re.IGNORECASE)
@@ -32,10 +36,29 @@ _LIMIT = re.compile(
     r"(?:maximum(?: context length)?(?: is)?|limit of|up to|max(?:imum)? of|>)\s*(\d[\d,]{2,})", re.IGNORECASE
 )
 
-_TOO_LONG = {"context_length_exceeded", "string_above_max_length", "model_context_window_exceeded"}
+_TOO_LONG = {
+    "context_length_exceeded",
+    "string_above_max_length",
+    "model_context_window_exceeded",
+    "exceed_context_size_error",
+}
 _BILLING = {"insufficient_quota", "billing_hard_limit_reached", "billing_error", "credit_balance_too_low"}
-_FILTERED = {"content_filter", "content_policy_violation", "responsible_ai_policy_violation"}
+_FILTERED_TEXT = re.compile(
+    r"content filtering policy|flagged as potentially violating|content management policy", re.IGNORECASE
+)
+_FILTERED = {
+    "content_filter",
+    "content_policy_violation",
+    "responsible_ai_policy_violation",
+    "image_content_policy_violation",
+    "bio_policy",
+    "misalignment_policy_violation",
+}
 _NO_MODEL = {"model_not_found", "not_found_error", "unknown_model", "model_not_available"}
+
+# Statuses of the 4xx that say nothing against the request: an address without
+# an API behind it, a lock, a connection that was closed.
+_PASSING = {404, 409, 425, 499}
 
 # Error types inside a stream carry no HTTP status; these are the ones they have outside of it.
 STATUS_OF_TYPE = {
@@ -51,6 +74,7 @@ STATUS_OF_TYPE = {
     "insufficient_quota": 429,
     "tokens": 429,
     "requests": 429,
+    "conflict_error": 409,
     "api_error": 500,
     "server_error": 500,
     "internal_server_error": 500,
@@ -59,22 +83,46 @@ STATUS_OF_TYPE = {
 }
 
 
+_AFTER_WORK = {"broken", "timeout", "content_filter"}
+
+
 class ProviderFailure(Exception):
     """An attempt that failed, already in the caller's terms.
 
-    ``retryable``: another attempt may succeed. ``outcome`` is a bounded label
-    for metrics. ``filtered``: not a failure to the caller but a finish reason.
+    ``retryable``: another attempt may succeed. ``elsewhere``: it may well
+    succeed at another target, whether or not it would at this one.
+    ``retry_after``: seconds that the provider asked to wait, None when it said
+    nothing. ``outcome`` is a bounded label for metrics. ``filtered``: not a
+    failure to the caller but a finish reason. ``reached``: the provider got the
+    request.
     """
 
     def __init__(
-        self, error: JanusError, *, retryable: bool, outcome: str, filtered: bool = False, detail: str = ""
+        self,
+        error: JanusError,
+        *,
+        retryable: bool,
+        outcome: str,
+        elsewhere: bool = True,
+        retry_after: float | None = None,
+        filtered: bool = False,
+        reached: bool = True,
+        detail: str = "",
     ) -> None:
         super().__init__(error.message)
+        self.reached = reached
         self.error = error
         self.retryable = retryable
         self.outcome = outcome
+        self.elsewhere = elsewhere
+        self.retry_after = retry_after
         self.filtered = filtered
         self.detail = detail
+
+    @property
+    def worked(self) -> bool:
+        """Whether the provider may have worked on the request before it failed, so that tokens were used."""
+        return self.outcome in _AFTER_WORK
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,26 +144,34 @@ def classify(provider: str, model: str, said: Refused) -> ProviderFailure:
     who = _who(provider, said)
     retry_after = said.retry_after if said.retry_after is not None else DEFAULT_RETRY_AFTER_S
 
-    def failure(error: JanusError, outcome: str, retryable: bool = False) -> ProviderFailure:
+    def failure(error: JanusError, outcome: str, *, retryable: bool = False, elsewhere: bool = True) -> ProviderFailure:
         wanted = retryable if said.should_retry is None else said.should_retry
         if not wanted:
             error.retry_after = None
         detail = " ".join(sorted(code for code in codes if _IDENTIFIER.fullmatch(code)))
-        return ProviderFailure(error, retryable=wanted, outcome=outcome, detail=f"status {status} {detail}")
+        return ProviderFailure(
+            error,
+            retryable=wanted,
+            outcome=outcome,
+            elsewhere=elsewhere,
+            retry_after=said.retry_after,
+            detail=f"status {status} {detail}",
+        )
 
-    if codes & _FILTERED:
+    if codes & _FILTERED or (status in (400, 403) and _FILTERED_TEXT.search(said.message)):
         rejected = _rejected(provider, model, who)
-        return ProviderFailure(rejected, retryable=False, outcome="content_filter", filtered=True)
+        return ProviderFailure(rejected, retryable=False, outcome="content_filter", elsewhere=False, filtered=True)
     if status == 402 or codes & _BILLING or (status == 400 and "credit balance" in said.message.lower()):
         text = f"provider '{provider}' says that the account is out of credit"
         return failure(FailedPrecondition("PROVIDER_BILLING", text, who, subject=provider), "billing")
     if status in (401, 403):
         text = f"provider '{provider}' refused the credential that this server has for it"
         return failure(FailedPrecondition("PROVIDER_AUTH", text, who, subject=provider), "auth")
-    if status == 429:
+    if status == 429 or (status == 413 and "rate_limit_exceeded" in codes):
         text = f"provider '{provider}' limits the rate of requests"
         error = ResourceExhausted("PROVIDER_RATE_LIMITED", text, who, retry_after)
-        return failure(error, "rate_limited", retryable=True)
+        # 413: more than is allowed in a minute at once, so that waiting does not help.
+        return failure(error, "rate_limited", retryable=status == 429)
     if status in (408, 504):
         text = f"provider '{provider}' did not answer in its own time"
         return failure(DeadlineExceeded("first_event", text, who), "timeout", retryable=True)
@@ -130,8 +186,8 @@ def classify(provider: str, model: str, said: Refused) -> ProviderFailure:
         return failure(gone, "rejected")
     if status in (400, 413, 422) and (codes & _TOO_LONG or _TOO_LONG_TEXT.search(said.message)):
         return failure(_too_long(provider, model, said, who), "rejected")
-    if 400 <= status < 500 and status != 404:
-        return failure(_rejected(provider, model, who), "rejected")
+    if 400 <= status < 500 and status not in _PASSING:
+        return failure(_rejected(provider, model, who), "rejected", elsewhere=False)
     text = f"provider '{provider}' is unavailable or overloaded"
     away = Unavailable("", text, retry_after=retry_after, reason="PROVIDER_UNAVAILABLE", metadata=who)
     return failure(away, "unavailable", retryable=True)
@@ -146,7 +202,7 @@ def unreachable(provider: str, detail: str = "") -> ProviderFailure:
         reason="PROVIDER_UNAVAILABLE",
         metadata={"provider": provider},
     )
-    return ProviderFailure(error, retryable=True, outcome="unreachable", detail=detail)
+    return ProviderFailure(error, retryable=True, outcome="unreachable", reached=False, detail=detail)
 
 
 def broken(provider: str, what: str) -> ProviderFailure:
@@ -162,10 +218,14 @@ def broken(provider: str, what: str) -> ProviderFailure:
 
 
 def timed_out(provider: str, leg: str, seconds: float) -> ProviderFailure:
-    """One of the time limits passed; ``leg`` names it."""
+    """One of the time limits passed; ``leg`` names it. Those of the whole call pass for every target."""
     text = f"provider '{provider}' kept '{leg}' waiting for more than {seconds:g} s"
     return ProviderFailure(
-        DeadlineExceeded(leg, text, {"provider": provider}), retryable=True, outcome="timeout", detail=leg
+        DeadlineExceeded(leg, text, {"provider": provider}),
+        retryable=True,
+        outcome="timeout",
+        elsewhere=leg not in ("total", "call"),
+        detail=leg,
     )
 
 
@@ -173,11 +233,15 @@ def not_configured(provider: str) -> ProviderFailure:
     """There is no credential for the provider."""
     text = f"no credential is configured for provider '{provider}'"
     error = FailedPrecondition("PROVIDER_AUTH", text, {"provider": provider}, subject=provider)
-    return ProviderFailure(error, retryable=False, outcome="auth")
+    return ProviderFailure(error, retryable=False, outcome="auth", reached=False)
 
 
-def retry_after_of(headers: "dict[str, str]") -> float | None:
-    """Seconds from ``retry-after-ms`` or ``retry-after``; None when absent or a date."""
+def retry_after_of(headers: Mapping[str, str], now: float | None = None) -> float | None:
+    """Seconds from ``retry-after-ms`` or ``retry-after``, a number or a date; None when absent or absurd.
+
+    A date is counted from the answer's own ``date``, so that clocks need not
+    agree; without one from ``now``, in seconds since 1970, default the clock's.
+    """
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
             seconds = float(headers.get(name, "")) * unit
@@ -185,7 +249,27 @@ def retry_after_of(headers: "dict[str, str]") -> float | None:
             continue
         if 0 <= seconds <= _LONGEST_RETRY_AFTER_S:
             return seconds
-    return None
+    until = _date(headers.get("retry-after", ""))
+    if until is None:
+        return None
+    sent = _date(headers.get("date", ""))
+    if sent is None:
+        sent = time.time() if now is None else now
+    seconds = max(0.0, until - sent)
+    return seconds if seconds <= _LONGEST_RETRY_AFTER_S else None
+
+
+def is_flagged(error: Mapping[str, Any]) -> bool:
+    """Whether a router says with its error that moderation refused the input."""
+    about = error.get("metadata")
+    return isinstance(about, Mapping) and isinstance(about.get("reasons"), list) and "flagged_input" in about
+
+
+def _date(text: str) -> float | None:
+    try:
+        return parsedate_to_datetime(text).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return None
 
 
 def _who(provider: str, said: Refused) -> dict[str, str]:

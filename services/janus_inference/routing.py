@@ -1,15 +1,18 @@
-"""Which model of which provider a name means: the one place that decides.
+"""Which models of which providers a name means, and in which order they are asked.
 
-A name is an alias or `provider/model`. This version asks the first target of
-an alias and no other; falling back, retrying and hedging will begin here.
+A name is an alias or `provider/model`. An alias has targets, in order or
+weighted; a prompt may add fallbacks, which are asked after them.
 """
 
-from collections.abc import Mapping
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from janus_inference.model import Routing
 from janus_kit.errors import InvalidArgument
 
 MAX_MODEL_CHARS = 256
+_NOTHING = Routing()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,42 +37,102 @@ class Target:
         return f"{self.provider}/{self.model}"
 
 
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """Names of targets, each with its share of first attempts (all 0: in order), and when to hedge, in seconds."""
+
+    targets: tuple[tuple[str, int], ...]
+    hedge_after: float | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The targets in order."""
+        return tuple(name for name, _ in self.targets)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Targets in the order in which they are asked, each once, and when to hedge, in seconds."""
+
+    targets: tuple[Target, ...]
+    hedge_after: float | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The targets as `provider/model`."""
+        return tuple(target.name for target in self.targets)
+
+
 class Routes:
     """Names and what they mean."""
 
     def __init__(
         self,
         providers: Mapping[str, ProviderModels],
-        aliases: Mapping[str, tuple[str, ...]],
+        aliases: Mapping[str, Alias],
         default: str,
         default_embedding: str = "",
+        *,
+        draw: random.Random | None = None,
     ) -> None:
         self._providers = providers
         self._aliases = aliases
         self._default = default
         self._default_embedding = default_embedding
+        self._draw = draw or random.Random()  # noqa: S311 - it shares load, it guards nothing
 
-    def generative(self, name: str, field: str = "prompt.model") -> Target:
-        """The target of a prompt; an empty name is the default. Raises MODEL_NOT_FOUND."""
-        target = self._target(name or self._default, field)
-        models = self._providers[target.provider]
-        if target.model in models.embedding:
-            raise _not_found(name, field, "is a model for embedding; this call needs one that answers")
-        return target
+    def route(self, name: str, asked: Routing = _NOTHING, field: str = "prompt.model") -> Route:
+        """The targets of a prompt; an empty name is the default. Raises MODEL_NOT_FOUND."""
+        name = name or self._default
+        alias = self._aliases.get(name)
+        names = self._ordered(alias) if alias is not None else [name]
+        targets = [self._generative(each, field) for each in names]
+        for index, fallback in enumerate(asked.fallbacks):
+            path = f"prompt.routing.fallbacks[{index}]"
+            known = self._aliases.get(fallback)
+            targets += [self._generative(each, path) for each in (self._ordered(known) if known else [fallback])]
+        hedge = asked.hedge_after if asked.hedge_after is not None else (alias.hedge_after if alias else None)
+        return Route(tuple(dict.fromkeys(targets)), hedge)
 
     def embedding(self, name: str, field: str = "model") -> Target:
         """The target of an embedding. Raises MODEL_NOT_FOUND."""
         if not name and not self._default_embedding:
             raise _not_found(name, field, "no model for embedding is configured")
-        target = self._target(name or self._default_embedding, field)
+        name = name or self._default_embedding
+        alias = self._aliases.get(name)
+        # Vectors of different models cannot be compared, so an alias has one meaning here: its first target.
+        target = self._target(alias.names[0] if alias else name, field)
         models = self._providers[target.provider]
         if target.model in models.generative or not (models.open_ended or target.model in models.embedding):
             raise _not_found(name, field, "is not a model for embedding")
         return target
 
+    def is_open_ended(self, name: str) -> bool:
+        """Whether a name that nobody listed can be asked all the same."""
+        provider, slash, model = name.partition("/")
+        known = self._providers.get(provider)
+        return known is not None and bool(slash and model) and known.open_ended
+
+    def _generative(self, name: str, field: str) -> Target:
+        target = self._target(name, field)
+        if target.model in self._providers[target.provider].embedding:
+            raise _not_found(name, field, "is a model for embedding; this call needs one that answers")
+        return target
+
+    def _ordered(self, alias: Alias) -> Sequence[str]:
+        """In order, or drawn by weight one after the other; those without a share come last."""
+        if not any(weight for _, weight in alias.targets):
+            return alias.names
+        left = {name: weight for name, weight in alias.targets if weight}
+        order = []
+        while left:
+            (drawn,) = self._draw.choices(list(left), weights=list(left.values()))
+            order.append(drawn)
+            del left[drawn]
+        return [*order, *(name for name, weight in alias.targets if not weight)]
+
     def _target(self, name: str, field: str) -> Target:
-        resolved = self._aliases.get(name, (name,))[0]
-        provider, slash, model = resolved.partition("/")
+        provider, slash, model = name.partition("/")
         known = self._providers.get(provider)
         if known is None or not slash or not model:
             raise _not_found(name, field, "must be a configured alias or provider/model")

@@ -1,5 +1,6 @@
 """The gRPC face of inference: decode, delegate, encode. No decisions here."""
 
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -8,14 +9,18 @@ import grpc
 
 from janus_api.inference.v1 import inference_service_pb2 as pb
 from janus_api.inference.v1 import inference_service_pb2_grpc as rpc
-from janus_api.inference.v1 import model_pb2
+from janus_api.inference.v1 import model_pb2, request_pb2
 from janus_inference.catalogue import Catalogue, Entry, Kind
-from janus_inference.decode import inputs_from, prompt_from
-from janus_inference.embedding import Embedding
-from janus_inference.encode import answer_to, embedded_to, entry_to, event_to
-from janus_inference.generation import Generation
-from janus_inference.standing import Standings
-from janus_kit.errors import Unimplemented
+from janus_inference.decode import inputs_from, prompt_from, purpose_from, resume_from
+from janus_inference.encode import answer_to, embedded_to, entry_to, event_to, streamed_to
+from janus_inference.engine import Engine
+from janus_inference.inference import Inference
+from janus_inference.model import Caller
+from janus_inference.resuming import Resumables
+from janus_inference.settings import InferenceSettings
+from janus_inference.usage_report import UsageReport
+from janus_inference.usage_wire import usage_page_to, usage_query_from
+from janus_kit.auth.identity import current_identity
 from janus_kit.interceptors.context import remaining_seconds
 
 SERVICE = "janus.inference.v1.InferenceService"
@@ -32,60 +37,88 @@ class InferenceServicer(rpc.InferenceServiceServicer):
     """Every RPC of InferenceService."""
 
     def __init__(
-        self, generation: Generation, embedding: Embedding, catalogue: Catalogue, standings: Standings
+        self, engine: Engine[InferenceSettings, Inference], resumables: Resumables, report: UsageReport
     ) -> None:
-        self._generation = generation
-        self._embedding = embedding
-        self._catalogue = catalogue
-        self._standings = standings
+        self._engine = engine
+        self._resumables = resumables
+        self._report = report
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
-        answer = await self._generation.answer(prompt_from(request.prompt), remaining=remaining_seconds())
+        with self._engine.use() as inference:
+            answer = await inference.generation.answer(
+                prompt_from(request.prompt), _caller(), remaining=remaining_seconds(), digest=_digest(request.prompt)
+            )
         return answer_to(answer)
 
     async def StreamGenerate(
         self, request: pb.StreamGenerateRequest, context: Context
     ) -> AsyncIterator[pb.StreamGenerateResponse]:
-        events = self._generation.run(prompt_from(request.prompt), remaining=remaining_seconds())
-        async with aclosing(events):
+        keep = self._engine.use()
+        with keep as inference:
+            events = inference.generation.run(
+                prompt_from(request.prompt),
+                _caller(),
+                remaining=remaining_seconds(),
+                digest=_digest(request.prompt),
+                keep=keep,
+            )
+            async with aclosing(events):
+                async for event in events:
+                    yield streamed_to(event)
+
+    async def ResumeGenerate(
+        self, request: pb.ResumeGenerateRequest, context: Context
+    ) -> AsyncIterator[pb.ResumeGenerateResponse]:
+        generation_id, after = resume_from(request)
+        async with aclosing(self._resumables.follow(_caller(), generation_id, after)) as events:
             async for event in events:
-                yield pb.StreamGenerateResponse(event=event_to(event))
+                yield pb.ResumeGenerateResponse(event=event_to(event))
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
-        made = await self._embedding.embed(
-            request.model,
-            inputs_from(request),
-            dimensions=request.dimensions if request.HasField("dimensions") else None,
-            labels=dict(request.labels),
-            remaining=remaining_seconds(),
-        )
+        with self._engine.use() as inference:
+            made = await inference.embedding.embed(
+                request.model,
+                inputs_from(request),
+                caller=_caller(),
+                purpose=purpose_from(request),
+                dimensions=request.dimensions if request.HasField("dimensions") else None,
+                labels=dict(request.labels),
+                remaining=remaining_seconds(),
+            )
         return embedded_to(made)
 
+    async def CountTokens(self, request: pb.CountTokensRequest, context: Context) -> pb.CountTokensResponse:
+        with self._engine.use() as inference:
+            counted = await inference.counting.count(prompt_from(request.prompt), remaining=remaining_seconds())
+        return pb.CountTokensResponse(input_tokens=counted.tokens, exact=counted.exact)
+
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
-        page = self._catalogue.page(request.page_size, request.page_token, _KINDS.get(request.kind))
+        catalogue = self._engine.current.catalogue
+        page = catalogue.page(request.page_size, request.page_token, _KINDS.get(request.kind))
         return pb.ListModelsResponse(
-            models=[self._model(entry) for entry in page.entries], next_page_token=page.next_token
+            models=[_model(catalogue, entry) for entry in page.entries], next_page_token=page.next_token
         )
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
-        return pb.GetModelResponse(model=self._model(self._catalogue.get(request.name)))
-
-    async def CountTokens(self, request: pb.CountTokensRequest, context: Context) -> pb.CountTokensResponse:
-        raise _unbuilt("CountTokens")
-
-    def ResumeGenerate(
-        self, request: pb.ResumeGenerateRequest, context: Context
-    ) -> AsyncIterator[pb.ResumeGenerateResponse]:
-        raise _unbuilt("ResumeGenerate")
+        catalogue = self._engine.current.catalogue
+        return pb.GetModelResponse(model=_model(catalogue, catalogue.get(request.name)))
 
     async def GetUsage(self, request: pb.GetUsageRequest, context: Context) -> pb.GetUsageResponse:
-        raise _unbuilt("GetUsage")
-
-    def _model(self, entry: Entry) -> model_pb2.Model:
-        return entry_to(entry, healthy=self._catalogue.is_healthy(entry, self._standings))
+        page = await self._report.page(_caller().tenant, usage_query_from(request))
+        return usage_page_to(page)
 
 
-def _unbuilt(method: str) -> Unimplemented:
-    return Unimplemented(
-        message=f"{method} is not implemented in this version", metadata={"method": f"{SERVICE}/{method}"}
-    )
+def _caller() -> Caller:
+    identity = current_identity()
+    return Caller(identity.tenant, identity.subject)
+
+
+def _digest(prompt: request_pb2.Prompt) -> bytes:
+    """Stands for the body of a request that must not be done twice."""
+    if not prompt.request_id:
+        return b""
+    return hashlib.sha256(prompt.SerializeToString(deterministic=True)).digest()
+
+
+def _model(catalogue: Catalogue, entry: Entry) -> model_pb2.Model:
+    return entry_to(entry, catalogue.health(entry))

@@ -62,6 +62,11 @@ class ProviderSettings(Settings):
     api_key: SecretStr | None = None
     models: tuple[Annotated[ModelSettings, BeforeValidator(_model)], ...] = ()
     """Models that can be asked. Empty: any, with the well-known ones listed."""
+    api: Literal["auto", "responses", "chat"] | None = None
+    """OpenAI's wire format. `auto`, the default of kind `openai`: Responses, and Chat Completions for what only
+    that can say. `chat`: the default of kind `openai_compatible`."""
+    profile: str = ""
+    """Name of the server's profile, e.g. `vllm`, where its address does not tell. Empty: by the address."""
 
     @field_validator("base_url")
     @classmethod
@@ -97,11 +102,100 @@ class ProviderSettings(Settings):
         return tuple(ModelSettings.model_validate(_model(name)) for name in _KNOWN.get(self.kind, ()))
 
 
-def _targets(value: object) -> object:
-    return (value,) if isinstance(value, str) else value
+class TargetSettings(Settings):
+    """One target of an alias; in a list of targets its bare `provider/model` is enough."""
+
+    model: str = Field(min_length=3, max_length=256)
+    weight: int = Field(default=0, ge=0, le=1000)
+    """Share of first attempts. 0 for all: they are asked in order."""
 
 
-Targets = Annotated[tuple[str, ...], BeforeValidator(_targets), Field(min_length=1, max_length=1)]
+def _target(value: object) -> object:
+    return {"model": value} if isinstance(value, str) else value
+
+
+class AliasSettings(Settings):
+    """A name for one or more models; a bare target, or a list of them, is enough."""
+
+    targets: tuple[Annotated[TargetSettings, BeforeValidator(_target)], ...] = Field(min_length=1, max_length=16)
+    hedge_after_s: float | None = Field(default=None, ge=0.01, le=60)
+    """Ask the next target as well after so long without a first event. Unset: no hedging."""
+
+    @model_validator(mode="after")
+    def _weights_make_sense(self) -> Self:
+        names = [target.model for target in self.targets]
+        if len(set(names)) != len(names):
+            raise ValueError("targets of an alias must be unique")
+        return self
+
+
+def _alias(value: object) -> object:
+    if isinstance(value, str):
+        return {"targets": (value,)}
+    return {"targets": value} if isinstance(value, list | tuple) else value
+
+
+class RoutingSettings(Settings):
+    """Retries, fallbacks and circuit breakers; the same for every target."""
+
+    max_attempts: int = Field(default=4, ge=1, le=16)
+    """Most attempts of one call: the first, retries, fallbacks and hedges."""
+    backoff_s: float = Field(default=0.2, ge=0, le=60)
+    """Wait before the first retry of the same target; doubles each time, and half of it is random. A provider's
+    `retry-after` comes first."""
+    backoff_most_s: float = Field(default=5.0, ge=0, le=300)
+    """Longest wait before a retry; a provider that asks for more is not retried in this call."""
+    retry_budget_ratio: float = Field(default=0.2, ge=0, le=1)
+    """Most extra attempts to a provider, as a share of its first attempts in the last minute."""
+    retry_budget_least: int = Field(default=10, ge=0, le=10_000)
+    """Extra attempts to a provider that are allowed in a minute whatever the share."""
+    breaker_failures: int = Field(default=5, ge=1, le=1000)
+    """Failures in a row after which a target's circuit breaker opens."""
+    breaker_open_s: float = Field(default=5.0, ge=0.01, le=3600)
+    """How long it stays open the first time; doubles while trials fail."""
+    breaker_open_most_s: float = Field(default=60.0, ge=0.01, le=3600)
+
+
+class LimitSettings(Settings):
+    """One limit. It applies to calls whose tenant, subject and model fit, each empty list fitting all.
+
+    `*` in them stands for any characters. Counters are always per tenant;
+    ``per`` splits them further.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")
+    tenants: tuple[str, ...] = ()
+    subjects: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    """`provider/model`."""
+    per: tuple[Literal["subject", "model"], ...] = ()
+    requests_per_minute: int | None = Field(default=None, ge=1, le=10_000_000)
+    tokens_per_minute: int | None = Field(default=None, ge=1, le=10_000_000_000)
+    """Input and output tokens together."""
+    concurrent: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Calls and streams at the same time."""
+    spend_usd: float | None = Field(default=None, gt=0, le=100_000_000)
+    spend_window: Literal["hour", "day", "month"] = "day"
+    """Calendar window in UTC that spend_usd is for."""
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> Self:
+        if all(
+            each is None for each in (self.requests_per_minute, self.tokens_per_minute, self.concurrent, self.spend_usd)
+        ):
+            raise ValueError("must set one of requests_per_minute, tokens_per_minute, concurrent and spend_usd")
+        return self
+
+
+class PriceSettings(Settings):
+    """Price of a model in US dollars per million tokens."""
+
+    input_usd: float = Field(ge=0, le=1_000_000)
+    output_usd: float = Field(default=0.0, ge=0, le=1_000_000)
+    cache_read_usd: float | None = Field(default=None, ge=0, le=1_000_000)
+    """Unset: as input."""
+    cache_write_usd: float | None = Field(default=None, ge=0, le=1_000_000)
+    """Unset: as input."""
 
 
 class InferenceSettings(Settings):
@@ -113,8 +207,27 @@ class InferenceSettings(Settings):
     """`provider/model` for Embed without a model. Empty: the first embedding model that is listed."""
     providers: dict[str, ProviderSettings] = Field(default_factory=dict)
     """Upstream APIs by name. `scripted` is always there."""
-    aliases: dict[str, Targets] = Field(default_factory=dict)
-    """Names for models; this version asks one target, so an alias has exactly one."""
+    aliases: dict[str, Annotated[AliasSettings, BeforeValidator(_alias)]] = Field(default_factory=dict)
+    """Names for one or more models, in order or by weight."""
+    routing: RoutingSettings = RoutingSettings()
+    limits: tuple[LimitSettings, ...] = Field(default=(), max_length=256)
+    """What callers may use. Empty: no limits."""
+    limits_without_redis: Literal["refuse", "allow"] = "refuse"
+    """What happens to calls that a limit applies to while Redis, which counts, is away."""
+    prices: dict[str, PriceSettings] = Field(default_factory=dict)
+    """Prices by `provider/model`, over those that come with Janus."""
+    usage_wait_s: Seconds = 5.0
+    """How long an answer waits for Postgres to take its usage record before the call fails."""
+    replay_s: Seconds = 600.0
+    """How long the events of a resumable generation are kept after its end."""
+    linger_s: float = Field(default=30.0, ge=0, le=600)
+    """How long a resumable generation goes on without a reader where the prompt says nothing."""
+    cache_max_bytes: int = Field(default=262_144, ge=1024, le=4_194_304)
+    """Largest answer that the response cache keeps."""
+    record_content: bool = False
+    """Put prompts and answers into traces. They hold whatever people write: off unless that is wanted."""
+    usage_counters: bool = False
+    """Also count tokens as `gen_ai_client_inference_usage_*`, the names that the GenAI conventions are moving to."""
     openai_api_key: SecretStr | None = None
     """Shorthand for a provider `openai` with this key."""
     anthropic_api_key: SecretStr | None = None
@@ -131,11 +244,17 @@ class InferenceSettings(Settings):
         for name in self.providers:
             if not _PROVIDER_NAME.fullmatch(name):
                 raise ValueError(f"provider '{name[:64]}': a name is lower-case letters, digits, _ and -")
-        for name, targets in self.aliases.items():
+        for name, alias in self.aliases.items():
             if not _ALIAS_NAME.fullmatch(name):
                 raise ValueError(f"alias '{name[:64]}': a name is letters, digits, '.', '_', ':' and '-'")
-            for target in targets:
-                self._require_known(target, f"alias '{name}'")
+            for target in alias.targets:
+                self._require_known(target.model, f"alias '{name}'")
+        for name in self.prices:
+            provider, _, model = name.partition("/")
+            if provider not in self.all_providers() or not model:
+                raise ValueError(f"prices: '{name[:128]}' is not provider/model of a configured provider")
+        if len({limit.name for limit in self.limits}) != len(self.limits):
+            raise ValueError("names of limits must be unique")
         if self.default_model and self.default_model not in self.aliases:
             self._require_known(self.default_model, "default_model")
         if self.default_embedding_model:

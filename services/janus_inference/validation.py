@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 
-from janus_inference.dialects.json_text import object_problem
+from janus_inference.dialects.json_text import object_problem, schema_problem
 from janus_inference.model import (
     Audio,
     Citation,
@@ -41,8 +41,10 @@ MAX_STOPS = 16
 MAX_LABELS = 16
 MAX_FALLBACKS = 8
 MAX_INPUTS = 2048
+MAX_CACHE_AGE_S = 30 * 86_400
 MAX_SCHEMA_BYTES = 64 * KiB
 MAX_SCHEMA_DEPTH = 32
+MAX_SCHEMA_NODES = 1000
 MAX_DESCRIPTION_BYTES = 16 * KiB
 MAX_ARGUMENTS_BYTES = 256 * KiB
 
@@ -80,7 +82,7 @@ def validate_embedding(model: str, inputs: list[str], dimensions: int | None, fo
         for index, text in enumerate(inputs):
             check.length(f"inputs[{index}]", text, at_least=1, at_most=32_768)
     if dimensions is not None:
-        check.between("dimensions", dimensions, 1, 65_536)
+        check.between("dimensions", dimensions, 1, 4096)
     labels(check, "labels", found)
     check.done()
 
@@ -203,7 +205,7 @@ def _tool(check: Violations, path: str, tool: ToolDefinition) -> None:
     check.require(_TOOL_NAME.fullmatch(tool.name) is not None, f"{path}.name", _TOOL_NAME_RULE)
     _text(check, f"{path}.description", tool.description, MAX_DESCRIPTION_BYTES)
     if tool.parameters_schema_json:
-        broken = object_problem(tool.parameters_schema_json, MAX_SCHEMA_BYTES, MAX_SCHEMA_DEPTH)
+        broken = schema_problem(tool.parameters_schema_json, MAX_SCHEMA_BYTES, MAX_SCHEMA_DEPTH, MAX_SCHEMA_NODES)
         check.require(broken is None, f"{path}.parameters_schema_json", broken or "")
 
 
@@ -215,7 +217,7 @@ def _answer(check: Violations, prompt: Prompt) -> None:
         named = _SCHEMA_NAME.fullmatch(wanted.name) is not None
         check.require(named, f"{path}.name", "must be 1 to 64 characters of letters, digits, '_' and '-'")
         _text(check, f"{path}.description", wanted.description, MAX_DESCRIPTION_BYTES)
-        broken = object_problem(wanted.schema_json, MAX_SCHEMA_BYTES, MAX_SCHEMA_DEPTH)
+        broken = schema_problem(wanted.schema_json, MAX_SCHEMA_BYTES, MAX_SCHEMA_DEPTH, MAX_SCHEMA_NODES)
         check.require(broken is None, f"{path}.schema_json", broken or "")
     given = prompt.sampling
     for name, least, most in (
@@ -246,10 +248,12 @@ def _limits(check: Violations, prompt: Prompt) -> None:
         if (seconds := getattr(prompt.timeouts, name)) is not None:
             check.between(f"prompt.timeouts.{name}", seconds, 0.001, 3600, "seconds")
     check.count("prompt.routing.fallbacks", prompt.routing.fallbacks, at_most=MAX_FALLBACKS)
+    for index, fallback in enumerate(prompt.routing.fallbacks[:MAX_FALLBACKS]):
+        check.length(f"prompt.routing.fallbacks[{index}]", fallback, at_least=1, at_most=256)
     if prompt.routing.hedge_after is not None:
         check.between("prompt.routing.hedge_after", prompt.routing.hedge_after, 0.01, 60, "seconds")
     if prompt.cache.max_age is not None:
-        check.require(prompt.cache.max_age > 0, "prompt.cache.max_age", "must be above 0")
+        check.between("prompt.cache.max_age", prompt.cache.max_age, 1, MAX_CACHE_AGE_S, "seconds")
     if prompt.linger is not None:
         check.between("prompt.linger", prompt.linger, 0, 600, "seconds")
 

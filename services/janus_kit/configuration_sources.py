@@ -50,6 +50,9 @@ def read_file(sections: Sections, file: Path | None, problems: list[str]) -> Map
         where = f" line {mark.line + 1}" if mark is not None else ""
         problems.append(f"{file}{where}: not valid YAML")
         return {}
+    except OSError:
+        problems.append(f"{file}: cannot be read")
+        return {}
     except (TypeError, ValueError, AttributeError):  # what a root that is no mapping comes to
         data = None
     if not isinstance(data, dict):
@@ -70,14 +73,24 @@ def secret_files(directory: Path | None, aliases: Mapping[str, str], problems: l
         problems.append(f"{directory}: no such secrets directory")
         return {}
     found: dict[str, str] = {}
-    for path in sorted(directory.iterdir()):
-        name = path.name.upper()
-        if (name.startswith(PREFIX) or name in aliases) and path.is_file():
+    try:
+        for path in secret_paths(directory, aliases):
             try:
-                found[name] = path.read_text(encoding="utf-8").strip()
+                found[path.name.upper()] = path.read_text(encoding="utf-8").strip()
             except (OSError, UnicodeDecodeError):
                 problems.append(f"{path}: cannot be read as text")
+    except OSError:
+        problems.append(f"{directory}: cannot be read")
     return found
+
+
+def secret_paths(directory: Path, aliases: Mapping[str, str]) -> list[Path]:
+    """The files of a secrets directory that are named like our variables. Raises OSError."""
+    return [
+        path
+        for path in sorted(directory.iterdir())
+        if ((name := path.name.upper()).startswith(PREFIX) or name in aliases) and path.is_file()
+    ]
 
 
 class NamedValues:

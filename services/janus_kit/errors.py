@@ -66,6 +66,14 @@ class JanusError(Exception):
         self.metadata: Mapping[str, str] = dict(metadata or {})
         self.retry_after = retry_after
 
+    def again(self, retry_after: float | None) -> Self:
+        """The same error for another caller, who may try again after so many seconds."""
+        copied = type(self).__new__(type(self))
+        copied.args = self.args
+        copied.__dict__.update(self.__dict__)
+        copied.retry_after = retry_after
+        return copied
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.reason}: {self.message})"
 

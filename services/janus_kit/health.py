@@ -47,6 +47,7 @@ class _Watched:
     report: PartReport | None = None
     checked_at: float = float("-inf")
     running: asyncio.Task[None] | None = field(default=None, repr=False)
+    gone: bool = False
 
 
 class HealthMonitor:
@@ -54,6 +55,7 @@ class HealthMonitor:
 
     def __init__(self, mounts: Sequence[Mount], *, interval_s: float = 2.0) -> None:
         self._interval_s = interval_s
+        self._mounts = {mount.name: mount for mount in mounts}
         self._parts = {mount.name: [_Watched(part, mount.name) for part in mount.parts] for mount in mounts}
         self._mount_of = {service: mount.name for mount in mounts for service in mount.services}
         self._states = {mount.name: State.NOT_SERVING for mount in mounts}
@@ -90,6 +92,8 @@ class HealthMonitor:
         """Check again what was last checked longer ago than ``max_age_s``, by default a second."""
         oldest = FRESH_S if max_age_s is None else max_age_s
         names = [self._mount_of[service]] if service else list(self._parts)
+        for name in names:
+            self._renew(name)
         now = time.monotonic()
         stale = [watched for name in names for watched in self._parts[name] if now - watched.checked_at > oldest]
         await asyncio.gather(*(self._check(watched) for watched in stale))
@@ -112,6 +116,19 @@ class HealthMonitor:
         """Call the listener after every change of any state. Returns how to stop that."""
         self._listeners.add(listener)
         return lambda: self._listeners.discard(listener)
+
+    def _renew(self, name: str) -> None:
+        """Take over which parts a mount has by now; one that it had before keeps its report."""
+        known = {watched.part.name: watched for watched in self._parts[name]}
+        self._parts[name] = []
+        for part in self._mounts[name].parts:
+            watched = known.pop(part.name, None) or _Watched(part, name)
+            watched.part = part
+            self._parts[name].append(watched)
+        for watched in known.values():
+            watched.gone = True
+            if watched.report is not None:
+                metrics.part_available.remove(name, watched.part.name)
 
     async def _check(self, watched: _Watched) -> None:
         """One check at a time a part; whoever asks meanwhile waits for the same one."""
@@ -144,6 +161,8 @@ class HealthMonitor:
             seconds=watched.checked_at - began,
         )
         previous, watched.report = watched.report, report
+        if watched.gone:
+            return
         metrics.part_available.labels(watched.service, part.name).set(report.available)
         if not report.available and (previous is None or previous.available):
             _log.warning(
@@ -158,10 +177,11 @@ class HealthMonitor:
 
     def _settle(self, name: str) -> None:
         """Work out a mount's state from its reports, and tell whoever wants to know."""
-        reports = [watched.report for watched in self._parts[name]]
-        if any(report is None or (report.part.required and not report.available) for report in reports):
+        # A part that came with new settings may not have been checked yet.
+        reports = [(watched.part.required, watched.report) for watched in self._parts[name]]
+        if any(required and (report is None or not report.available) for required, report in reports):
             state = State.NOT_SERVING
-        elif any(report is not None and not report.available for report in reports):
+        elif any(report is not None and not report.available for _, report in reports):
             state = State.DEGRADED
         else:
             state = State.SERVING

@@ -1,6 +1,6 @@
 """What a service hands to the server host."""
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +27,23 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Parts:
+    """The parts that there are now; names are unique. None of those that come later may be required."""
+
+    now: Callable[[], Iterable[Part]]
+
+    def __iter__(self) -> Iterator[Part]:
+        return iter(self.now())
+
+
+@dataclass(frozen=True)
 class Mount:
     """One service, built and ready to be put on a server.
 
     ``register`` adds its servicers; it is called once per listener.
     ``services`` are full protobuf names, for health and reflection.
+    ``parts`` are iterated before each check: ``Parts`` where they change with
+    the settings.
     ``background`` tasks start once the server serves, are cancelled and
     awaited at stop, and are started again with back-off when they raise.
     ``drain`` runs after the process reports NOT_SERVING and before anything is
@@ -41,6 +53,6 @@ class Mount:
     name: str
     register: Callable[[grpc.aio.Server], None]
     services: tuple[str, ...]
-    parts: tuple[Part, ...] = ()
+    parts: Iterable[Part] = ()
     background: tuple[tuple[str, BackgroundTask], ...] = ()
     drain: Callable[[], Awaitable[None]] | None = None

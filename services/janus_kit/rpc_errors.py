@@ -273,7 +273,8 @@ def _code_of(number: int) -> grpc.StatusCode:
 
 def _packed(message: Message) -> any_pb2.Any:
     packed = any_pb2.Any()
-    packed.Pack(message)
+    # The order of a map is not fixed otherwise, and a replayed error must be the error that was sent.
+    packed.Pack(message, deterministic=True)
     return packed
 
 

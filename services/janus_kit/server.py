@@ -18,7 +18,7 @@ import grpc
 import uvloop
 
 from janus_api.common.v1 import status_service_pb2_grpc
-from janus_kit import health_service, status_service, transport
+from janus_kit import collector, health_service, status_service, transport
 from janus_kit.auth.scopes import methods_of
 from janus_kit.health import HealthMonitor
 from janus_kit.interceptors.deadline import Deadline
@@ -124,16 +124,18 @@ def run(
     telemetry: TelemetrySettings,
     *,
     name: str = "janus",
+    on_hangup: Callable[[], None] | None = None,
 ) -> None:
     """Serve as a process of its own until SIGTERM or SIGINT, on uvloop.
 
     ``mounting`` builds the mounts and closes what they hold. A second signal
-    ends the drain.
+    ends the drain. ``on_hangup`` is called on SIGHUP, from the start on, which
+    then ends nothing; without it SIGHUP ends the process at once.
     """
     logging.configure(level=telemetry.log_level, form=telemetry.log_format)
     tracing.configure(endpoint=telemetry.otlp_endpoint, service=name, version=version(), ratio=telemetry.trace_ratio)
     try:
-        uvloop.run(_run(mounting, settings, telemetry))
+        uvloop.run(_run(mounting, settings, telemetry, on_hangup))
     finally:
         tracing.shutdown()
 
@@ -142,11 +144,15 @@ async def _run(
     mounting: Callable[[], AbstractAsyncContextManager[Sequence[Mount]]],
     settings: ServerSettings,
     telemetry: TelemetrySettings,
+    on_hangup: Callable[[], None] | None,
 ) -> None:
+    loop = asyncio.get_running_loop()
+    if on_hangup is not None:
+        loop.add_signal_handler(signal.SIGHUP, on_hangup)
     async with mounting() as mounts, serve(mounts, settings, telemetry=telemetry) as host:
-        loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, host.stop)
+        collector.settle()
         await host.wait_closed()
 
 

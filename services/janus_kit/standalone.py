@@ -7,10 +7,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 from janus_kit.auth.scopes import UndeclaredScopeError
-from janus_kit.configuration import Loaded, SettingsError, load
+from janus_kit.configuration import SettingsError
 from janus_kit.errors import JanusError
 from janus_kit.migrations import MigrationError
 from janus_kit.mount import Mount
+from janus_kit.reload import Reloading, Sources
 from janus_kit.server import run
 from janus_kit.settings import (
     PostgresSettings,
@@ -22,7 +23,7 @@ from janus_kit.settings import (
 from janus_kit.telemetry.tracing import TelemetryError
 from janus_kit.transport import ListenError
 
-Building = Callable[[Loaded], AbstractAsyncContextManager[Mount]]
+Building = Callable[[Reloading], AbstractAsyncContextManager[Mount]]
 
 _COMMON: Mapping[str, type[Settings]] = {
     "server": ServerSettings,
@@ -37,29 +38,34 @@ _SECTIONS = ("inference", "memory", "orchestration", "edge")
 def main(name: str, settings: type[Settings], build: Building) -> None:
     """Load settings, build the service's mount and serve it until SIGTERM.
 
-    ``name`` is the service's section; ``build`` gets all sections. The file is
-    named by JANUS_CONFIG, the secrets directory by JANUS_SECRETS_DIR. What is
-    wrong with them is said in words, with exit code 2.
+    ``name`` is the service's section; ``build`` gets all sections, as they are
+    at the start (``loaded``) and with a way to follow their changes. The file
+    is named by JANUS_CONFIG, the secrets directory by JANUS_SECRETS_DIR. What
+    is wrong with them is said in words, with exit code 2. SIGHUP reads them again.
     """
 
     @asynccontextmanager
     async def mounting() -> AsyncIterator[Sequence[Mount]]:
-        async with build(loaded) as mount:
+        async with build(reloading) as mount, reloading.watching():
             yield (mount,)
 
     try:
-        loaded = load(
-            {**_COMMON, name: settings},
-            file=_path("JANUS_CONFIG"),
-            environ=os.environ,
-            secrets_dir=_path("JANUS_SECRETS_DIR"),
-            elsewhere=[section for section in _SECTIONS if section != name],
+        reloading = Reloading(
+            Sources(
+                {**_COMMON, name: settings},
+                file=_path("JANUS_CONFIG"),
+                environ=dict(os.environ),
+                secrets_dir=_path("JANUS_SECRETS_DIR"),
+                elsewhere=[section for section in _SECTIONS if section != name],
+            )
         )
+        loaded = reloading.loaded
         run(
             mounting,
             loaded.section("server", ServerSettings),
             loaded.section("telemetry", TelemetrySettings),
             name=f"janus-{name}",
+            on_hangup=reloading.request,
         )
     except (
         SettingsError,

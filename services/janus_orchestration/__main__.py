@@ -3,9 +3,9 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from janus_kit.configuration import Loaded
 from janus_kit.migrations import migrate
 from janus_kit.mount import Mount
+from janus_kit.reload import Reloading
 from janus_kit.settings import PostgresSettings, RedisSettings
 from janus_kit.standalone import main
 from janus_orchestration.app import mount
@@ -13,7 +13,8 @@ from janus_orchestration.settings import OrchestrationSettings
 
 
 @asynccontextmanager
-async def _build(loaded: Loaded) -> AsyncIterator[Mount]:
+async def _build(reloading: Reloading) -> AsyncIterator[Mount]:
+    loaded = reloading.loaded
     postgres = loaded.section("postgres", PostgresSettings)
     if postgres.migrate:
         await migrate(postgres, ["janus_kit", "janus_orchestration"])

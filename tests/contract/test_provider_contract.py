@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from tests.fakes.providers import anthropic_wire, openai_wire
 from tests.fakes.providers.http_server import WireServer, serving
-from tests.fakes.providers.setups import NAME, events_of, generation, prompt
+from tests.fakes.providers.setups import CALLER, NAME, Stores, events_of, prompt
 
 from janus_inference.adapters.anthropic import Anthropic
 from janus_inference.adapters.openai_chat import OpenAIChat
 from janus_inference.adapters.openai_client import OpenAIClient
+from janus_inference.adapters.openai_responses import OpenAIResponses
 from janus_inference.adapters.scripted import Scripted
 from janus_inference.events import Failed, Finished, FinishReason, Started, TextDelta, Usage
 from janus_inference.model import Prompt, Reasoning, Refusal, Text, Timeouts, ToolCall, ToolDefinition
@@ -32,6 +33,11 @@ WEATHER = ToolDefinition(
 def openai(url: str) -> Provider:
     client = OpenAIClient(f"{url}/v1", KEY)
     return OpenAIChat(NAME, client, OPENAI, issuer="openai", has_key=True, needs_key=True)
+
+
+def responses(url: str) -> Provider:
+    client = OpenAIClient(f"{url}/v1", KEY)
+    return OpenAIResponses(NAME, client, OPENAI, issuer="openai", has_key=True, needs_key=True)
 
 
 def compatible(url: str) -> Provider:
@@ -54,6 +60,7 @@ class Adapter:
 
 ADAPTERS = {
     "openai": Adapter(openai, openai_wire.application, Usage(8, 4, 0, 3)),
+    "responses": Adapter(responses, openai_wire.application, Usage(8, 4, 0, 3)),
     "compatible": Adapter(compatible, openai_wire.application, Usage(8, 4, 0, 3)),
     "anthropic": Adapter(anthropic, anthropic_wire.application, Usage(8, 4, 2, 3)),
 }
@@ -88,14 +95,14 @@ def asked(directives: str = "", **fields: Any) -> Prompt:
     return prompt("hello", model=f"{NAME}/fake{directives}", **fields)
 
 
-async def failure(setup: Setup, directives: str, **fields: Any) -> JanusError:
+async def failure(stores: Stores, setup: Setup, directives: str, **fields: Any) -> JanusError:
     with pytest.raises(JanusError) as raised:
-        await generation(setup.provider).answer(asked(directives, **fields))
+        await stores.generation(setup.provider).answer(asked(directives, **fields), CALLER)
     return raised.value
 
 
-async def test_text_usage_and_finish(setup: Setup) -> None:
-    events = await events_of(generation(setup.provider), asked())
+async def test_text_usage_and_finish(stores: Stores, setup: Setup) -> None:
+    events = await events_of(stores.generation(setup.provider), asked())
     finished = events[-1]
     assert "".join(event.text for event in events if isinstance(event, TextDelta)) == "wörd0 wörd1 wörd2"
     assert isinstance(finished, Finished)
@@ -103,53 +110,53 @@ async def test_text_usage_and_finish(setup: Setup) -> None:
     assert finished.provider_response_id
 
 
-async def test_a_body_instead_of_a_stream_means_the_same(setup: Setup) -> None:
-    using = generation(setup.provider)
-    streamed, whole = await using.answer(asked()), await using.answer(asked(";whole=1"))
+async def test_a_body_instead_of_a_stream_means_the_same(stores: Stores, setup: Setup) -> None:
+    using = stores.generation(setup.provider)
+    streamed, whole = await using.answer(asked(), CALLER), await using.answer(asked(";whole=1"), CALLER)
     assert (whole.message, whole.usage, whole.reason) == (streamed.message, streamed.usage, streamed.reason)
 
 
-async def test_tool_calls_in_fragments(setup: Setup) -> None:
-    answer = await generation(setup.provider).answer(asked(";tools=2", tools=(WEATHER,)))
+async def test_tool_calls_in_fragments(stores: Stores, setup: Setup) -> None:
+    answer = await stores.generation(setup.provider).answer(asked(";tools=2", tools=(WEATHER,)), CALLER)
     calls = [part for part in answer.message.parts if isinstance(part, ToolCall)]
     assert [call.arguments_json for call in calls] == ['{"city": "Zürich", "days": 3}'] * 2
     assert len({call.call_id for call in calls}) == 2
     assert answer.reason is FinishReason.TOOL_CALLS
 
 
-async def test_reasoning_comes_before_the_text(setup: Setup) -> None:
-    answer = await generation(setup.provider).answer(asked(";think=2"))
+async def test_reasoning_comes_before_the_text(stores: Stores, setup: Setup) -> None:
+    answer = await stores.generation(setup.provider).answer(asked(";think=2"), CALLER)
     thought, said = answer.message.parts
     assert isinstance(thought, Reasoning)
     assert thought.text == "wörd0 wörd1"
     assert isinstance(said, Text)
 
 
-async def test_a_limit_is_a_finish_reason(setup: Setup) -> None:
-    word = "max_tokens" if setup.adapter.build is anthropic else "length"
-    answer = await generation(setup.provider).answer(asked(f";finish={word}"))
+async def test_a_limit_is_a_finish_reason(stores: Stores, setup: Setup) -> None:
+    word = {anthropic: "max_tokens", responses: "max_output_tokens"}.get(setup.adapter.build, "length")
+    answer = await stores.generation(setup.provider).answer(asked(f";finish={word}"), CALLER)
     assert (answer.reason, answer.provider_reason) == (FinishReason.LENGTH, word)
 
 
-async def test_connections_are_used_again(setup: Setup) -> None:
-    using = generation(setup.provider)
+async def test_connections_are_used_again(stores: Stores, setup: Setup) -> None:
+    using = stores.generation(setup.provider)
     for _ in range(5):
-        await using.answer(asked())
+        await using.answer(asked(), CALLER)
     assert setup.wire.connections == 1
 
 
-async def test_each_word_goes_out_when_it_comes(setup: Setup) -> None:
+async def test_each_word_goes_out_when_it_comes(stores: Stores, setup: Setup) -> None:
     """A word that is held back for the next one would never come: the server waits for ever."""
-    async with aclosing(generation(setup.provider).run(asked(";tokens=9;hang=1"))) as events:
+    async with aclosing(stores.generation(setup.provider).run(asked(";tokens=9;hang=1"), CALLER)) as events:
         kinds = [type((await anext(events)).event)]
         while kinds[-1] is not TextDelta:
             kinds.append(type((await anext(events)).event))
     assert kinds[0] is Started
 
 
-async def test_leaving_closes_the_socket_at_once(setup: Setup) -> None:
+async def test_leaving_closes_the_socket_at_once(stores: Stores, setup: Setup) -> None:
     tasks = asyncio.all_tasks() | setup.wire.open
-    async with aclosing(generation(setup.provider).run(asked(";tokens=9;hang=1"))) as events:
+    async with aclosing(stores.generation(setup.provider).run(asked(";tokens=9;hang=1"), CALLER)) as events:
         async for numbered in events:
             if isinstance(numbered.event, TextDelta):
                 break
@@ -162,8 +169,10 @@ async def test_leaving_closes_the_socket_at_once(setup: Setup) -> None:
 
 
 @pytest.mark.parametrize("directives", [";silent=1", ";ttft=60000", ";tokens=9;hang=0", ";tokens=9;hang=1"])
-async def test_cancelling_closes_the_socket_whatever_it_waits_for(setup: Setup, directives: str) -> None:
-    asking = asyncio.create_task(generation(setup.provider).answer(asked(directives)))
+async def test_cancelling_closes_the_socket_whatever_it_waits_for(
+    stores: Stores, setup: Setup, directives: str
+) -> None:
+    asking = asyncio.create_task(stores.generation(setup.provider).answer(asked(directives), CALLER))
     exchange = await setup.wire.exchange()
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -195,9 +204,9 @@ async def test_cancelling_closes_the_socket_whatever_it_waits_for(setup: Setup, 
     ],
 )
 async def test_a_refusal_before_the_first_event_is_a_status(
-    setup: Setup, directives: str, code: str, reason: str
+    stores: Stores, setup: Setup, directives: str, code: str, reason: str
 ) -> None:
-    error = await failure(setup, directives)
+    error = await failure(stores, setup, directives)
     assert (error.code, error.reason) == (code, reason)
     assert len(setup.wire.exchanges) == 1  # the SDKs do not try again
     shown = f"{error!r} {error.message} {error.metadata}"
@@ -205,18 +214,20 @@ async def test_a_refusal_before_the_first_event_is_a_status(
     assert "hello" not in shown
 
 
-async def test_retry_after_is_passed_on(setup: Setup) -> None:
-    assert (await failure(setup, ";status=429;retry-after=7")).retry_after == 7
-    assert (await failure(setup, ";status=503;retry-after-ms=1500")).retry_after == 1.5
-    assert (await failure(setup, ";status=503;should-retry=false")).retry_after is None
+async def test_retry_after_is_passed_on(stores: Stores, setup: Setup) -> None:
+    assert (await failure(stores, setup, ";status=429;retry-after=7")).retry_after == 7
+    assert (await failure(stores, setup, ";status=503;retry-after-ms=1500")).retry_after == 1.5
+    assert (await failure(stores, setup, ";status=503;should-retry=false")).retry_after is None
 
 
 @pytest.mark.parametrize(
     "directives",
     [";cut=2", ";end=2", ";end=2;unframed=1", ";error=2", ";garbage=2", ";done=0;finish=", ";line=10000000"],
 )
-async def test_an_answer_that_breaks_off_is_failed_never_finished(setup: Setup, directives: str) -> None:
-    events = await events_of(generation(setup.provider), asked(f";tokens=5{directives}"))
+async def test_an_answer_that_breaks_off_is_failed_never_finished(
+    stores: Stores, setup: Setup, directives: str
+) -> None:
+    events = await events_of(stores.generation(setup.provider), asked(f";tokens=5{directives}"))
     failed = events[-1]
     assert isinstance(failed, Failed)
     assert failed.partial
@@ -224,8 +235,8 @@ async def test_an_answer_that_breaks_off_is_failed_never_finished(setup: Setup, 
     assert "".join(event.text for event in events if isinstance(event, TextDelta)).startswith("wörd0")
 
 
-async def test_a_content_filter_is_a_finish_reason(setup: Setup) -> None:
-    answer = await generation(setup.provider).answer(asked(";status=400;code=content_filter"))
+async def test_a_content_filter_is_a_finish_reason(stores: Stores, setup: Setup) -> None:
+    answer = await stores.generation(setup.provider).answer(asked(";status=400;code=content_filter"), CALLER)
     assert answer.reason is FinishReason.CONTENT_FILTER
 
 
@@ -237,22 +248,22 @@ async def test_a_content_filter_is_a_finish_reason(setup: Setup) -> None:
         (";tokens=9;hang=0", "total", Timeouts(total=0.05)),
     ],
 )
-async def test_pings_are_no_output(setup: Setup, directives: str, leg: str, timeouts: Timeouts) -> None:
-    error = await failure(setup, directives, timeouts=timeouts)
+async def test_pings_are_no_output(stores: Stores, setup: Setup, directives: str, leg: str, timeouts: Timeouts) -> None:
+    error = await failure(stores, setup, directives, timeouts=timeouts)
     assert (error.code, error.metadata["leg"]) == ("DEADLINE_EXCEEDED", leg)
     exchange = await setup.wire.exchange()
     await exchange.client_gone.wait()
 
 
-async def test_pings_do_not_keep_an_idle_stream_alive(setup: Setup) -> None:
-    events = await events_of(generation(setup.provider), asked(";tokens=9;hang=2", timeouts=Timeouts(idle=0.1)))
+async def test_pings_do_not_keep_an_idle_stream_alive(stores: Stores, setup: Setup) -> None:
+    events = await events_of(stores.generation(setup.provider), asked(";tokens=9;hang=2", timeouts=Timeouts(idle=0.1)))
     assert isinstance(events[-1], Failed)
     assert events[-1].error.metadata["leg"] == "idle"
 
 
-async def test_a_reader_that_rests_makes_the_provider_wait(setup: Setup) -> None:
+async def test_a_reader_that_rests_makes_the_provider_wait(stores: Stores, setup: Setup) -> None:
     """Buffers are bounded: a provider cannot run ahead by a whole long answer."""
-    async with aclosing(generation(setup.provider).run(asked(";tokens=200000"))) as events:
+    async with aclosing(stores.generation(setup.provider).run(asked(";tokens=200000"), CALLER)) as events:
         await anext(events)
         exchange = await setup.wire.exchange()
         # Nobody reads: what fits into the buffers is sent, then the server waits for us.
@@ -266,19 +277,19 @@ async def test_a_reader_that_rests_makes_the_provider_wait(setup: Setup) -> None
     await exchange.client_gone.wait()
 
 
-async def test_options_are_passed_through_and_cannot_override(setup: Setup) -> None:
-    using = generation(setup.provider)
-    await using.answer(asked(provider_options_json='{"service_tier": "flex", "metadata": {"a": [1]}}'))
+async def test_options_are_passed_through_and_cannot_override(stores: Stores, setup: Setup) -> None:
+    using = stores.generation(setup.provider)
+    await using.answer(asked(provider_options_json='{"service_tier": "flex", "metadata": {"a": [1]}}'), CALLER)
     sent = (await setup.wire.exchange()).request.json
     assert (sent["service_tier"], sent["metadata"]) == ("flex", {"a": [1]})
-    for field in ("model", "messages", "stream"):
+    for field in ("model", "input" if setup.adapter.build is responses else "messages", "stream"):
         with pytest.raises(InvalidArgument) as raised:
-            await using.answer(asked(provider_options_json=f'{{"{field}": 1}}'))
+            await using.answer(asked(provider_options_json=f'{{"{field}": 1}}'), CALLER)
         assert raised.value.violations[0].field == "prompt.provider_options_json"
 
 
-async def test_the_key_goes_to_the_provider_and_nowhere_else(setup: Setup) -> None:
-    await generation(setup.provider).answer(asked())
+async def test_the_key_goes_to_the_provider_and_nowhere_else(stores: Stores, setup: Setup) -> None:
+    await stores.generation(setup.provider).answer(asked(), CALLER)
     headers = (await setup.wire.exchange()).request.headers
     if setup.adapter.build is compatible:
         assert "authorization" not in headers
@@ -286,31 +297,33 @@ async def test_the_key_goes_to_the_provider_and_nowhere_else(setup: Setup) -> No
         assert KEY in headers.get("x-api-key", headers.get("authorization", ""))
 
 
-async def test_nobody_there_is_unavailable() -> None:
+async def test_nobody_there_is_unavailable(stores: Stores) -> None:
     async with serving(openai_wire.application) as gone:
         url = gone.url
-    for build in (openai, compatible, anthropic):
+    for build in (openai, responses, compatible, anthropic):
         provider = build(url)
         with pytest.raises(JanusError) as raised:
-            await generation(provider).answer(asked())
+            await stores.generation(provider).answer(asked(), CALLER)
         assert (raised.value.code, raised.value.reason) == ("UNAVAILABLE", "PROVIDER_UNAVAILABLE")
         assert url not in raised.value.message
         await provider.close()
 
 
 @pytest.mark.parametrize("build", [openai, anthropic])
-async def test_a_connection_that_is_not_accepted_times_out_by_name(build: Callable[[str], Provider]) -> None:
+async def test_a_connection_that_is_not_accepted_times_out_by_name(
+    stores: Stores, build: Callable[[str], Provider]
+) -> None:
     # TEST-NET-1 is routed nowhere; where a sandbox refuses at once instead, that is as good.
     provider = build("http://192.0.2.1:9")
     with pytest.raises(JanusError) as raised:
-        await generation(provider).answer(asked(timeouts=Timeouts(connect=0.1)))
+        await stores.generation(provider).answer(asked(timeouts=Timeouts(connect=0.1)), CALLER)
     error = raised.value
     assert error.metadata.get("leg") == "connect" or error.reason == "PROVIDER_UNAVAILABLE"
     await provider.close()
 
 
 @pytest.mark.parametrize("name", ["openai", "anthropic"])
-async def test_without_a_key_a_provider_is_not_asked(name: str) -> None:
+async def test_without_a_key_a_provider_is_not_asked(stores: Stores, name: str) -> None:
     adapter = ADAPTERS[name]
     async with serving(adapter.application) as wire:
         unusable: Provider = (
@@ -319,23 +332,24 @@ async def test_without_a_key_a_provider_is_not_asked(name: str) -> None:
             else OpenAIChat(NAME, OpenAIClient(wire.url, None), OPENAI, issuer="openai", has_key=False, needs_key=True)
         )
         with pytest.raises(JanusError) as raised:
-            await generation(unusable).answer(asked())
+            await stores.generation(unusable).answer(asked(), CALLER)
         assert raised.value.reason == "PROVIDER_AUTH"
         assert not wire.exchanges
 
 
-async def test_a_refusal_of_the_model_is_a_part_and_a_reason() -> None:
-    async with built(ADAPTERS["openai"]) as setup:
-        answer = await generation(setup.provider).answer(asked(";refuse=1"))
+@pytest.mark.parametrize("name", ["openai", "responses"])
+async def test_a_refusal_of_the_model_is_a_part_and_a_reason(stores: Stores, name: str) -> None:
+    async with built(ADAPTERS[name]) as setup:
+        answer = await stores.generation(setup.provider).answer(asked(";refuse=1"), CALLER)
     assert answer.message.parts == (Refusal("wörd0 wörd1 wörd2"),)
     assert answer.reason is FinishReason.REFUSAL
 
 
-async def test_the_rehearsal_keeps_the_same_promises() -> None:
-    using = generation(Scripted(NAME, 0))
+async def test_the_rehearsal_keeps_the_same_promises(stores: Stores) -> None:
+    using = stores.generation(Scripted(NAME, 0))
     assert isinstance((await events_of(using, prompt("/long 5")))[-1], Finished)
     assert isinstance((await events_of(using, prompt("/long 5\n/break 2")))[-1], Failed)
-    hung = asyncio.create_task(using.answer(prompt("/long 5\n/hang 1")))
+    hung = asyncio.create_task(using.answer(prompt("/long 5\n/hang 1"), CALLER))
     await asyncio.sleep(0)
     hung.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -15,13 +15,22 @@ from typing import Any
 import pytest
 from tests.fakes.providers import recorded
 from tests.fakes.providers.http_server import WireServer, serving
+from tests.fakes.providers.prompts import Unwatched
 
 from janus_inference.adapters.anthropic import Anthropic
 from janus_inference.adapters.openai_chat import OpenAIChat
 from janus_inference.adapters.openai_client import OpenAIClient
-from janus_inference.events import Answer, Failed, Usage
+from janus_inference.events import (
+    Answer,
+    Finished,
+    ProviderEvent,
+    Started,
+    Stopped,
+    Timings,
+    Usage,
+    UsageUpdated,
+)
 from janus_inference.fold import Fold
-from janus_inference.generation import Generation, Limits
 from janus_inference.model import (
     Message,
     Opaque,
@@ -32,12 +41,9 @@ from janus_inference.model import (
     ToolCall,
     ToolDefinition,
 )
-from janus_inference.ports import Provider
+from janus_inference.ports import Ask, Provider
 from janus_inference.profiles import OPENAI, chat_profile
-from janus_inference.routing import ProviderModels, Routes
-from janus_inference.standing import Standings
-from janus_kit.clock import SystemClock
-from janus_kit.errors import JanusError
+from janus_inference.provider_errors import ProviderFailure
 
 RECORDINGS = Path(__file__).parents[3] / "shared" / "recordings" / "provider_exchanges.jsonl"
 pytestmark = pytest.mark.skipif(not RECORDINGS.is_file(), reason="needs ../shared/recordings beside the checkout")
@@ -155,7 +161,9 @@ def normal_usage(dialect: str, said: dict[str, Any]) -> tuple[int, int, int, int
     """Uncached, read, written and output tokens."""
     if dialect == "anthropic":
         keys = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens")
-        uncached, read, written, output = (said.get(key) or 0 for key in keys)
+        # What others did within the call, such as an advisor, is said in its iterations alone.
+        others = [each for each in said.get("iterations") or [] if each["type"] != "message"]
+        uncached, read, written, output = (sum(each.get(key) or 0 for each in [said, *others]) for key in keys)
         return uncached, read, written, output
     details = said.get("prompt_tokens_details") or {}
     read = details.get("cached_tokens")
@@ -217,31 +225,49 @@ def prompt_for(exchange: dict[str, Any]) -> Prompt:
     return Prompt((message,), model="recorded/model", tools=tuple(tools))
 
 
+async def heard(provider: Provider, prompt: Prompt) -> tuple[list[ProviderEvent], ProviderFailure | None]:
+    """All that the adapter makes of an answer, and what ended it if it is not whole."""
+    events: list[ProviderEvent] = []
+    try:
+        async with provider.stream(Ask(prompt, "model", Unwatched(), 5.0)) as batches:
+            async for batch in batches:
+                events += batch
+    except ProviderFailure as failure:
+        return events, failure
+    return events, None
+
+
+def folded(events: list[ProviderEvent]) -> Answer:
+    """The whole answer that the events add up to."""
+    fold, usage = Fold(), Usage()
+    fold.add(Started("gen_1", "recorded", "model", 1))
+    for event in events:
+        if isinstance(event, Stopped):
+            fold.add(Finished(event.reason, event.provider_reason, usage, Timings(0, 0, 0), event.response_id))
+            continue
+        if isinstance(event, UsageUpdated):
+            usage = event.usage
+        fold.add(event)
+    return fold.answer()
+
+
 async def outcome(exchange: dict[str, Any], dialect: str, wire: WireServer, cutter: Any) -> list[str]:
     """What differs between the body and the adapter's answer; empty when nothing does."""
     kind = "text/event-stream" if exchange["stream"] and exchange["status"] == 200 else "application/json"
     body = exchange["response"].encode()
     wire.application = recorded.application(body, exchange["status"], kind, cutter)
     provider = provider_for(dialect, exchange, wire.url)
-    routes = Routes({"recorded": ProviderModels(frozenset({"model"}), frozenset(), False)}, {}, "recorded/model")
-    generation = Generation({"recorded": provider}, routes, Limits(), Standings(SystemClock()))
     try:
-        if exchange["status"] != 200:
-            with pytest.raises(JanusError) as raised:
-                await generation.answer(prompt_for(exchange))
-            wanted = _CODES[exchange["status"]]
-            return [] if raised.value.code == wanted else [f"{raised.value!r} is not {wanted}"]
-        reading = (read_chat if dialect == "openai_chat" else read_messages)(exchange)
-        fold, last = Fold(), None
-        async for numbered in generation.run(prompt_for(exchange)):
-            last = numbered.event
-            if not isinstance(last, Failed):
-                fold.add(last)
-        if reading.error:
-            return [] if isinstance(last, Failed) and last.partial else ["an error came as an answer"]
-        return differences(dialect, reading, fold.answer())
+        events, failure = await heard(provider, prompt_for(exchange))
     finally:
         await provider.close()
+    if exchange["status"] != 200:
+        got, wanted = failure and failure.error.code, _CODES[exchange["status"]]
+        return [] if got == wanted and not events else [f"{got} is not {wanted}"]
+    reading = (read_chat if dialect == "openai_chat" else read_messages)(exchange)
+    if reading.error:
+        return [] if events and failure is not None else ["an error came as an answer"]
+    return [str(failure)] if failure is not None else differences(dialect, reading, folded(events))
 
 
 @pytest.mark.parametrize("cut", CUTTERS)

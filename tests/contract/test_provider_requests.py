@@ -1,19 +1,16 @@
 """The requests that prompts become, held against the SDKs' own types."""
 
 import json
-from functools import cache
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter, with_config
-from tests.fakes.providers.setups import prompt
+from tests.fakes.providers.prompts import prompt
+from tests.fakes.providers.typed_requests import SCHEMA, adapter, chat, messages, refused_fields
 
-from janus_inference.dialects.anthropic_request import messages_body
+from janus_inference.dialects.anthropic_request import count_body, messages_body
 from janus_inference.dialects.openai_chat_request import chat_body
 from janus_inference.model import (
-    Audio,
     Citation,
-    Document,
     Effort,
     Image,
     JsonFormat,
@@ -37,7 +34,6 @@ from janus_inference.model import (
 from janus_inference.profiles import OPENAI, ChatProfile
 from janus_kit.errors import InvalidArgument
 
-SCHEMA = '{"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}'
 PNG = Media("image/png", data=b"\x89PNG")
 CONVERSATION = (
     Message(Role.SYSTEM, (Text("be kind"),)),
@@ -76,33 +72,6 @@ RICH = Prompt(
     stop=("END",),
     max_output_tokens=20_000,
 )
-
-
-@cache
-def adapter(kind: str) -> TypeAdapter[Any]:
-    """The SDK's request type; a field that it does not have is an error."""
-    if kind == "openai":
-        from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming as Params
-    else:
-        from anthropic.types.message_create_params import (  # type: ignore[assignment]
-            MessageCreateParamsStreaming as Params,
-        )
-    return TypeAdapter(with_config({"extra": "forbid"})(Params))
-
-
-def chat(asked: Prompt, profile: ChatProfile = OPENAI) -> dict[str, Any]:
-    body = chat_body(asked, "gpt", profile, "openai")
-    # Iterables are validated lazily; dumping walks through them.
-    adapter("openai").dump_python(adapter("openai").validate_python(body))
-    return body
-
-
-def messages(asked: Prompt) -> dict[str, Any]:
-    body = messages_body(asked, "claude", "anthropic")
-    # The API takes these for the models that have them; the SDK's types no longer do.
-    typed = {name: value for name, value in body.items() if name not in ("temperature", "top_p", "top_k")}
-    adapter("anthropic").dump_python(adapter("anthropic").validate_python(typed))
-    return body
 
 
 def test_a_whole_conversation_for_chat() -> None:
@@ -257,7 +226,6 @@ def test_reasoning_goes_back_to_its_issuer_alone() -> None:
     assert messages_body(asked, "m", "anthropic")["messages"][0]["content"] == [{"type": "text", "text": "x"}]
 
 
-MEDIA = Media("application/pdf", data=b"x")
 CHAT_CANNOT: list[tuple[str, dict[str, Any]]] = [
     ("prompt.stop", {"stop": ("a", "b", "c", "d", "e")}),
     ("prompt.sampling.top_k", {"sampling": Sampling(top_k=5)}),
@@ -276,12 +244,6 @@ MESSAGES_CANNOT: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def refused_fields(error: InvalidArgument) -> list[str]:
-    assert error.reason == "CAPABILITY_UNSUPPORTED"
-    assert error.metadata["capability"]
-    return [violation.field for violation in error.violations]
-
-
 @pytest.mark.parametrize(("field", "fields"), CHAT_CANNOT)
 def test_what_chat_cannot_say_is_refused(field: str, fields: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgument) as raised:
@@ -296,22 +258,12 @@ def test_what_messages_cannot_say_is_refused(field: str, fields: dict[str, Any])
     assert refused_fields(raised.value) == [field]
 
 
-@pytest.mark.parametrize(
-    ("part", "path"),
-    [
-        (Audio(MEDIA), "prompt.messages[0].parts[1].audio"),
-        (Document(MEDIA), "prompt.messages[0].parts[1].document"),
-    ],
-)
-def test_media_that_cannot_be_sent_yet_are_refused_by_path(part: Any, path: str) -> None:
-    asked = Prompt((Message(Role.USER, (Text("x"), part)),))
-    for build in (
-        lambda: chat_body(asked, "gpt", OPENAI, "openai"),
-        lambda: messages_body(asked, "claude", "anthropic"),
-    ):
-        with pytest.raises(InvalidArgument) as raised:
-            build()
-        assert refused_fields(raised.value) == [path]
+def test_counting_says_what_an_answer_would_but_for_its_form() -> None:
+    body = count_body(RICH, "claude", "anthropic")
+    adapter("count").dump_python(adapter("count").validate_python(body))
+    whole = messages_body(RICH, "claude", "anthropic")
+    assert whole == body | {name: whole[name] for name in whole.keys() - body.keys()}
+    assert whole.keys() - body.keys() == {"max_tokens", "stream", "stop_sequences", "temperature", "top_p"}
 
 
 def test_a_picture_from_a_tool_is_refused_where_it_cannot_go() -> None:

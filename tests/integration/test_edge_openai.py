@@ -10,11 +10,11 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from tests.fakes.providers import openai_wire
 from tests.fakes.providers.http_server import WireServer, serving
+from tests.fakes.providers.inference_service import inference_on
 
 from janus_edge.app import Running, server
 from janus_edge.settings import EdgeSettings
-from janus_inference.app import mount
-from janus_inference.settings import InferenceSettings, ProviderSettings
+from janus_inference.settings import AliasSettings, InferenceSettings, ProviderSettings
 from janus_kit.server import serve
 from janus_kit.settings import ServerSettings
 
@@ -28,11 +28,15 @@ async def upstream() -> AsyncIterator[WireServer]:
 
 
 @pytest.fixture
-async def edge(upstream: WireServer) -> AsyncIterator[Running]:
+async def edge(upstream: WireServer, postgres_url: str, redis_url: str) -> AsyncIterator[Running]:
     fake = ProviderSettings(kind="openai_compatible", base_url=f"{upstream.url}/v1")
-    inference = InferenceSettings(providers={"fake": fake}, aliases={"fast": (REHEARSAL,)}, scripted_pace_ms=0)
+    inference = InferenceSettings(
+        providers={"fake": fake},
+        aliases={"fast": AliasSettings.model_validate({"targets": [REHEARSAL]})},
+        scripted_pace_ms=0,
+    )
     async with (
-        mount(inference) as mounted,
+        inference_on(postgres_url, redis_url, inference) as mounted,
         serve([mounted], ServerSettings(listen="127.0.0.1:0", drain_s=0)) as host,
         server(EdgeSettings(listen="127.0.0.1:0", drain_s=1), host.address) as running,
     ):

@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 import httpx2
 import psutil
 import pytest
+from tests.fakes.providers.inference_service import inference_on
 
-from janus_inference.app import mount
 from janus_inference.settings import InferenceSettings
 from janus_kit.server import serve
 from janus_kit.settings import ServerSettings
@@ -28,9 +28,9 @@ def free_port() -> int:
 
 
 @pytest.fixture
-async def target() -> AsyncIterator[str]:
+async def target(postgres_url: str, redis_url: str) -> AsyncIterator[str]:
     async with (
-        mount(InferenceSettings(scripted_pace_ms=0)) as mounted,
+        inference_on(postgres_url, redis_url, InferenceSettings(scripted_pace_ms=0)) as mounted,
         serve([mounted], ServerSettings(listen="127.0.0.1:0", drain_s=0)) as host,
     ):
         assert host.address is not None

@@ -20,12 +20,12 @@ from tests.fakes.orchestration_service import (
     text_of,
 )
 from tests.fakes.peers.inference_peer import InferencePeer, inference_peer
+from tests.fakes.providers.inference_service import inference_on
 from tests.fakes.tcp_proxy import TcpProxy
 
 from janus_api.memory.v1 import memory_service_pb2 as memory_pb
 from janus_api.memory.v1 import scope_pb2
 from janus_api.orchestration.v1 import agent_pb2
-from janus_inference.app import mount as inference_mount
 from janus_inference.settings import InferenceSettings
 from janus_kit.server import serve
 from janus_kit.settings import ServerSettings
@@ -50,16 +50,19 @@ async def peer() -> AsyncIterator[InferencePeer]:
 
 
 @asynccontextmanager
-async def rehearsal() -> AsyncIterator[str]:
+async def rehearsal(postgres_url: str, redis_url: str) -> AsyncIterator[str]:
     """The real inference service with its scripted model; its address."""
     settings = ServerSettings(listen="127.0.0.1:0", drain_s=0, lame_duck_s=0)
-    async with inference_mount(InferenceSettings()) as mount, serve([mount], settings) as host:
+    async with (
+        inference_on(postgres_url, redis_url, InferenceSettings()) as mount,
+        serve([mount], settings) as host,
+    ):
         yield host.address or ""
 
 
 async def test_a_new_thread_remembers_what_another_one_said(own_url: str, redis_url: str, memory: Memory) -> None:
     async with (
-        rehearsal() as inference,
+        rehearsal(own_url, redis_url) as inference,
         running(own_url, redis_url, inference_target=inference, memory_target=memory.host.address) as service,
     ):
         ann = service.caller()

@@ -165,17 +165,18 @@ def test_without_postgres_calls_are_unavailable_and_it_heals(network: Network, m
         with pytest.raises(grpc.RpcError) as raised:
             append(mesh, thread, "Never acknowledged.")
         eventually(lambda: health(mesh, MEMORY) == NOT_SERVING)
-        orchestration_health = eventually(lambda: health(mesh, ORCHESTRATION) == NOT_SERVING)
-        inference_health = health(mesh, INFERENCE)
+        others = [
+            eventually(lambda name=name: health(mesh, name) == NOT_SERVING) for name in (ORCHESTRATION, INFERENCE)
+        ]
     finally:
         network.postgres.mend()
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
     info = detail(raised.value, error_details_pb2.ErrorInfo)
     assert (info.reason, info.metadata["part"]) == ("DEPENDENCY_UNAVAILABLE", "postgres")
     assert detail(raised.value, error_details_pb2.RetryInfo).retry_delay.ToTimedelta().total_seconds() > 0
-    assert orchestration_health
-    assert inference_health == SERVING
-    eventually(lambda: health(mesh, MEMORY) == SERVING)
+    assert all(others)
+    for name in (MEMORY, ORCHESTRATION, INFERENCE):
+        eventually(lambda name=name: health(mesh, name) == SERVING)
     append(mesh, thread, "After the cut.")
     window = mesh.memory.GetWindow(memory.GetWindowRequest(scope=memory_scope.Scope(thread=thread)), timeout=20)
     assert [turn.message.parts[0].text for turn in window.turns] == ["Before the cut.", "After the cut."]

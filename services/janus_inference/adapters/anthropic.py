@@ -7,13 +7,21 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from janus_inference.adapters.options import with_options
-from janus_inference.adapters.upstream import MAX_CONNECTIONS, Lazy, answering, note_sent
-from janus_inference.dialects.anthropic_request import RESERVED, messages_body
+from janus_inference.adapters.upstream import (
+    MAX_BODY_BYTES,
+    MAX_CONNECTIONS,
+    Lazy,
+    answering,
+    note_sent,
+    posted,
+    whole_answer,
+)
+from janus_inference.dialects.anthropic_request import COUNTED, RESERVED, count_body, messages_body
 from janus_inference.dialects.anthropic_stream import MessagesReader
 from janus_inference.dialects.parts import CallCheck
 from janus_inference.events import ProviderEvent
 from janus_inference.ports import Ask
-from janus_inference.provider_errors import not_configured
+from janus_inference.provider_errors import broken, not_configured
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
@@ -61,17 +69,8 @@ class Anthropic:
         client = await self._client.get()
         anthropic = _sdk()
         timeout = anthropic.Timeout(None, connect=ask.connect_timeout, pool=ask.connect_timeout)
-        # All of it travels as the SDK's extra body: what it would do to the typed
-        # arguments, message by message, costs more than all the rest of a request.
         async with answering(
-            lambda: client.messages.with_streaming_response.create(
-                model=ask.model,
-                max_tokens=body["max_tokens"],
-                messages=(),
-                stream=True,
-                extra_body=body | extra,
-                timeout=timeout,
-            ),
+            lambda: posted(client, "/v1/messages", body | extra, timeout=timeout),
             sdk=anthropic,
             provider=self._name,
             model=ask.model,
@@ -80,6 +79,32 @@ class Anthropic:
             stopwatch=ask.stopwatch,
         ) as batches:
             yield batches
+
+    async def count_tokens(self, ask: Ask) -> int:
+        """Tokens of the prompt, counted by the provider; see ``TokenCounter``."""
+        if not self._usable:
+            raise not_configured(self._name)
+        body = count_body(ask.prompt, ask.model, ISSUER)
+        extra = with_options(body, {name: ask.options[name] for name in COUNTED & ask.options.keys()}, RESERVED)
+        client = await self._client.get()
+        anthropic = _sdk()
+        answer = await whole_answer(
+            lambda: client.messages.with_streaming_response.count_tokens(
+                model=ask.model,
+                messages=(),
+                extra_body=body | extra,
+                timeout=anthropic.Timeout(None, connect=ask.connect_timeout, pool=ask.connect_timeout),
+            ),
+            sdk=anthropic,
+            provider=self._name,
+            model=ask.model,
+            connect_timeout=ask.connect_timeout,
+            most_bytes=MAX_BODY_BYTES,
+        )
+        tokens = answer.get("input_tokens")
+        if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 0:
+            raise broken(self._name, "the answer has no number of tokens")
+        return tokens
 
     async def warm(self) -> None:
         await self._client.get()

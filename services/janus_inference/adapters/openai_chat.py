@@ -56,17 +56,8 @@ class OpenAIChat:
             CallCheck.of(ask.prompt),
             needs_done=self._profile.needs_done,
         )
-        # All of it travels as the SDK's extra body: what it would do to the typed
-        # arguments, message by message, costs more than all the rest of a request.
         async with answering(
-            lambda: client.chat.completions.with_streaming_response.create(
-                model=ask.model,
-                messages=(),
-                stream=True,
-                extra_body=body | extra,
-                extra_headers=self._client.headers(),
-                timeout=timeout,
-            ),
+            lambda: self._client.posted(client, "/chat/completions", body | extra, timeout),
             sdk=openai,
             provider=self._name,
             model=ask.model,

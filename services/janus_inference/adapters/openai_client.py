@@ -1,10 +1,12 @@
 """The client of OpenAI, and of every server that speaks like it, through the `openai` SDK."""
 
 import importlib
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from janus_inference.adapters.upstream import MAX_CONNECTIONS, Lazy, note_sent
+from janus_inference.adapters.upstream import MAX_CONNECTIONS, Lazy, note_sent, posted
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -37,6 +39,7 @@ def make_client(base_url: str, api_key: str | None) -> "AsyncOpenAI":
     client.organization = client.project = None
     # Each is imported when it is first touched; here that is still in a thread.
     _ = client.chat.completions.with_streaming_response, client.embeddings.with_streaming_response
+    _ = client.responses.with_streaming_response, client.responses.input_tokens
     return client
 
 
@@ -46,6 +49,14 @@ class OpenAIClient(Lazy["AsyncOpenAI"]):
     def __init__(self, base_url: str, api_key: str | None) -> None:
         super().__init__(lambda: make_client(base_url, api_key), lambda client: client.close())
         self._has_key = bool(api_key)
+
+    def posted(
+        self, client: "AsyncOpenAI", path: str, body: Mapping[str, Any], timeout: object
+    ) -> AbstractAsyncContextManager[Any]:
+        """A streamed answer to this body; see ``upstream.posted``."""
+        # Said as the SDK's own methods say it: by itself ``post`` would also send an administrator's key.
+        security = {"bearer_auth": True}
+        return posted(client, path, body, timeout=timeout, headers=self.headers(), security=security)
 
     def headers(self) -> dict[str, Any] | None:
         """Headers of every call: servers of one's own often want no key; then none is sent."""

@@ -8,9 +8,9 @@ from typing import Any
 
 from janus_inference import accounting
 from janus_inference.adapters.openai_client import OpenAIClient, sdk
-from janus_inference.adapters.upstream import connection_lost, lost_connection, sdk_failure
-from janus_inference.dialects.json_text import NotJson, parse_object
+from janus_inference.adapters.upstream import whole_answer
 from janus_inference.events import Usage
+from janus_inference.model import EmbedPurpose
 from janus_inference.ports import Vectors
 from janus_inference.profiles import ChatProfile
 from janus_inference.provider_errors import broken, not_configured
@@ -30,7 +30,17 @@ class OpenAIEmbeddings:
         self._profile = profile
         self._usable = has_key or not needs_key
 
-    async def embed(self, model: str, inputs: Sequence[str], dimensions: int | None) -> Vectors:
+    @property
+    def most_inputs(self) -> int:
+        return self._profile.embed_inputs
+
+    @property
+    def most_tokens(self) -> int:
+        return self._profile.embed_tokens
+
+    async def embed(
+        self, model: str, inputs: Sequence[str], dimensions: int | None, purpose: EmbedPurpose | None
+    ) -> Vectors:
         if not self._usable:
             raise not_configured(self._name)
         client = await self._client.get()
@@ -40,23 +50,23 @@ class OpenAIEmbeddings:
             body["dimensions"] = dimensions
         # Said explicitly, the SDK leaves the answer alone; base64 is a quarter of the size.
         body["encoding_format"] = "base64" if self._profile.base64_vectors else "float"
-        timeout = openai.Timeout(None, connect=_CONNECT_TIMEOUT_S, pool=_CONNECT_TIMEOUT_S)
-        data = bytearray()
+        if purpose is not None and self._profile.purpose_field:
+            body["extra_body"] = {self._profile.purpose_field: self._profile.purposes[purpose.value]}
+        answer = await whole_answer(
+            lambda: client.embeddings.with_streaming_response.create(
+                **body,
+                extra_headers=self._client.headers(),
+                timeout=openai.Timeout(None, connect=_CONNECT_TIMEOUT_S, pool=_CONNECT_TIMEOUT_S),
+            ),
+            sdk=openai,
+            provider=self._name,
+            model=model,
+            connect_timeout=_CONNECT_TIMEOUT_S,
+            most_bytes=_MAX_BODY_BYTES,
+        )
         try:
-            async with client.embeddings.with_streaming_response.create(
-                **body, extra_headers=self._client.headers(), timeout=timeout
-            ) as response:
-                async for chunk in response.iter_bytes():
-                    data += chunk
-                    if len(data) > _MAX_BODY_BYTES:
-                        raise broken(self._name, "the vectors are larger than 256 MiB")
-        except openai.APIError as error:
-            raise sdk_failure(error, openai, self._name, model) from None
-        except lost_connection() as error:
-            raise connection_lost(self._name, error) from None
-        try:
-            return _vectors(parse_object(bytes(data)))
-        except (NotJson, TypeError, KeyError, ValueError, AttributeError):
+            return _vectors(answer)
+        except (TypeError, KeyError, ValueError, AttributeError):
             raise broken(self._name, "the vectors are not of the expected form") from None
 
 

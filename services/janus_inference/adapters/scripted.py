@@ -106,6 +106,10 @@ class Scripted:
         async with aclosing(self._play(script, ask)) as batches:
             yield batches
 
+    async def count_tokens(self, ask: Ask) -> int:
+        """The words of the prompt, which are what it counts as tokens; see ``TokenCounter``."""
+        return _words_of(ask.prompt)
+
     async def warm(self) -> None:
         """Nothing to do."""
 

@@ -6,12 +6,14 @@ not used: the bytes go straight to the dialect's reader.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
+from janus_inference import telemetry
+from janus_inference.dialects.json_text import NotJson, parse_object
 from janus_inference.dialects.reader import Reader
 from janus_inference.events import ProviderEvent
 from janus_inference.ports import Stopwatch
@@ -20,10 +22,12 @@ from janus_inference.provider_errors import (
     Refused,
     broken,
     classify,
+    is_flagged,
     retry_after_of,
     timed_out,
     unreachable,
 )
+from janus_kit import collector
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 MAX_CONNECTIONS = 10_000
@@ -48,8 +52,13 @@ class Lazy(Generic[_Client]):
         """The client. Made once for all that wait, also when one of them gives up."""
         making = self._making
         if making is None or (making.done() and (making.cancelled() or making.exception() is not None)):
-            making = self._making = asyncio.create_task(asyncio.to_thread(self._make), name="provider-client")
+            making = self._making = asyncio.create_task(self._made(), name="provider-client")
         return await asyncio.shield(making)
+
+    async def _made(self) -> _Client:
+        client = await asyncio.to_thread(self._make)
+        collector.settle_more()
+        return client
 
     async def close(self) -> None:
         """Close it, if it was ever made."""
@@ -68,6 +77,34 @@ async def note_sent(request: Any) -> None:
 
 
 @asynccontextmanager
+async def posted(
+    client: Any,
+    path: str,
+    body: Mapping[str, Any],
+    *,
+    timeout: Any,
+    headers: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> AsyncIterator[Any]:
+    """A streamed answer to this body, through an SDK's ``post``: its address, credentials and errors.
+
+    The method that an SDK has for each endpoint first looks through the body,
+    field by field, for what to rewrite; ours is as it must be. ``options`` are
+    further request options of the SDK.
+    """
+    import httpx2
+
+    # A compressor holds tokens back until it has a block of them.
+    said = {"Accept-Encoding": "identity", **(headers or {})}
+    options |= {"timeout": timeout, "headers": said}
+    response = await client.post(path, cast_to=httpx2.Response, body=body, options=options, stream=True)
+    try:
+        yield response
+    finally:
+        await response.aclose()
+
+
+@asynccontextmanager
 async def answering(
     call: Callable[[], Any],
     *,
@@ -80,6 +117,7 @@ async def answering(
 ) -> AsyncIterator[AsyncIterator[Sequence[ProviderEvent]]]:
     """Make the call and read its answer; leaving the block closes the connection.
 
+    ``call`` makes what ``posted`` does: a context manager of the HTTP response.
     After a whole answer the rest of the body, an end-of-chunks mark as a rule,
     is read, so that the connection can be used again.
     """
@@ -91,7 +129,7 @@ async def answering(
         _stopwatch.reset(token)
     try:
         stopwatch.heard()
-        chunks = response.iter_bytes()
+        chunks = _bytes(response)
         async with aclosing(chunks):
             kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
             async with aclosing(_batches(chunks, kind, reader, stopwatch, provider)) as batches:
@@ -99,7 +137,16 @@ async def answering(
             if reader.whole:
                 await _drain(chunks)
     finally:
+        if reader.unknown:
+            telemetry.unknown_events_total.labels(reader.dialect).inc(reader.unknown)
         await opening.__aexit__(None, None, None)
+
+
+def _bytes(response: Any) -> Any:
+    """The body as it comes. The response's own iterators cost as much a token as parsing it."""
+    if response.headers.get("content-encoding", "identity").lower() != "identity":
+        return response.aiter_bytes()
+    return aiter(response.stream)
 
 
 async def _batches(
@@ -128,6 +175,27 @@ async def _batches(
         yield events
     if reader.failure is not None:
         raise reader.failure
+
+
+async def whole_answer(
+    call: Callable[[], Any], *, sdk: ModuleType, provider: str, model: str, connect_timeout: float, most_bytes: int
+) -> dict[str, Any]:
+    """Make a call that is answered with one JSON object of at most so many bytes. Raises ProviderFailure."""
+    opening = call()
+    response = await _translated(opening.__aenter__(), sdk, provider, model, connect_timeout)
+    data = bytearray()
+    try:
+        async for chunk in response.iter_bytes():
+            data += chunk
+            if len(data) > most_bytes:
+                raise broken(provider, f"the answer is larger than {most_bytes // (1024 * 1024)} MiB")
+        return parse_object(bytes(data))
+    except lost_connection() as error:
+        raise connection_lost(provider, error) from None
+    except NotJson:
+        raise broken(provider, "the answer is not of the expected form") from None
+    finally:
+        await opening.__aexit__(None, None, None)
 
 
 def lost_connection() -> tuple[type[BaseException], ...]:
@@ -170,6 +238,8 @@ async def _translated(
         raise unreachable(provider, _innermost(error)) from None
     except sdk.APIConnectionError as error:
         raise unreachable(provider, _innermost(error)) from None
+    except sdk.APIError as error:
+        raise _senseless(provider, error) from None
 
 
 def refused(error: Any) -> Refused:
@@ -183,7 +253,7 @@ def refused(error: Any) -> Refused:
     should_retry = {"true": True, "false": False}.get(headers.get("x-should-retry", ""))
     return Refused(
         status=error.status_code,
-        code=_word(said.get("code")),
+        code="content_filter" if is_flagged(said) else _word(said.get("code")),
         type=_word(said.get("type")),
         param=_word(said.get("param")),
         message=_word(said.get("message")),
@@ -196,7 +266,16 @@ def sdk_failure(error: Exception, sdk: ModuleType, provider: str, model: str) ->
     """The same translation for calls that are not streams."""
     if isinstance(error, sdk.APIStatusError):
         return classify(provider, model, refused(error))
-    return unreachable(provider, _innermost(error))
+    if isinstance(error, sdk.APIConnectionError):
+        return unreachable(provider, _innermost(error))
+    return _senseless(provider, error)
+
+
+def _senseless(provider: str, error: BaseException) -> ProviderFailure:
+    """The SDK could make nothing of the answer."""
+    failure = broken(provider, "the answer is not of the expected form")
+    failure.detail = type(error).__name__
+    return failure
 
 
 def _word(value: object) -> str:

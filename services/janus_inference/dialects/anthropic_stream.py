@@ -6,7 +6,7 @@ from typing import Any
 
 from janus_inference import accounting
 from janus_inference.dialects.json_text import compact, parse_object
-from janus_inference.dialects.parts import CallCheck, Numbering, OpenCall
+from janus_inference.dialects.parts import CallCheck, Numbering, OpenCall, citation
 from janus_inference.dialects.reader import WRONG_SHAPE, StreamReader
 from janus_inference.events import (
     CitationAdded,
@@ -15,13 +15,14 @@ from janus_inference.events import (
     ProviderEvent,
     ReasoningDelta,
     ReasoningSignature,
+    RefusalDelta,
     Stopped,
     TextDelta,
     ToolCallArguments,
     ToolCallStarted,
     UsageUpdated,
 )
-from janus_inference.model import Citation, Opaque
+from janus_inference.model import Opaque
 from janus_inference.provider_errors import STATUS_OF_TYPE, Refused, broken, classify
 
 _REASONS = {
@@ -35,6 +36,10 @@ _REASONS = {
 }
 
 
+# Blocks whose parts are events; any other is kept as it is.
+_READ_BLOCKS = frozenset({"text", "thinking", "redacted_thinking", "tool_use"})
+
+
 @dataclass(slots=True)
 class _Block:
     """A block of the answer that has begun."""
@@ -45,10 +50,22 @@ class _Block:
     call: OpenCall | None = None
     signature: str = ""
     input_json: list[str] = field(default_factory=list)
+    added: dict[str, Any] = field(default_factory=dict)
+
+    def extend(self, delta: Mapping[str, Any]) -> None:
+        """What a delta adds to a block that is not ours to read: texts grow, anything else replaces."""
+        for name, value in delta.items():
+            if name == "type" or value is None:
+                continue
+            before = self.added.get(name, self.start.get(name))
+            grows = isinstance(before, str) and isinstance(value, str)
+            self.added[name] = before + value if grows else value
 
 
 class MessagesReader(StreamReader):
     """Reads one answer; see ``Reader``. Only `message_stop` makes a stream whole."""
+
+    dialect = "anthropic_messages"
 
     def __init__(self, provider: str, model: str, issuer: str, calls: CallCheck) -> None:
         super().__init__(provider)
@@ -56,8 +73,9 @@ class MessagesReader(StreamReader):
         self._check = calls
         self._parts = Numbering()
         self._blocks: dict[int, _Block] = {}
-        self._response_id = ""
+        self._response_id = self._response_model = ""
         self._reason: str | None = None
+        self._explanation = ""
         self._usage: dict[str, Any] = {}
 
     def body(self, data: bytes) -> list[ProviderEvent]:
@@ -70,7 +88,7 @@ class MessagesReader(StreamReader):
             for index, block in enumerate(message["content"]):
                 self._block_start(index, block, events)
                 self._block_stop(index, events)
-            self._reason = message.get("stop_reason")
+            self._stopping(message)
             self._end(events)
         except WRONG_SHAPE:
             raise broken(self._provider, "the answer is not of the expected form") from None
@@ -88,18 +106,29 @@ class MessagesReader(StreamReader):
             case "message_start":
                 self._message_start(event["message"], events)
             case "message_delta":
-                self._reason = event["delta"].get("stop_reason") or self._reason
+                self._stopping(event["delta"])
                 self._note_usage(event.get("usage"), events)
             case "message_stop":
                 self._end(events)
             case "error":
                 raise classify(self._provider, self._model, _refused(event.get("error")))
-            # `ping` and whatever is new say nothing about the answer.
+            case "ping":
+                pass
+            case _:
+                self.unknown += 1
 
     def _message_start(self, message: Mapping[str, Any], events: list[ProviderEvent]) -> None:
         if isinstance(identity := message.get("id"), str):
             self._response_id = identity
+        if isinstance(model := message.get("model"), str):
+            self._response_model = model
         self._note_usage(message.get("usage"), events)
+
+    def _stopping(self, said: Mapping[str, Any]) -> None:
+        self._reason = said.get("stop_reason") or self._reason
+        explanation = (said.get("stop_details") or {}).get("explanation")
+        if self._reason == "refusal" and isinstance(explanation, str):
+            self._explanation = explanation
 
     def _note_usage(self, usage: Mapping[str, Any] | None, events: list[ProviderEvent]) -> None:
         if usage:
@@ -114,9 +143,7 @@ class MessagesReader(StreamReader):
             case "text":
                 if text := start.get("text"):
                     events.append(TextDelta(block.part_index, _text(text)))
-                events += [
-                    CitationAdded(_citation(citation, block.part_index)) for citation in start.get("citations") or ()
-                ]
+                events += [CitationAdded(citation(each, block.part_index)) for each in start.get("citations") or ()]
             case "thinking":
                 if thinking := start.get("thinking"):
                     events.append(ReasoningDelta(block.part_index, text=_text(thinking)))
@@ -145,7 +172,11 @@ class MessagesReader(StreamReader):
             case "signature_delta":
                 block.signature += delta["signature"]
             case "citations_delta":
-                events.append(CitationAdded(_citation(delta["citation"], block.part_index)))
+                events.append(CitationAdded(citation(delta["citation"], block.part_index)))
+            case _ if block.kind in _READ_BLOCKS:
+                self.unknown += 1
+            case _:
+                block.extend(delta)
 
     def _block_stop(self, index: int, events: list[ProviderEvent]) -> None:
         block = self._blocks[index]
@@ -167,7 +198,7 @@ class MessagesReader(StreamReader):
 
     def _opaque(self, block: _Block) -> Opaque:
         """A block that is not ours to read: server-side tools, their results, what is new."""
-        whole = dict(block.start)
+        whole = {**block.start, **block.added}
         if block.input_json:
             whole["input"] = parse_object("".join(block.input_json).encode())
         return Opaque(self._issuer, block.kind, compact(whole).encode())
@@ -176,18 +207,10 @@ class MessagesReader(StreamReader):
         if self._reason is None:
             raise self.too_short()
         self.whole = True
+        if self._explanation:
+            events.append(RefusalDelta(self._parts.of("refusal"), self._explanation))
         reason = _REASONS.get(self._reason, FinishReason.OTHER)
-        events.append(Stopped(reason, self._reason, self._response_id))
-
-
-def _citation(said: Mapping[str, Any], part_index: int) -> Citation:
-    """Anthropic cites blocks of text, not stretches: start and end 0 mean the whole part."""
-    return Citation(
-        title=str(said.get("title") or said.get("document_title") or ""),
-        uri=str(said.get("url") or said.get("source") or ""),
-        quote=str(said.get("cited_text") or ""),
-        part_index=part_index,
-    )
+        events.append(Stopped(reason, self._reason, self._response_id, self._response_model))
 
 
 def _refused(error: Any) -> Refused:

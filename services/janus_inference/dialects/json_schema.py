@@ -1,16 +1,22 @@
 """Whether a value holds to a JSON Schema, for the model to be told what it got wrong.
 
 The keywords that tools use: type, enum, const, properties, required,
-additionalProperties, items, prefixItems, anyOf, oneOf, allOf, not, the bounds
-of numbers, strings and arrays, and ``$ref`` within the schema. Others,
-``pattern`` and ``format`` among them, are not checked: a pattern by a user
-could take for ever.
+additionalProperties, patternProperties, items, prefixItems, uniqueItems, anyOf,
+oneOf, allOf, not, the bounds of numbers, strings and arrays, multipleOf,
+pattern, the common formats, and ``$ref`` within the schema. Others are not
+checked, and neither is a pattern that only a backtracking engine could match.
+The work is bounded: what is beyond the bound counts as held to.
 """
 
+import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from janus_inference.dialects import formats, patterns
+
 _MAX_STEPS = 20_000
+_MAX_PATTERN_STEPS = 50_000
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "object": (dict,),
     "array": (list,),
@@ -25,10 +31,22 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 class _Budget:
     def __init__(self) -> None:
         self.left = _MAX_STEPS
+        self._patterns = _MAX_PATTERN_STEPS
 
     def spend(self) -> bool:
         self.left -= 1
         return self.left > 0
+
+    def found(self, pattern: Any, text: str) -> bool | None:
+        """Whether the pattern is in the text; None where that is not decided."""
+        if not isinstance(pattern, str):
+            return None
+        try:
+            found, steps = patterns.search(pattern, text, self._patterns)
+        except patterns.Undecided:
+            return None
+        self._patterns -= steps
+        return found
 
 
 def problem(value: Any, schema: Any) -> str | None:
@@ -59,7 +77,7 @@ def _problems(value: Any, schema: Any, path: str, root: Any, budget: _Budget, le
     elif isinstance(value, list):
         yield from _array(value, schema, path, root, budget, level)
     elif isinstance(value, str):
-        yield from _length(len(value), schema, "Length", "characters", path)
+        yield from _string(value, schema, path, budget)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield from _number(value, schema, path)
 
@@ -88,14 +106,20 @@ def _object(
         if name not in value:
             yield f"{path}: '{name}' is missing"
     others = schema.get("additionalProperties", True)
-    patterned = isinstance(schema.get("patternProperties"), dict)
+    by_pattern = schema.get("patternProperties")
+    by_pattern = by_pattern if isinstance(by_pattern, dict) else {}
     for name, item in value.items():
         below = f"{path}.{name}"[:200]
+        fits = {pattern: budget.found(pattern, name) for pattern in by_pattern}
+        for pattern in (pattern for pattern, found in fits.items() if found):
+            yield from _problems(item, by_pattern[pattern], below, root, budget, level + 1)
         if name in properties:
             yield from _problems(item, properties[name], below, root, budget, level + 1)
-        elif others is False and not patterned:
+        elif any(found is not False for found in fits.values()):
+            continue
+        elif others is False:
             yield f"{path}: '{name[:100]}' is not a known property"
-        elif isinstance(others, dict) and not patterned:
+        elif isinstance(others, dict):
             yield from _problems(item, others, below, root, budget, level + 1)
     yield from _length(len(value), schema, "Properties", "properties", path)
 
@@ -109,6 +133,16 @@ def _array(
         each = first[index] if index < len(first) else rest
         yield from _problems(item, each, f"{path}[{index}]"[:200], root, budget, level + 1)
     yield from _length(len(value), schema, "Items", "items", path)
+    if schema.get("uniqueItems") is True and len({json.dumps(item, sort_keys=True) for item in value}) < len(value):
+        yield f"{path}: must have no item twice"
+
+
+def _string(value: str, schema: dict[str, Any], path: str, budget: _Budget) -> Iterator[str]:
+    yield from _length(len(value), schema, "Length", "characters", path)
+    if "pattern" in schema and budget.found(schema["pattern"], value) is False:
+        yield f"{path}: must match the pattern {schema['pattern'][:100]}"
+    if isinstance(name := schema.get("format"), str) and not formats.holds(value, name):
+        yield f"{path}: must be of the format {name[:100]}"
 
 
 def _length(size: int, schema: dict[str, Any], what: str, unit: str, path: str) -> Iterator[str]:
@@ -128,10 +162,23 @@ def _number(value: float, schema: dict[str, Any], path: str) -> Iterator[str]:
         yield f"{path}: must be at least {least}"
     if (most := bound("maximum")) is not None and value > most:
         yield f"{path}: must be at most {most}"
+    if (step := bound("multipleOf")) is not None and step > 0 and not _divides(step, value):
+        yield f"{path}: must be a multiple of {step}"
     if (above := bound("exclusiveMinimum")) is not None and value <= above:
         yield f"{path}: must be above {above}"
     if (below := bound("exclusiveMaximum")) is not None and value >= below:
         yield f"{path}: must be below {below}"
+
+
+def _divides(step: float, value: float) -> bool:
+    """0.3 is a multiple of 0.1, though not in binary."""
+    if isinstance(step, int) and isinstance(value, int):
+        return value % step == 0
+    try:
+        times = value / step
+    except OverflowError:
+        return True
+    return not math.isfinite(times) or math.isclose(times, round(times), rel_tol=1e-9, abs_tol=1e-9)
 
 
 def _is(value: Any, name: Any) -> bool:
@@ -155,7 +202,7 @@ def _resolve(reference: str, root: Any) -> Any:
     if not reference.startswith("#"):
         return True
     found = root
-    for step in reference[1:].split("/")[1:]:
+    for step in reference[1:].split("/")[1:33]:
         step = step.replace("~1", "/").replace("~0", "~")
         if isinstance(found, dict) and step in found:
             found = found[step]

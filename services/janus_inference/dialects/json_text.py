@@ -82,3 +82,22 @@ def object_problem(text: str, max_bytes: int, max_depth: int) -> str | None:
     except ValueError:
         return "must be valid JSON"
     return None if isinstance(value, dict) else "must be a JSON object"
+
+
+def schema_problem(text: str, max_bytes: int, max_depth: int, max_nodes: int) -> str | None:
+    """Which rule a user's JSON Schema breaks: also its number of objects and arrays, and where it refers to."""
+    if (problem := object_problem(text, max_bytes, max_depth)) is not None:
+        return problem
+    nodes, follow = 0, [jiter.from_json(text.encode())]
+    while follow:
+        node = follow.pop()
+        nodes += 1
+        if nodes > max_nodes:
+            return f"must have at most {max_nodes} objects and arrays"
+        if isinstance(node, dict):
+            reference = node.get("$ref")
+            if isinstance(reference, str) and not reference.startswith("#"):
+                return "must refer only within itself ($ref)"
+        values = node.values() if isinstance(node, dict) else node
+        follow += [value for value in values if isinstance(value, dict | list)]
+    return None

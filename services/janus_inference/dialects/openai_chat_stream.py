@@ -5,7 +5,7 @@ from typing import Any
 
 from janus_inference import accounting
 from janus_inference.dialects.json_text import compact, parse_object
-from janus_inference.dialects.parts import CallCheck, Numbering, OpenCall
+from janus_inference.dialects.parts import CallCheck, Numbering, OpenCall, citation
 from janus_inference.dialects.reader import WRONG_SHAPE, StreamReader
 from janus_inference.events import (
     CitationAdded,
@@ -17,12 +17,13 @@ from janus_inference.events import (
     RefusalDelta,
     Stopped,
     TextDelta,
+    TokenLogprob,
     ToolCallArguments,
     ToolCallStarted,
     UsageUpdated,
 )
 from janus_inference.model import Citation, Opaque
-from janus_inference.provider_errors import STATUS_OF_TYPE, Refused, broken, classify
+from janus_inference.provider_errors import STATUS_OF_TYPE, Refused, broken, classify, is_flagged
 
 _REASONS = {
     "stop": FinishReason.STOP,
@@ -32,6 +33,8 @@ _REASONS = {
     "function_call": FinishReason.TOOL_CALLS,
     "content_filter": FinishReason.CONTENT_FILTER,
 }
+# A chunk without any of these is of a kind that this version does not know.
+_KNOWN_FIELDS = frozenset({"choices", "usage", "x_groq"})
 # Fields beside the content that only their issuer understands.
 _OPAQUE_FIELDS = ("executed_tools",)
 
@@ -44,6 +47,8 @@ class ChatReader(StreamReader):
     marker out.
     """
 
+    dialect = "openai_chat"
+
     def __init__(self, provider: str, model: str, issuer: str, calls: CallCheck, *, needs_done: bool = True) -> None:
         super().__init__(provider)
         self._model, self._issuer = model, issuer
@@ -53,7 +58,7 @@ class ChatReader(StreamReader):
         self._calls: list[OpenCall] = []
         self._call_at: dict[int, OpenCall] = {}
         self._reasoning_details: dict[tuple[object, object], dict[str, Any]] = {}
-        self._response_id = ""
+        self._response_id = self._response_model = ""
         self._reason: str | None = None
         self._refused = False
         self._usage: Mapping[str, Any] = {}
@@ -72,7 +77,11 @@ class ChatReader(StreamReader):
 
     def _event(self, name: bytes, data: bytes, events: list[ProviderEvent]) -> None:
         if data != b"[DONE]":
-            self._chunk(parse_object(data), events)
+            chunk = parse_object(data)
+            if name == b"error" and "error" not in chunk:
+                # A few servers name the event instead of wrapping the error.
+                raise classify(self._provider, self._model, _refused(chunk))
+            self._chunk(chunk, events)
         elif self._reason is not None:
             self._end(events)
         else:
@@ -85,14 +94,19 @@ class ChatReader(StreamReader):
     def _chunk(self, chunk: Mapping[str, Any], events: list[ProviderEvent]) -> None:
         if error := chunk.get("error"):
             raise classify(self._provider, self._model, _refused(error))
+        if _KNOWN_FIELDS.isdisjoint(chunk):
+            self.unknown += 1
+            return
         if not self._response_id and isinstance(identity := chunk.get("id"), str):
             self._response_id = identity
+            if isinstance(model := chunk.get("model"), str):
+                self._response_model = model
         for choice in chunk.get("choices") or ():
             if choice.get("index"):
                 continue  # only one answer is asked for
             delta = choice.get("delta") or choice.get("message")
             if delta:
-                self._delta(delta, events)
+                self._delta(delta, events, choice.get("logprobs"))
             if reason := choice.get("finish_reason"):
                 if choice_error := choice.get("error"):
                     raise classify(self._provider, self._model, _refused(choice_error))
@@ -103,12 +117,21 @@ class ChatReader(StreamReader):
         if usage:
             self._usage = usage
 
-    def _delta(self, delta: Mapping[str, Any], events: list[ProviderEvent]) -> None:
+    def _delta(self, delta: Mapping[str, Any], events: list[ProviderEvent], logprobs: Any = None) -> None:
+        if len(delta) == 1 and not logprobs and isinstance(text := delta.get("content"), str):
+            # Nearly all of a stream is this.
+            if text:
+                events.append(TextDelta(self._parts.of("text"), text))
+            return
         # Some servers say the same reasoning under both names.
         if reasoning := delta.get("reasoning_content") or delta.get("reasoning"):
             events.append(ReasoningDelta(self._parts.of("reasoning"), text=_text(reasoning)))
-        if content := delta.get("content"):
-            events.append(TextDelta(self._parts.of("text"), _text(content)))
+        tokens = _logprobs(logprobs) if logprobs else ()
+        content = delta.get("content")
+        if isinstance(content, list):
+            content = self._pieces(content, events)
+        if content or tokens:
+            events.append(TextDelta(self._parts.of("text"), _text(content or ""), tokens))
         if refusal := delta.get("refusal"):
             self._refused = True
             events.append(RefusalDelta(self._parts.of("refusal"), _text(refusal)))
@@ -126,11 +149,27 @@ class ChatReader(StreamReader):
                 opaque = Opaque(self._issuer, name, compact(block).encode())
                 events.append(OpaqueAdded(self._parts.of(object()), opaque))
 
+    def _pieces(self, content: list[Any], events: list[ProviderEvent]) -> str:
+        """The text of content in pieces, as Mistral sends it; thinking among them is reasoning."""
+        texts = []
+        for piece in content:
+            if piece["type"] == "text":
+                texts.append(_text(piece["text"]))
+            elif piece["type"] == "thinking":
+                said = piece["thinking"]
+                thought = said if isinstance(said, str) else "".join(_text(each["text"]) for each in said)
+                if thought:
+                    events.append(ReasoningDelta(self._parts.of("reasoning"), text=thought))
+            else:
+                self.unknown += 1
+        return "".join(texts)
+
     def _tool_call(self, fragment: Mapping[str, Any], events: list[ProviderEvent]) -> None:
         """One fragment of a call.
 
         A new id begins a new call even where the index says otherwise: some
-        servers give every call the index 0, or none.
+        servers give every call the index 0, or none. Without ids, a name after
+        whole arguments does; where ids repeat, ours tell the calls apart.
         """
         function = fragment.get("function") or {}
         index, call_id = fragment.get("index"), fragment.get("id")
@@ -138,32 +177,32 @@ class ChatReader(StreamReader):
             call = self._call_at.get(index)
         else:
             call = self._calls[-1] if self._calls and not call_id else None
-        if call is None or (call_id and call_id != call.call_id):
-            name = function.get("name")
+        name, arguments = function.get("name"), function.get("arguments")
+        another = call_id != call.given_id if call and call_id else name and arguments and call and call.is_whole()
+        if call is None or another:
             if not name:
                 raise KeyError("name")
-            number = len(self._calls)
-            part_index = self._parts.of(("call", number))
-            call = OpenCall(part_index, _text(call_id or f"call_{number}"), _text(name))
-            self._calls.append(call)
-            self._call_at[index if isinstance(index, int) else number] = call
-            events.append(ToolCallStarted(part_index, call.call_id, call.name))
-        if arguments := function.get("arguments"):
+            call = self._begin(call_id and _text(call_id), _text(name), events)
+            self._call_at[index if isinstance(index, int) else len(self._calls) - 1] = call
+        if arguments:
             # A few servers send the parsed arguments instead of their text.
             piece = arguments if isinstance(arguments, str) else compact(arguments)
             call.fragments.append(piece)
             events.append(ToolCallArguments(call.part_index, piece))
 
+    def _begin(self, given: str | None, name: str, events: list[ProviderEvent]) -> OpenCall:
+        number = len(self._calls)
+        call_id = given or f"call_{number}"
+        if any(call.call_id == call_id for call in self._calls):
+            call_id = f"{call_id}_{number}"
+        call = OpenCall(self._parts.of(("call", number)), call_id, name, given_id=given or "")
+        self._calls.append(call)
+        events.append(ToolCallStarted(call.part_index, call.call_id, call.name))
+        return call
+
     def _citation(self, said: Mapping[str, Any]) -> Citation:
         start, end = said.get("start_index"), said.get("end_index")
-        return Citation(
-            start=start if isinstance(start, int) else 0,
-            end=end if isinstance(end, int) else 0,
-            title=str(said.get("title") or ""),
-            uri=str(said.get("url") or ""),
-            quote=str(said.get("content") or ""),
-            part_index=self._parts.of("text"),
-        )
+        return citation(said, self._parts.of("text"), start=start, end=end)
 
     def _collect_reasoning(self, detail: Mapping[str, Any]) -> None:
         """Joins the fragments of one reasoning block; its signature is needed whole."""
@@ -193,7 +232,7 @@ class ChatReader(StreamReader):
                 reason = FinishReason.TOOL_CALLS
             elif self._refused:
                 reason = FinishReason.REFUSAL
-        events.append(Stopped(reason, word, self._response_id))
+        events.append(Stopped(reason, word, self._response_id, self._response_model))
 
 
 def _refused(error: Any) -> Refused:
@@ -201,6 +240,8 @@ def _refused(error: Any) -> Refused:
     if not isinstance(error, Mapping):
         return Refused(500)
     code, kind = error.get("code"), str(error.get("type") or "")
+    if is_flagged(error):
+        code = "content_filter"
     status = error.get("status_code")
     if not isinstance(status, int):
         status = code if isinstance(code, int) else None
@@ -212,6 +253,18 @@ def _refused(error: Any) -> Refused:
         type=kind,
         param=str(error.get("param") or ""),
         message=str(error.get("message") or ""),
+    )
+
+
+def _logprobs(said: Mapping[str, Any]) -> tuple[TokenLogprob, ...]:
+    """The tokens of the text; those of a refusal are left out."""
+    return tuple(
+        TokenLogprob(
+            _text(token["token"]),
+            float(token["logprob"]),
+            tuple((_text(other["token"]), float(other["logprob"])) for other in token.get("top_logprobs") or ()),
+        )
+        for token in said.get("content") or ()
     )
 
 

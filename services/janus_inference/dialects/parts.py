@@ -8,7 +8,7 @@ import jiter
 
 from janus_inference.dialects import json_schema
 from janus_inference.events import ToolCallCompleted
-from janus_inference.model import Prompt, ToolCall
+from janus_inference.model import Citation, Prompt, ToolCall
 
 
 class Numbering:
@@ -27,12 +27,21 @@ class Numbering:
 
 @dataclass(slots=True)
 class OpenCall:
-    """A tool call whose arguments are still coming."""
+    """A tool call whose arguments are still coming; ``given_id`` is the provider's own id, if it gave one."""
 
     part_index: int
     call_id: str
     name: str
     fragments: list[str] = field(default_factory=list)
+    given_id: str = ""
+
+    def is_whole(self) -> bool:
+        """Whether the arguments so far are one JSON value, so that no more can follow."""
+        try:
+            jiter.from_json("".join(self.fragments).encode())
+        except ValueError:
+            return False
+        return True
 
 
 class CallCheck:
@@ -66,3 +75,20 @@ class CallCheck:
             return ToolCallCompleted(call.part_index, whole, True, False, f"there is no tool named '{call.name}'")
         problem = json_schema.problem(value, self._schemas[call.name])
         return ToolCallCompleted(call.part_index, whole, True, problem is None, problem or "")
+
+
+def citation(said: Mapping[str, Any], part_index: int, *, start: object = 0, end: object = 0) -> Citation:
+    """A source in the contract's bounds, under whatever names a provider has for its title and address."""
+    places = [place if isinstance(place, int) and place > 0 else 0 for place in (start, end)]
+    return Citation(
+        start=places[0],
+        end=places[1],
+        title=_first(said, ("title", "document_title"), 1024),
+        uri=_first(said, ("url", "source"), 2048),
+        quote=_first(said, ("cited_text", "content"), 16 * 1024),
+        part_index=part_index,
+    )
+
+
+def _first(said: Mapping[str, Any], names: tuple[str, ...], most: int) -> str:
+    return next((text[:most] for name in names if isinstance(text := said.get(name), str) and text), "")

@@ -20,11 +20,14 @@ class Reader(Protocol):
     the stream. Neither raises: what was said before something went wrong is
     returned, and ``failure`` holds what did. ``body`` takes the place of both
     for a provider that answered with one JSON body, and raises ProviderFailure.
-    ``whole`` is true once the answer's own end was seen.
+    ``whole`` is true once the answer's own end was seen. ``unknown`` counts the
+    events of kinds that this version does not know, and skips.
     """
 
     whole: bool
     failure: ProviderFailure | None
+    unknown: int
+    dialect: str
 
     def feed(self, chunk: bytes) -> list[ProviderEvent]: ...
 
@@ -36,9 +39,12 @@ class Reader(Protocol):
 class StreamReader:
     """The part of a ``Reader`` that is the same for every dialect of server-sent events."""
 
+    dialect = ""
+
     def __init__(self, provider: str) -> None:
         self.whole = False
         self.failure: ProviderFailure | None = None
+        self.unknown = 0
         self._provider = provider
         self._sse = SseSplitter()
 

@@ -30,6 +30,9 @@ class SseSplitter:
         """Events that this chunk completes. Raises EventTooLarge."""
         if not chunk:
             return
+        if self._is_one_event(chunk):
+            yield b"", chunk[6:-2]
+            return
         if self._skip_lf and chunk[:1] == b"\n":
             chunk = chunk[1:]
         if not chunk:
@@ -52,6 +55,18 @@ class SseSplitter:
         """The last event, when the stream ended without the blank line that closes it."""
         tail, self._tail = bytes(self._tail), bytearray()
         yield from self._lines(tail + b"\n\n")
+
+    def _is_one_event(self, chunk: bytes) -> bool:
+        """Whether nothing is pending and this is an event of one data line: what most reads of a stream are."""
+        return (
+            chunk.startswith(b"data: ")
+            and chunk.endswith(b"\n\n")
+            and self._begun
+            and not (self._tail or self._data or self._name or self._skip_lf)
+            and chunk.find(b"\n") == len(chunk) - 2
+            and b"\r" not in chunk
+            and len(chunk) <= self._max_pending
+        )
 
     def _keep(self, rest: bytes) -> None:
         if len(self._tail) + len(rest) > self._max_pending:

@@ -1,4 +1,4 @@
-"""Bring a database up to date and end: `python -m janus_kit.migrations janus_memory janus_orchestration`.
+"""Bring a database up to date and end: `python -m janus_kit.migrations janus_inference janus_memory …`.
 
 For deployments where services connect as a user that may not change schemas.
 The database is the section ``postgres`` of the settings, with a user that may.

@@ -9,7 +9,7 @@ memories is never logged.
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, TextIO, cast
 
 import structlog
@@ -25,13 +25,21 @@ Level = Literal["debug", "info", "warning", "error"]
 
 
 class _Stderr:
-    """The process's stderr as it is at the time of writing: whoever hosts us may replace it."""
+    """The process's stderr as it is at the time of writing: whoever hosts us may replace it.
+
+    A line that cannot be written is lost, not an error of the call that logs
+    it: a terminal goes away under a server that goes on.
+    """
 
     def write(self, text: str) -> int:
-        return sys.stderr.write(text)
+        try:
+            return sys.stderr.write(text)
+        except OSError:
+            return 0
 
     def flush(self) -> None:
-        sys.stderr.flush()
+        with suppress(OSError):
+            sys.stderr.flush()
 
     def isatty(self) -> bool:
         return sys.stderr.isatty()

@@ -43,7 +43,14 @@ part_available = Gauge(names.PART_AVAILABLE, "Whether the last check of a depend
 background_restarts = Counter(
     names.BACKGROUND_RESTARTS, "Background tasks that failed and were started again.", ["task"]
 )
+idempotency_hits = Counter(
+    names.IDEMPOTENCY_HITS, "Requests whose id was known: replayed, conflict or in_progress.", ["outcome"]
+)
 build_info = Gauge(names.BUILD_INFO, "What runs here; always 1.", ["version", "revision"])
+config_reloads = Counter(names.CONFIG_RELOADS, "Times that the settings were read again while running.", ["outcome"])
+config_last_reload_successful = Gauge(
+    names.CONFIG_LAST_RELOAD_SUCCESSFUL, "Whether the settings that were read last are valid; 0: older ones are used."
+)
 
 
 class _PoolCollector(Collector):

@@ -6,7 +6,7 @@ passes through Janus is not cut.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,9 @@ TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+
+AttributeValue = str | int | float | bool | Sequence[str]
+Attributes = Mapping[str, AttributeValue]
 
 # What came in with the call at hand, kept for the calls that follow from it.
 _incoming: ContextVar[tuple[tuple[str, str], ...]] = ContextVar("janus_trace", default=())
@@ -136,8 +139,16 @@ def span(name: str, attributes: Mapping[str, str | int | float | bool] | None = 
     if _state.tracer is None:
         yield None
         return
-    with _state.tracer.start_as_current_span(name, attributes=dict(attributes or {})) as current:
-        yield current
+    # The text of an exception may quote what people wrote: a span has its class alone.
+    with _state.tracer.start_as_current_span(
+        name, attributes=dict(attributes or {}), record_exception=False, set_status_on_exception=False
+    ) as current:
+        try:
+            yield current
+        except Exception as error:
+            current.set_attribute(names.ERROR_TYPE, type(error).__name__)
+            mark_failed(current)
+            raise
 
 
 def start_client_span(method: str) -> "Span | None":
@@ -149,7 +160,7 @@ def start_client_span(method: str) -> "Span | None":
     return _state.tracer.start_span(method, kind=trace.SpanKind.CLIENT, attributes=_attributes(method))
 
 
-def start_span(name: str, attributes: Mapping[str, str | int | float | bool]) -> "Span | None":
+def start_span(name: str, attributes: Attributes) -> "Span | None":
     """A CLIENT span for a call to something that is not ours; whoever starts it ends it.
 
     It is not made the current one, so it may live across the turns of a stream.

@@ -40,6 +40,9 @@ def application(request: Request) -> Reply:
         kind = orders.values.get("code", _TYPES.get(orders.number("status"), "api_error"))
         text = f"bad key {request.headers.get('x-api-key', '')} for {body}"
         return error_reply(orders, {"type": "error", "error": {"type": kind, "message": text}})
+    if request.path.endswith("/count_tokens"):
+        counted = "none" if orders.has("garbage") else len(request.body.split())
+        return Reply(one(json.dumps({"input_tokens": counted}).encode()), content_type="application/json")
     if orders.has("whole") or not body.get("stream"):
         text = json.dumps(_message(orders, body), ensure_ascii=False)
         return Reply(one(text.encode()), content_type="application/json")

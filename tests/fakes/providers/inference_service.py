@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
+from pydantic import SecretStr
 from tests.fakes.providers import anthropic_wire, openai_wire
 from tests.fakes.providers.http_server import WireServer, serving
 
@@ -16,9 +17,10 @@ from janus_api.inference.v1 import inference_service_pb2_grpc as rpc
 from janus_api.inference.v1 import request_pb2
 from janus_inference.app import mount
 from janus_inference.settings import InferenceSettings
+from janus_kit.migrations import migrate
 from janus_kit.mount import Mount
 from janus_kit.server import serve
-from janus_kit.settings import ServerSettings
+from janus_kit.settings import PostgresSettings, RedisSettings, ServerSettings
 
 KEY = "sk-test-very-secret"
 
@@ -50,8 +52,8 @@ class Service:
 
 
 @asynccontextmanager
-async def running(**settings: Any) -> AsyncIterator[Service]:
-    """With providers `openai`, `anthropic`, `compatible` and `scripted`."""
+async def running(postgres_url: str, redis_url: str, **settings: Any) -> AsyncIterator[Service]:
+    """With providers `openai`, `anthropic`, `compatible` and `scripted`; each is asked once and no more."""
     async with AsyncExitStack() as stack:
         openai = await stack.enter_async_context(serving(openai_wire.application))
         anthropic = await stack.enter_async_context(serving(anthropic_wire.application))
@@ -64,15 +66,28 @@ async def running(**settings: Any) -> AsyncIterator[Service]:
             },
             "anthropic": {"kind": "anthropic", "base_url": anthropic.url, "api_key": KEY},
         }
-        made = InferenceSettings.model_validate(
-            {"providers": providers, "default_model": "scripted/rehearsal", "scripted_pace_ms": 0, **settings}
-        )
-        mounted = await stack.enter_async_context(mount(made))
+        given = {
+            "providers": providers,
+            "default_model": "scripted/rehearsal",
+            "scripted_pace_ms": 0,
+            "routing": {"max_attempts": 1, "breaker_failures": 1000},
+        }
+        made = InferenceSettings.model_validate(given | settings)
+        mounted = await stack.enter_async_context(inference_on(postgres_url, redis_url, made))
         server = ServerSettings(listen="127.0.0.1:0", lame_duck_s=0, drain_s=1)
         host = await stack.enter_async_context(serve([mounted], server))
         assert host.address is not None
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(host.address))
         yield Service(rpc.InferenceServiceStub(channel), host.address, mounted, openai, anthropic)
+
+
+@asynccontextmanager
+async def inference_on(postgres_url: str, redis_url: str, settings: InferenceSettings) -> AsyncIterator[Mount]:
+    """The service on these stores, which are brought up to date."""
+    postgres = PostgresSettings(url=SecretStr(postgres_url))
+    await migrate(postgres, ["janus_inference"])
+    async with mount(settings, postgres=postgres, redis=RedisSettings(url=SecretStr(redis_url))) as mounted:
+        yield mounted
 
 
 def user(*parts: content.Part | str) -> content.Message:

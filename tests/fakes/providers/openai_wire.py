@@ -1,4 +1,4 @@
-"""Chat Completions and embeddings as OpenAI writes them."""
+"""Chat Completions and embeddings as OpenAI writes them, with its Responses beside them."""
 
 import base64
 import json
@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
+from tests.fakes.providers import openai_responses_wire
 from tests.fakes.providers.directives import (
     Directives,
     Piece,
@@ -34,6 +35,10 @@ def application(request: Request) -> Reply:
         return error_reply(
             orders, {"error": {"message": text, "type": "invalid_request_error", "code": code, "param": None}}
         )
+    if request.path.endswith("/responses/input_tokens"):
+        return openai_responses_wire.count(orders)
+    if request.path.endswith("/responses"):
+        return openai_responses_wire.answer(body, orders)
     if request.path.endswith("/embeddings"):
         return Reply(one(_embeddings(body, orders)), content_type="application/json")
     if orders.has("whole") or not body.get("stream"):
@@ -67,7 +72,8 @@ def _reason(orders: Directives) -> str:
 
 def _chunks(orders: Directives, body: dict[str, Any]) -> Iterator[Piece]:
     def chunk(delta: dict[str, Any], reason: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+        tokens = _logprobs(delta["content"], body) if body.get("logprobs") and delta.get("content") else None
+        choice = {"index": 0, "delta": delta, "logprobs": tokens, "finish_reason": reason}
         return event({**head, "choices": [choice]})
 
     head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": body["model"]}
@@ -90,6 +96,13 @@ def _chunks(orders: Directives, body: dict[str, Any]) -> Iterator[Piece]:
         yield Piece(event({**head, "choices": [], "usage": usage(orders)}))
     if orders.number("done", 1):
         yield Piece(event("[DONE]"))
+
+
+def _logprobs(word: str, body: dict[str, Any]) -> dict[str, Any]:
+    """One token a word, and as many others in its place as were asked for."""
+    others = [{"token": f"other{rank}", "logprob": -1.0 - rank, "bytes": None} for rank in range(body["top_logprobs"])]
+    token = {"token": word, "logprob": -0.25, "bytes": list(word.encode()), "top_logprobs": others}
+    return {"content": [token], "refusal": None}
 
 
 def _answer(orders: Directives, body: dict[str, Any]) -> dict[str, Any]:
@@ -115,7 +128,7 @@ def _answer(orders: Directives, body: dict[str, Any]) -> dict[str, Any]:
 
 def _embeddings(body: dict[str, Any], orders: Directives) -> bytes:
     """Each vector says how long its text is, so that a test can tell them apart."""
-    size = body.get("dimensions", 3)
+    size = orders.number("dimensions", body.get("dimensions", 3))
     texts = body["input"] if isinstance(body["input"], list) else [body["input"]]
     rows = []
     for index, text in enumerate(texts[: len(texts) - orders.number("missing")]):
@@ -127,4 +140,5 @@ def _embeddings(body: dict[str, Any], orders: Directives) -> bytes:
         rows.append({"object": "embedding", "index": index, "embedding": vector})
     rows.reverse()  # the order is in the index, not in the list
     said = {"prompt_tokens": 5, "total_tokens": 5}
-    return as_json({"object": "list", "data": rows, "model": body["model"], "usage": said})
+    usage = {"usage": said} if orders.number("usage", 1) else {}
+    return as_json({"object": "list", "data": rows, "model": body["model"], **usage})

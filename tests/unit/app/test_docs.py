@@ -6,6 +6,14 @@ import re
 from pathlib import Path
 
 from janus_app.settings import SECTIONS
+from janus_inference.profiles import PROFILES
+from janus_inference.settings import (
+    AliasSettings,
+    InferenceSettings,
+    PriceSettings,
+    ProviderSettings,
+    RoutingSettings,
+)
 from janus_kit.settings import load
 
 ROOT = Path(__file__).parents[3]
@@ -20,6 +28,29 @@ def test_the_configuration_guides_example_loads(tmp_path: Path) -> None:
     loaded = load(SECTIONS, file=file)
     assert loaded["inference"].default_target() == "default"
     assert loaded.origin("server.drain_s") == "file"
+
+
+def test_every_example_of_the_configuration_guide_loads(tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "guides" / "configuration.md").read_text()
+    examples = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
+    assert len(examples) > 1
+    for example in examples:
+        file = tmp_path / "janus.yaml"
+        file.write_text(example)
+        load(SECTIONS, file=file)
+
+
+def test_every_profile_of_the_configuration_guide_is_one() -> None:
+    guide = (ROOT / "docs" / "guides" / "configuration.md").read_text()
+    (row,) = re.findall(r"^\| `profile` \|(.*)$", guide, re.MULTILINE)
+    assert set(re.findall(r"`([^`]+)`", row)) == set(PROFILES) - {"openai"}
+
+
+def test_every_key_of_inference_is_in_the_configuration_guide() -> None:
+    guide = (ROOT / "docs" / "guides" / "configuration.md").read_text()
+    named = set(re.findall(r"[a-z_]+", guide))
+    for model in (InferenceSettings, ProviderSettings, RoutingSettings, PriceSettings, AliasSettings):
+        assert set(model.model_fields) - named == set()
 
 
 def test_every_file_that_the_readme_links_to_is_there() -> None:

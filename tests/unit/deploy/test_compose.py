@@ -174,7 +174,7 @@ def test_networks_of_services_and_stores_have_no_way_out(compose: dict[str, Any]
     assert compose["networks"]["stores"]["internal"] is True
     for name in (*STORES, "migrate"):
         assert services[name]["networks"] == ["stores"]
-    for name in ("inference", "edge", "prometheus"):
+    for name in ("edge", "prometheus"):
         assert "stores" not in services[name]["networks"]
 
 
@@ -207,10 +207,10 @@ def test_every_container_says_how_it_is(services: dict[str, Any]):
 
 
 def test_the_schema_is_there_before_a_service_starts(services: dict[str, Any]):
-    for name in ("memory", "orchestration"):
+    for name in ("inference", "memory", "orchestration"):
         assert services[name]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
     assert services["migrate"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
-    assert services["migrate"]["command"] == ["janus_memory", "janus_orchestration"]
+    assert services["migrate"]["command"] == ["janus_inference", "janus_memory", "janus_orchestration"]
 
 
 def test_nothing_waits_for_itself(services: dict[str, Any]):

@@ -1,14 +1,18 @@
 """What names mean, what is listed, and what settings make of it."""
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from janus_inference.catalogue import Catalogue, Entry, Kind
+from janus_inference.breakers import BreakerRules, Breakers
+from janus_inference.catalogue import Catalogue, Entry, Health, Kind
+from janus_inference.model import Routing
 from janus_inference.profiles import OPENAI, chat_profile, max_output_tokens
 from janus_inference.provider_errors import broken, unreachable
-from janus_inference.routing import ProviderModels, Routes, Target
+from janus_inference.routing import Alias, ProviderModels, Route, Routes, Target
 from janus_inference.settings import InferenceSettings
 from janus_inference.standing import FORGET_AFTER_S, Standings
 from janus_kit.configuration import load
@@ -19,7 +23,11 @@ ROUTES = Routes(
         "openai": ProviderModels(frozenset({"gpt"}), frozenset({"vec"}), True),
         "local": ProviderModels(frozenset({"llama", "org/name:7b"}), frozenset(), False),
     },
-    {"fast": ("local/llama",)},
+    {
+        "fast": Alias((("local/llama", 0),)),
+        "sure": Alias((("openai/gpt", 0), ("local/llama", 0)), hedge_after=0.5),
+        "spread": Alias((("openai/gpt", 3), ("local/llama", 1), ("openai/spare", 0))),
+    },
     default="fast",
     default_embedding="openai/vec",
 )
@@ -36,7 +44,30 @@ ROUTES = Routes(
     ],
 )
 def test_a_name_is_an_alias_or_a_provider_and_its_model(name: str, target: Target) -> None:
-    assert ROUTES.generative(name) == target
+    assert ROUTES.route(name).targets == (target,)
+
+
+def test_an_alias_names_its_targets_in_order_and_when_to_hedge() -> None:
+    assert ROUTES.route("sure") == Route((Target("openai", "gpt"), Target("local", "llama")), 0.5)
+    assert ROUTES.route("sure", Routing(hedge_after=0.1)).hedge_after == 0.1
+
+
+def test_weights_are_shares_of_first_attempts_and_the_rest_follows() -> None:
+    firsts = Counter(ROUTES.route("spread").names[0] for _ in range(4000))
+    assert set(firsts) == {"openai/gpt", "local/llama"}
+    assert 2800 < firsts["openai/gpt"] < 3200
+    for _ in range(20):
+        names = ROUTES.route("spread").names
+        assert sorted(names) == ["local/llama", "openai/gpt", "openai/spare"]
+        assert names[-1] == "openai/spare"
+
+
+def test_fallbacks_come_after_the_targets_and_nobody_is_asked_twice() -> None:
+    route = ROUTES.route("openai/gpt", Routing(("sure", "openai/other")))
+    assert route.names == ("openai/gpt", "local/llama", "openai/other")
+    with pytest.raises(InvalidArgument) as raised:
+        ROUTES.route("fast", Routing(("sure", "nope")))
+    assert raised.value.violations[0].field == "prompt.routing.fallbacks[1]"
 
 
 @pytest.mark.parametrize(
@@ -44,7 +75,7 @@ def test_a_name_is_an_alias_or_a_provider_and_its_model(name: str, target: Targe
 )
 def test_an_unknown_name_names_the_field(name: str) -> None:
     with pytest.raises(InvalidArgument) as raised:
-        ROUTES.generative(name)
+        ROUTES.route(name)
     assert raised.value.reason == "MODEL_NOT_FOUND"
     assert raised.value.metadata == {"model": name}
     assert raised.value.violations[0].field == "prompt.model"
@@ -58,10 +89,14 @@ def test_embedding_asks_embedding_models_only() -> None:
             ROUTES.embedding(name)
 
 
+def catalogue(entries: Iterable[Entry]) -> Catalogue:
+    return Catalogue(entries, Breakers(Hand(), BreakerRules(failures=1)))
+
+
 def test_pages_are_stable_while_entries_come_and_go() -> None:
     names = [f"m{number:03}" for number in range(250)]
-    first = Catalogue(Entry(name, Kind.GENERATIVE) for name in names).page(100, "", None)
-    changed = Catalogue(Entry(name, Kind.GENERATIVE) for name in [*names, "m099a", "a"] if name != "m099")
+    first = catalogue(Entry(name, Kind.GENERATIVE) for name in names).page(100, "", None)
+    changed = catalogue(Entry(name, Kind.GENERATIVE) for name in [*names, "m099a", "a"] if name != "m099")
     second = changed.page(100, first.next_token, None)
     assert [entry.name for entry in second.entries][:2] == ["m099a", "m100"]
     last = changed.page(0, second.next_token, None)
@@ -69,32 +104,47 @@ def test_pages_are_stable_while_entries_come_and_go() -> None:
 
 
 def test_pages_can_be_of_one_kind() -> None:
-    catalogue = Catalogue([Entry("b", Kind.ALIAS), Entry("a", Kind.GENERATIVE), Entry("c", Kind.EMBEDDING)])
-    assert [entry.name for entry in catalogue.page(0, "", Kind.EMBEDDING).entries] == ["c"]
-    assert catalogue.get("b").kind is Kind.ALIAS
+    found = catalogue([Entry("b", Kind.ALIAS), Entry("a", Kind.GENERATIVE), Entry("c", Kind.EMBEDDING)])
+    assert [entry.name for entry in found.page(0, "", Kind.EMBEDDING).entries] == ["c"]
+    assert found.get("b").kind is Kind.ALIAS
     with pytest.raises(NotFound):
-        catalogue.get("d")
+        found.get("d")
+
+
+def test_health_is_what_the_breakers_say_and_an_alias_is_as_well_as_its_best_target() -> None:
+    clock = Hand()
+    breakers = Breakers(clock, BreakerRules(failures=1, open_s=5))
+    one, two = Entry("a/one", Kind.GENERATIVE), Entry("a/two", Kind.GENERATIVE)
+    both = Entry("both", Kind.ALIAS, targets=(("a/one", 0), ("a/two", 0)))
+    found = Catalogue([one, two, both], breakers)
+    assert found.health(one) is Health.OK
+    breakers.failed("a/one", unreachable("a"))
+    assert (found.health(one), found.health(two), found.health(both)) == (Health.UNAVAILABLE, Health.OK, Health.OK)
+    breakers.failed("a/two", unreachable("a"))
+    assert found.health(both) is Health.UNAVAILABLE
+    clock.seconds += 5
+    assert found.health(both) is Health.RECOVERING
 
 
 @pytest.mark.parametrize("size", [-1, 1001])
 def test_a_page_has_bounds(size: int) -> None:
     with pytest.raises(InvalidArgument) as raised:
-        Catalogue([]).page(size, "", None)
+        catalogue([]).page(size, "", None)
     assert raised.value.violations[0].field == "page_size"
 
 
 @pytest.mark.parametrize("token", ["nope", "ü", "W10", "bnVsbA", "WyJhIiwgMV0", "====", "x" * 5000])
 def test_a_token_of_nobody_is_refused(token: str) -> None:
     with pytest.raises(InvalidArgument) as raised:
-        Catalogue([]).page(0, token, None)
+        catalogue([]).page(0, token, None)
     assert raised.value.reason == "PAGE_TOKEN_INVALID"
 
 
 def test_a_token_of_another_query_is_refused() -> None:
-    catalogue = Catalogue(Entry(f"m{number}", Kind.GENERATIVE) for number in range(3))
-    token = catalogue.page(1, "", Kind.GENERATIVE).next_token
+    found = catalogue(Entry(f"m{number}", Kind.GENERATIVE) for number in range(3))
+    token = found.page(1, "", Kind.GENERATIVE).next_token
     with pytest.raises(InvalidArgument):
-        catalogue.page(1, token, None)
+        found.page(1, token, None)
 
 
 def settings(**values: Any) -> InferenceSettings:
@@ -162,7 +212,12 @@ def test_a_key_of_the_environment_completes_a_provider_without_one() -> None:
         ({"providers": {"x": {"kind": "openai", "base_url": "ftp://x"}}}, "http"),
         ({"providers": {"x": {"kind": "openai", "models": ["a", "a"]}}}, "unique"),
         ({"aliases": {"fast": "away/model"}}, "away/model"),
-        ({"aliases": {"fast": ["scripted/rehearsal", "scripted/rehearsal"]}}, "at most 1"),
+        ({"aliases": {"fast": ["scripted/rehearsal", "scripted/rehearsal"]}}, "unique"),
+        ({"aliases": {"fast": []}}, "at least 1"),
+        ({"aliases": {"fast": {"targets": ["scripted/rehearsal"], "hedge_after_s": 0}}}, "hedge_after_s"),
+        ({"limits": [{"name": "x"}]}, "must set one of"),
+        ({"limits": [{"name": "x", "concurrent": 1}, {"name": "x", "concurrent": 2}]}, "unique"),
+        ({"prices": {"away/model": {"input_usd": 1}}}, "away/model"),
         ({"aliases": {"a/b": "scripted/rehearsal"}}, "alias"),
         ({"default_model": "nope"}, "default_model"),
         ({"default_model": "scripted/nope"}, "no model"),

@@ -1,13 +1,15 @@
 """What holds for every provider: order, one end, limits, and what failures look like."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 
 import pytest
 from prometheus_client import REGISTRY
-from tests.fakes.providers.setups import events_of, generation, prompt
+from tests.fakes.providers.setups import CALLER, Stores, events_of, prompt
+from tests.fakes.providers.told import STOP, Batches, Told, falling_silent, telling
 
+from janus_inference.deadlines import TimeLimits
 from janus_inference.events import (
     Failed,
     Finished,
@@ -23,70 +25,19 @@ from janus_inference.events import (
     UsageUpdated,
 )
 from janus_inference.fold import Fold
-from janus_inference.generation import Limits
-from janus_inference.model import Text, Timeouts, ToolCall
+from janus_inference.model import Routing, Text, Timeouts, ToolCall
 from janus_inference.ports import Ask
-from janus_inference.provider_errors import ProviderFailure, Refused, broken, classify
+from janus_inference.provider_errors import Refused, broken, classify
 from janus_kit.errors import InvalidArgument, JanusError
-
-Batches = AsyncIterator[Sequence[ProviderEvent]]
-STOP = Stopped(FinishReason.STOP, "stop", "id1")
-
-
-class Told:
-    """A provider that yields what it is told and knows whether it was closed."""
-
-    dialect = "told"
-
-    def __init__(self, tell: Callable[[Ask], Batches], opening: ProviderFailure | None = None) -> None:
-        self._tell = tell
-        self._opening = opening
-        self.opened = asyncio.Event()
-        self.closed = 0
-
-    @asynccontextmanager
-    async def stream(self, ask: Ask) -> AsyncIterator[Batches]:
-        if self._opening is not None:
-            raise self._opening
-        try:
-            self.opened.set()
-            ask.stopwatch.sent()
-            yield self._tell(ask)
-        finally:
-            self.closed += 1
-
-    async def warm(self) -> None: ...
-
-    async def close(self) -> None: ...
-
-
-def telling(*batches: Sequence[ProviderEvent] | ProviderFailure) -> Told:
-    async def tell(ask: Ask) -> Batches:
-        for batch in batches:
-            if isinstance(batch, ProviderFailure):
-                raise batch
-            ask.stopwatch.heard()
-            yield batch
-
-    return Told(tell)
-
-
-def falling_silent(*batches: Sequence[ProviderEvent]) -> Told:
-    async def tell(ask: Ask) -> Batches:
-        for batch in batches:
-            yield batch
-        await asyncio.Event().wait()
-
-    return Told(tell)
 
 
 def metric(name: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(f"janus_inference_{name}", {"provider": "upstream", **labels}) or 0.0
 
 
-async def test_a_stream_starts_once_and_ends_once() -> None:
+async def test_a_stream_starts_once_and_ends_once(stores: Stores) -> None:
     provider = telling([UsageUpdated(Usage(3))], [TextDelta(0, "a"), TextDelta(0, "b")], [TextDelta(0, "c"), STOP])
-    events = await events_of(generation(provider), prompt())
+    events = await events_of(stores.generation(provider), prompt())
     started, usage, first, second, finished = events
     assert isinstance(started, Started)
     assert (started.provider, started.model, started.attempt) == ("upstream", "fake", 1)
@@ -99,7 +50,7 @@ async def test_a_stream_starts_once_and_ends_once() -> None:
     assert provider.closed == 1
 
 
-async def test_the_whole_answer_is_the_folded_stream() -> None:
+async def test_the_whole_answer_is_the_folded_stream(stores: Stores) -> None:
     call = ToolCall("a", "weather", "{}")
     batches = [
         [TextDelta(0, "one "), TextDelta(0, "two")],
@@ -107,39 +58,39 @@ async def test_the_whole_answer_is_the_folded_stream() -> None:
         [UsageUpdated(Usage(1, output_tokens=2)), Stopped(FinishReason.TOOL_CALLS, "tool_calls")],
     ]
     fold = Fold()
-    for event in await events_of(generation(telling(*batches)), prompt()):
+    for event in await events_of(stores.generation(telling(*batches)), prompt()):
         fold.add(event)
-    streamed, unary = fold.answer(), await generation(telling(*batches)).answer(prompt())
+    streamed, unary = fold.answer(), await stores.generation(telling(*batches)).answer(prompt(), CALLER)
     assert unary.message == streamed.message
     assert unary.message.parts == (Text("one two"), call)
     assert (unary.reason, unary.usage) == (streamed.reason, streamed.usage)
 
 
-async def test_an_answer_without_content_is_whole_too() -> None:
-    started, finished = await events_of(generation(telling([STOP])), prompt())
+async def test_an_answer_without_content_is_whole_too(stores: Stores) -> None:
+    started, finished = await events_of(stores.generation(telling([STOP])), prompt())
     assert isinstance(started, Started)
     assert isinstance(finished, Finished)
 
 
-async def test_usage_that_was_not_said_is_estimated() -> None:
-    events = await events_of(generation(telling([TextDelta(0, "x" * 40), STOP])), prompt("y" * 40))
+async def test_usage_that_was_not_said_is_estimated(stores: Stores) -> None:
+    events = await events_of(stores.generation(telling([TextDelta(0, "x" * 40), STOP])), prompt("y" * 40))
     assert isinstance(events[-1], Finished)
     assert events[-1].usage == Usage(14, output_tokens=10, estimated=True)
 
 
-async def test_a_failure_before_the_first_event_is_raised() -> None:
+async def test_a_failure_before_the_first_event_is_raised(stores: Stores) -> None:
     refused = classify("upstream", "fake", Refused(529))
     for provider in (Told(telling()._tell, refused), telling([UsageUpdated(Usage(3))], refused)):
         with pytest.raises(JanusError) as raised:
-            await events_of(generation(provider), prompt())
+            await events_of(stores.generation(provider), prompt())
         assert raised.value is refused.error
 
 
-async def test_a_failure_afterwards_ends_the_stream_as_partial() -> None:
+async def test_a_failure_afterwards_ends_the_stream_as_partial(stores: Stores) -> None:
     cut = broken("upstream", "cut")
     truncated = metric("streams_truncated_total")
     provider = telling([TextDelta(0, "half")], cut)
-    events = await events_of(generation(provider), prompt())
+    events = await events_of(stores.generation(provider), prompt())
     failed = events[-1]
     assert isinstance(failed, Failed)
     assert (failed.error, failed.retryable, failed.partial) == (cut.error, True, True)
@@ -149,24 +100,24 @@ async def test_a_failure_afterwards_ends_the_stream_as_partial() -> None:
     assert metric("streams_truncated_total") == truncated + 1
 
 
-async def test_a_half_answer_is_no_answer() -> None:
+async def test_a_half_answer_is_no_answer(stores: Stores) -> None:
     cut = broken("upstream", "cut")
     with pytest.raises(JanusError) as raised:
-        await generation(telling([TextDelta(0, "half")], cut)).answer(prompt())
+        await stores.generation(telling([TextDelta(0, "half")], cut)).answer(prompt(), CALLER)
     assert raised.value is cut.error
 
 
 @pytest.mark.parametrize("before", [[], [TextDelta(0, "half")]])
-async def test_a_content_filter_is_a_reason_to_finish(before: list[ProviderEvent]) -> None:
+async def test_a_content_filter_is_a_reason_to_finish(stores: Stores, before: list[ProviderEvent]) -> None:
     filtered = classify("upstream", "fake", Refused(400, code="content_filter"))
     batches = [before, filtered] if before else [filtered]
-    events = await events_of(generation(telling(*batches)), prompt())
+    events = await events_of(stores.generation(telling(*batches)), prompt())
     assert isinstance(events[0], Started)
     assert isinstance(events[-1], Finished)
     assert events[-1].reason is FinishReason.CONTENT_FILTER
 
 
-LIMITS = Limits(first_event=5, idle=5, total=5)
+LIMITS = TimeLimits(first_event=5, idle=5, total=5)
 
 
 @pytest.mark.parametrize(
@@ -179,43 +130,43 @@ LIMITS = Limits(first_event=5, idle=5, total=5)
     ],
 )
 async def test_each_limit_before_the_first_event_is_raised_by_name(
-    leg: str, provider: Told, timeouts: Timeouts, remaining: float | None
+    stores: Stores, leg: str, provider: Told, timeouts: Timeouts, remaining: float | None
 ) -> None:
-    using = generation(provider, LIMITS)
+    using = stores.generation(provider, LIMITS)
     with pytest.raises(JanusError) as raised:
-        await using.answer(prompt(timeouts=timeouts), remaining=remaining)
+        await using.answer(prompt(timeouts=timeouts), CALLER, remaining=remaining)
     assert (raised.value.code, raised.value.metadata["leg"]) == ("DEADLINE_EXCEEDED", leg)
     assert provider.closed == 1
 
 
 @pytest.mark.parametrize(("leg", "timeouts"), [("idle", Timeouts(idle=0.01)), ("total", Timeouts(total=0.03, idle=1))])
-async def test_each_limit_afterwards_ends_the_stream_by_name(leg: str, timeouts: Timeouts) -> None:
+async def test_each_limit_afterwards_ends_the_stream_by_name(stores: Stores, leg: str, timeouts: Timeouts) -> None:
     provider = falling_silent([TextDelta(0, "half")])
-    failed = (await events_of(generation(provider, LIMITS), prompt(timeouts=timeouts)))[-1]
+    failed = (await events_of(stores.generation(provider, LIMITS), prompt(timeouts=timeouts)))[-1]
     assert isinstance(failed, Failed)
     assert failed.error.metadata["leg"] == leg
     assert failed.retryable
     assert provider.closed == 1
 
 
-async def test_a_slow_reader_is_no_idle_provider() -> None:
+async def test_a_slow_reader_is_no_idle_provider(stores: Stores) -> None:
     provider = telling([TextDelta(0, "a")], [TextDelta(0, "b"), STOP])
     seen = []
-    async for numbered in generation(provider).run(prompt(timeouts=Timeouts(idle=0.02))):
+    async for numbered in stores.generation(provider).run(prompt(timeouts=Timeouts(idle=0.02)), CALLER):
         await asyncio.sleep(0.03)  # longer than the limit, but spent by the reader
         seen.append(numbered.event)
     assert isinstance(seen[-1], Finished)
 
 
-async def closing(provider: Told) -> None:
-    async with aclosing(generation(provider).run(prompt())) as events:
+async def closing(stores: Stores, provider: Told) -> None:
+    async with aclosing(stores.generation(provider).run(prompt(), CALLER)) as events:
         async for numbered in events:
             if isinstance(numbered.event, TextDelta):
                 return
 
 
-async def cancelling(provider: Told) -> None:
-    reading = asyncio.create_task(generation(provider).answer(prompt()))
+async def cancelling(stores: Stores, provider: Told) -> None:
+    reading = asyncio.create_task(stores.generation(provider).answer(prompt(), CALLER))
     await provider.opened.wait()
     assert metric("streams_in_flight") == 1
     reading.cancel()
@@ -224,12 +175,12 @@ async def cancelling(provider: Told) -> None:
 
 
 @pytest.mark.parametrize("leave", [closing, cancelling])
-async def test_whoever_leaves_closes_the_provider(leave: Callable[[Told], Awaitable[None]]) -> None:
+async def test_whoever_leaves_closes_the_provider(stores: Stores, leave: Callable[[Told], Awaitable[None]]) -> None:
     before = metric("attempts_total", outcome="cancelled")
     measured = metric("upstream_cancel_seconds_count")
     provider = falling_silent([TextDelta(0, "half")])
     tasks = asyncio.all_tasks()
-    await leave(provider)
+    await leave(stores, provider)
     assert provider.closed == 1
     assert asyncio.all_tasks() == tasks
     assert metric("streams_in_flight") == 0
@@ -237,15 +188,15 @@ async def test_whoever_leaves_closes_the_provider(leave: Callable[[Told], Awaita
     assert metric("upstream_cancel_seconds_count") == measured + 1
 
 
-async def test_bad_input_reaches_no_provider() -> None:
+async def test_bad_input_reaches_no_provider(stores: Stores) -> None:
     provider = telling([STOP])
-    for asked in (prompt(stop=("",)), prompt(model="nope"), prompt(resumable=True)):
+    for asked in (prompt(stop=("",)), prompt(model="nope"), prompt(routing=Routing(("nope",)))):
         with pytest.raises(JanusError):
-            await generation(provider).answer(asked)
+            await stores.generation(provider).answer(asked, CALLER)
     assert provider.closed == 0
 
 
-async def test_a_prompt_that_the_dialect_cannot_say_counts_as_refused() -> None:
+async def test_a_prompt_that_the_dialect_cannot_say_counts_as_refused(stores: Stores) -> None:
     class Choosy(Told):
         @asynccontextmanager
         async def stream(self, ask: Ask) -> AsyncIterator[Batches]:
@@ -255,5 +206,5 @@ async def test_a_prompt_that_the_dialect_cannot_say_counts_as_refused() -> None:
 
     before = metric("attempts_total", outcome="refused")
     with pytest.raises(InvalidArgument):
-        await generation(Choosy(telling()._tell)).answer(prompt())
+        await stores.generation(Choosy(telling()._tell)).answer(prompt(), CALLER)
     assert metric("attempts_total", outcome="refused") == before + 1

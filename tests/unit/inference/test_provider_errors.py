@@ -2,7 +2,15 @@
 
 import pytest
 
-from janus_inference.provider_errors import Refused, classify, retry_after_of, timed_out
+from janus_inference.provider_errors import (
+    Refused,
+    broken,
+    classify,
+    not_configured,
+    retry_after_of,
+    timed_out,
+    unreachable,
+)
 from janus_kit.errors import InvalidArgument
 
 ROWS = [
@@ -102,7 +110,12 @@ def test_identifiers_of_the_provider_are_passed_on() -> None:
     [
         ({"retry-after": "7"}, 7.0),
         ({"retry-after-ms": "250", "retry-after": "7"}, 0.25),
-        ({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}, None),
+        ({"retry-after": "Wed, 21 Oct 2026 07:28:10 GMT", "date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 10.0),
+        ({"retry-after": "Wed, 21 Oct 2026 07:27:00 GMT", "date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 0.0),
+        ({"retry-after": "Wed, 21 Oct 2026 09:28:00 GMT", "date": "Wed, 21 Oct 2026 07:28:00 GMT"}, None),
+        ({"retry-after": "Wed, 21 Oct 2026 07:28:10 GMT", "date": "yesterday"}, 10.0),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after-ms": "-1", "retry-after": "7"}, 7.0),
         ({"retry-after": "-1"}, None),
         ({"retry-after": "nan"}, None),
         ({"retry-after": "9999999"}, None),
@@ -110,7 +123,76 @@ def test_identifiers_of_the_provider_are_passed_on() -> None:
     ],
 )
 def test_retry_after_is_read_in_either_unit(headers: dict[str, str], seconds: float | None) -> None:
-    assert retry_after_of(headers) == seconds
+    # 1792567680 is Wed, 21 Oct 2026 07:28:00 GMT.
+    assert retry_after_of(headers, now=1_792_567_680.0) == seconds
+
+
+ELSEWHERE = [
+    (Refused(429), True),
+    (Refused(500), True),
+    (Refused(529), True),
+    (Refused(408), True),
+    (Refused(401), True),
+    (Refused(403), True),
+    (Refused(402), True),
+    (Refused(404, code="model_not_found"), True),
+    (Refused(400, code="context_length_exceeded"), True),
+    (Refused(413, type="tokens", code="rate_limit_exceeded"), True),
+    (Refused(503, should_retry=False), True),
+    (Refused(400), False),
+    (Refused(422), False),
+    (Refused(400, should_retry=True), False),
+    (Refused(400, code="content_filter"), False),
+]
+
+
+@pytest.mark.parametrize(("said", "elsewhere"), ELSEWHERE)
+def test_whether_another_target_may_succeed(said: Refused, elsewhere: bool) -> None:
+    assert classify("upstream", "model", said).elsewhere is elsewhere
+
+
+@pytest.mark.parametrize("leg", ["connect", "first_event", "idle", "total", "call"])
+def test_time_that_is_up_for_the_whole_call_is_up_elsewhere_too(leg: str) -> None:
+    assert timed_out("upstream", leg, 1).elsewhere is (leg not in ("total", "call"))
+
+
+def test_no_connection_no_sense_and_no_key_are_one_target_s_trouble() -> None:
+    assert unreachable("upstream").elsewhere
+    assert broken("upstream", "cut").elsewhere
+    assert not_configured("upstream").elsewhere
+
+
+def test_what_the_provider_said_about_waiting_is_told_apart_from_our_default() -> None:
+    told, silent = (classify("upstream", "model", Refused(429, retry_after=said)) for said in (7.5, None))
+    assert (told.retry_after, told.error.retry_after) == (7.5, 7.5)
+    assert (silent.retry_after, silent.error.retry_after) == (None, 1.0)
+
+
+def test_more_than_a_minute_s_worth_at_once_is_not_retried() -> None:
+    failure = classify("upstream", "model", Refused(413, type="tokens", code="rate_limit_exceeded"))
+    assert (failure.error.reason, failure.retryable) == ("PROVIDER_RATE_LIMITED", False)
+
+
+@pytest.mark.parametrize("status", [409, 425, 499])
+def test_statuses_that_pass(status: int) -> None:
+    failure = classify("upstream", "model", Refused(status))
+    assert (failure.error.reason, failure.retryable) == ("PROVIDER_UNAVAILABLE", True)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Output blocked by content filtering policy",
+        "Invalid prompt: your prompt was flagged as potentially violating our usage policy.",
+    ],
+)
+def test_a_filter_that_is_only_named_in_words_is_a_filter(message: str) -> None:
+    assert classify("upstream", "model", Refused(400, type="invalid_request_error", message=message)).filtered
+
+
+def test_llama_cpp_says_that_a_prompt_is_too_long() -> None:
+    said = Refused(400, type="exceed_context_size_error", message="the request exceeds the available context size")
+    assert classify("upstream", "model", said).error.reason == "CONTEXT_TOO_LONG"
 
 
 def test_a_time_limit_names_its_leg() -> None:

@@ -5,11 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.fakes.providers.setups import prompt
+from tests.fakes.providers.prompts import prompt
 
-from janus_inference.features import refuse_unbuilt
 from janus_inference.model import (
-    CachePolicy,
     Effort,
     Empty,
     Image,
@@ -31,7 +29,7 @@ from janus_inference.model import (
     ToolResult,
 )
 from janus_inference.validation import validate, validate_embedding
-from janus_kit.errors import InvalidArgument, Unimplemented
+from janus_kit.errors import InvalidArgument
 
 NAN = float("nan")
 DEEP = '{"a":' * 33 + "1" + "}" * 33
@@ -187,29 +185,6 @@ def test_a_prompt_at_every_bound_is_fine() -> None:
     )
 
 
-UNBUILT: list[tuple[str, Prompt]] = [
-    ("prompt.resumable", prompt(resumable=True)),
-    ("prompt.linger", prompt(linger=1.0)),
-    ("prompt.request_id", prompt(request_id="r1")),
-    ("prompt.cache", prompt(cache=CachePolicy(read=True))),
-    ("prompt.routing.fallbacks", prompt(routing=Routing(("a/b",)))),
-    ("prompt.routing.hedge_after", prompt(routing=Routing(hedge_after=1.0))),
-    ("prompt.sampling.top_logprobs", prompt(sampling=Sampling(top_logprobs=0))),
-    ("prompt.reasoning.summary", prompt(reasoning=ReasoningOptions(summary=True))),
-]
-
-
-@pytest.mark.parametrize(("feature", "asked"), UNBUILT, ids=[row[0] for row in UNBUILT])
-def test_what_is_not_built_is_refused_by_name(feature: str, asked: Prompt) -> None:
-    with pytest.raises(Unimplemented) as raised:
-        refuse_unbuilt(asked)
-    assert (raised.value.reason, raised.value.metadata) == ("NOT_IMPLEMENTED", {"feature": feature})
-
-
-def test_a_plain_prompt_asks_for_nothing_unbuilt() -> None:
-    refuse_unbuilt(prompt())
-
-
 @pytest.mark.parametrize(
     ("field", "inputs", "dimensions"),
     [
@@ -218,9 +193,34 @@ def test_a_plain_prompt_asks_for_nothing_unbuilt() -> None:
         ("inputs[1]", ["x", ""], None),
         ("inputs[0]", ["x" * 32_769], None),
         ("dimensions", ["x"], 0),
+        ("dimensions", ["x"], 4097),
     ],
 )
 def test_embeddings_have_bounds_too(field: str, inputs: list[str], dimensions: int | None) -> None:
     with pytest.raises(InvalidArgument) as raised:
         validate_embedding("", inputs, dimensions, {})
     assert raised.value.violations[0].field == field
+
+
+@pytest.mark.parametrize(
+    ("schema", "rule"),
+    [
+        ({"properties": {str(number): {} for number in range(1000)}}, "objects and arrays"),
+        ({"properties": {"a": {"$ref": "https://example.org/schema"}}}, "only within itself"),
+        ({"properties": {"a": {"$ref": "other.json#/a"}}}, "only within itself"),
+    ],
+)
+def test_schemas_are_bounded_and_refer_only_to_themselves(schema: dict[str, Any], rule: str) -> None:
+    text = json.dumps(schema)
+    with pytest.raises(InvalidArgument) as raised:
+        validate(
+            prompt(
+                tools=(ToolDefinition("a", parameters_schema_json=text),),
+                response_format=JsonSchemaFormat("a", text),
+            )
+        )
+    assert [violation.field for violation in raised.value.violations] == [
+        "prompt.tools[0].parameters_schema_json",
+        "prompt.response_format.json_schema.schema_json",
+    ]
+    assert all(rule in violation.rule for violation in raised.value.violations)

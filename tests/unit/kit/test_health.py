@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import REGISTRY
 
 from janus_api.common.v1 import status_service_pb2 as pb
 from janus_api.common.v1 import status_service_pb2_grpc as rpc
 from janus_kit import health
 from janus_kit.errors import Unavailable
-from janus_kit.mount import Mount, Part
+from janus_kit.mount import Mount, Part, Parts
 from janus_kit.settings import ServerSettings
 
 SERVICE = "janus.probe.v1.ProbeService"
@@ -182,4 +183,33 @@ async def test_many_questions_at_once_make_one_check():
     release.set()
     await asyncio.gather(*questions[1:])
     assert checks == 1
+    assert monitor.state(SERVICE) is health.State.SERVING
+
+
+async def test_parts_that_change_with_the_settings_are_checked_from_then_on(store, cache):
+    parts = [store.part]
+    monitor = health.HealthMonitor([Mount("probe", lambda server: None, (SERVICE,), Parts(lambda: parts))])
+    await monitor.refresh()
+    assert [report.part.name for report in monitor.reports(SERVICE)] == ["postgres"]
+    cache.is_away = True
+    parts = [store.part, cache.part]
+    await monitor.refresh()
+    assert monitor.state(SERVICE) is health.State.DEGRADED
+    labels = {"service": "probe", "part": "redis"}
+    assert REGISTRY.get_sample_value("janus_part_available", labels) == 0
+    parts = [store.part]
+    await monitor.refresh()
+    assert [report.part.name for report in monitor.reports(SERVICE)] == ["postgres"]
+    assert monitor.state(SERVICE) is health.State.SERVING
+    assert REGISTRY.get_sample_value("janus_part_available", labels) is None
+
+
+async def test_a_part_whose_settings_changed_is_checked_as_it_is_now(cache):
+    successor = Dependency("redis", required=False)
+    cache.is_away = True
+    parts = [cache.part]
+    monitor = health.HealthMonitor([Mount("probe", lambda server: None, (SERVICE,), Parts(lambda: parts))])
+    await monitor.refresh()
+    parts = [successor.part]
+    await monitor.refresh(max_age_s=0)
     assert monitor.state(SERVICE) is health.State.SERVING

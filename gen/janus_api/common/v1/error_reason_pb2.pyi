@@ -66,6 +66,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. The provider says that the account is out of credit.
     Metadata: `provider`.
     """
+    ERROR_REASON_PRICE_UNKNOWN: _ErrorReason.ValueType  # 23
+    """FAILED_PRECONDITION. A spend limit applies to the call and the price of its
+    model is unknown, so that the limit could not be kept. Metadata: `model`,
+    `limit`.
+    """
     ERROR_REASON_VERSION_MISMATCH: _ErrorReason.ValueType  # 30
     """ABORTED. A compare-and-set lost against another writer.
     Metadata: `current_version`.
@@ -189,6 +194,11 @@ is configured. The caller's identity is fine. Metadata: `provider`.
 ERROR_REASON_PROVIDER_BILLING: ErrorReason.ValueType  # 22
 """FAILED_PRECONDITION. The provider says that the account is out of credit.
 Metadata: `provider`.
+"""
+ERROR_REASON_PRICE_UNKNOWN: ErrorReason.ValueType  # 23
+"""FAILED_PRECONDITION. A spend limit applies to the call and the price of its
+model is unknown, so that the limit could not be kept. Metadata: `model`,
+`limit`.
 """
 ERROR_REASON_VERSION_MISMATCH: ErrorReason.ValueType  # 30
 """ABORTED. A compare-and-set lost against another writer.

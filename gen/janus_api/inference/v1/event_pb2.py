@@ -28,45 +28,49 @@ from janus_api.content.v1 import message_pb2 as janus_dot_content_dot_v1_dot_mes
 from janus_api.content.v1 import usage_pb2 as janus_dot_content_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ejanus/inference/v1/event.proto\x12\x12janus.inference.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\x1a\x1ejanus/content/v1/message.proto\x1a\x1cjanus/content/v1/usage.proto\"\x81\x07\n\x0fGenerationEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x38\n\x07started\x18\x02 \x01(\x0b\x32%.janus.inference.v1.GenerationStartedH\x00\x12\x33\n\ntext_delta\x18\x03 \x01(\x0b\x32\x1d.janus.inference.v1.TextDeltaH\x00\x12=\n\x0freasoning_delta\x18\x04 \x01(\x0b\x32\".janus.inference.v1.ReasoningDeltaH\x00\x12\x45\n\x13reasoning_signature\x18\x05 \x01(\x0b\x32&.janus.inference.v1.ReasoningSignatureH\x00\x12@\n\x11tool_call_started\x18\x06 \x01(\x0b\x32#.janus.inference.v1.ToolCallStartedH\x00\x12O\n\x19tool_call_arguments_delta\x18\x07 \x01(\x0b\x32*.janus.inference.v1.ToolCallArgumentsDeltaH\x00\x12\x44\n\x13tool_call_completed\x18\x08 \x01(\x0b\x32%.janus.inference.v1.ToolCallCompletedH\x00\x12\x35\n\x08\x63itation\x18\t \x01(\x0b\x32!.janus.inference.v1.CitationAddedH\x00\x12\x39\n\rrefusal_delta\x18\n \x01(\x0b\x32 .janus.inference.v1.RefusalDeltaH\x00\x12\x31\n\x06opaque\x18\x0b \x01(\x0b\x32\x1f.janus.inference.v1.OpaqueAddedH\x00\x12\x39\n\rroute_changed\x18\x0c \x01(\x0b\x32 .janus.inference.v1.RouteChangedH\x00\x12\x31\n\x05usage\x18\r \x01(\x0b\x32 .janus.inference.v1.UsageUpdatedH\x00\x12:\n\x08\x66inished\x18\x0e \x01(\x0b\x32&.janus.inference.v1.GenerationFinishedH\x00\x12\x36\n\x06\x66\x61iled\x18\x0f \x01(\x0b\x32$.janus.inference.v1.GenerationFailedH\x00\x42\x07\n\x05\x65vent\"\\\n\x11GenerationStarted\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\"-\n\tTextDelta\x12\x12\n\npart_index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\"c\n\x0eReasoningDelta\x12\x12\n\npart_index\x18\x01 \x01(\x05\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x11\n\x07summary\x18\x03 \x01(\tH\x00\x12\x12\n\x08redacted\x18\x04 \x01(\x0cH\x00\x42\x06\n\x04\x66orm\"K\n\x12ReasoningSignature\x12\x12\n\npart_index\x18\x01 \x01(\x05\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x0e\n\x06issuer\x18\x03 \x01(\t\"D\n\x0fToolCallStarted\x12\x12\n\npart_index\x18\x01 \x01(\x05\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\">\n\x16ToolCallArgumentsDelta\x12\x12\n\npart_index\x18\x01 \x01(\x05\x12\x10\n\x08\x66ragment\x18\x02 \x01(\t\"\x8c\x01\n\x11ToolCallCompleted\x12\x12\n\npart_index\x18\x01 \x01(\x05\x12(\n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x1a.janus.content.v1.ToolCall\x12\x12\n\nvalid_json\x18\x03 \x01(\x08\x12\x14\n\x0cvalid_schema\x18\x04 \x01(\x08\x12\x0f\n\x07problem\x18\x05 \x01(\t\"=\n\rCitationAdded\x12,\n\x08\x63itation\x18\x01 \x01(\x0b\x32\x1a.janus.content.v1.Citation\"0\n\x0cRefusalDelta\x12\x12\n\npart_index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\"M\n\x0bOpaqueAdded\x12\x12\n\npart_index\x18\x01 \x01(\x05\x12*\n\x04part\x18\x02 \x01(\x0b\x32\x1c.janus.content.v1.OpaquePart\"I\n\x0cRouteChanged\x12\x0c\n\x04\x66rom\x18\x01 \x01(\t\x12\n\n\x02to\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\"6\n\x0cUsageUpdated\x12&\n\x05usage\x18\x01 \x01(\x0b\x32\x17.janus.content.v1.Usage\"\xe7\x01\n\x12GenerationFinished\x12\x30\n\x06reason\x18\x01 \x01(\x0e\x32 .janus.inference.v1.FinishReason\x12\x17\n\x0fprovider_reason\x18\x02 \x01(\t\x12&\n\x05usage\x18\x03 \x01(\x0b\x32\x17.janus.content.v1.Usage\x12,\n\x07timings\x18\x04 \x01(\x0b\x32\x1b.janus.inference.v1.Timings\x12\x1c\n\x14provider_response_id\x18\x05 \x01(\t\x12\x12\n\nfrom_cache\x18\x06 \x01(\x08\"\xb2\x01\n\x10GenerationFailed\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12\x11\n\tretryable\x18\x02 \x01(\x08\x12.\n\x0bretry_after\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07partial\x18\x04 \x01(\x08\x12&\n\x05usage\x18\x05 \x01(\x0b\x32\x17.janus.content.v1.Usage\"\x98\x01\n\x07Timings\x12\x36\n\x13time_to_first_event\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08overhead\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration*\x8d\x02\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x03\x12 \n\x1c\x46INISH_REASON_CONTENT_FILTER\x10\x04\x12\x19\n\x15\x46INISH_REASON_REFUSAL\x10\x05\x12\x1f\n\x1b\x46INISH_REASON_STOP_SEQUENCE\x10\x06\x12\x17\n\x13\x46INISH_REASON_PAUSE\x10\x07\x12\x17\n\x13\x46INISH_REASON_OTHER\x10\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ejanus/inference/v1/event.proto\x12\x12janus.inference.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\x1a\x1ejanus/content/v1/message.proto\x1a\x1cjanus/content/v1/usage.proto\"\x81\x07\n\x0fGenerationEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x38\n\x07started\x18\x02 \x01(\x0b\x32%.janus.inference.v1.GenerationStartedH\x00\x12\x33\n\ntext_delta\x18\x03 \x01(\x0b\x32\x1d.janus.inference.v1.TextDeltaH\x00\x12=\n\x0freasoning_delta\x18\x04 \x01(\x0b\x32\".janus.inference.v1.ReasoningDeltaH\x00\x12\x45\n\x13reasoning_signature\x18\x05 \x01(\x0b\x32&.janus.inference.v1.ReasoningSignatureH\x00\x12@\n\x11tool_call_started\x18\x06 \x01(\x0b\x32#.janus.inference.v1.ToolCallStartedH\x00\x12O\n\x19tool_call_arguments_delta\x18\x07 \x01(\x0b\x32*.janus.inference.v1.ToolCallArgumentsDeltaH\x00\x12\x44\n\x13tool_call_completed\x18\x08 \x01(\x0b\x32%.janus.inference.v1.ToolCallCompletedH\x00\x12\x35\n\x08\x63itation\x18\t \x01(\x0b\x32!.janus.inference.v1.CitationAddedH\x00\x12\x39\n\rrefusal_delta\x18\n \x01(\x0b\x32 .janus.inference.v1.RefusalDeltaH\x00\x12\x31\n\x06opaque\x18\x0b \x01(\x0b\x32\x1f.janus.inference.v1.OpaqueAddedH\x00\x12\x39\n\rroute_changed\x18\x0c \x01(\x0b\x32 .janus.inference.v1.RouteChangedH\x00\x12\x31\n\x05usage\x18\r \x01(\x0b\x32 .janus.inference.v1.UsageUpdatedH\x00\x12:\n\x08\x66inished\x18\x0e \x01(\x0b\x32&.janus.inference.v1.GenerationFinishedH\x00\x12\x36\n\x06\x66\x61iled\x18\x0f \x01(\x0b\x32$.janus.inference.v1.GenerationFailedH\x00\x42\x07\n\x05\x65vent\"\\\n\x11GenerationStarted\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\"a\n\tTextDelta\x12\x12\n\npart_index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x32\n\x08logprobs\x18\x03 \x03(\x0b\x32 .janus.inference.v1.TokenLogprob\"a\n\x0cTokenLogprob\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\x12\x31\n\x03top\x18\x03 \x03(\x0b\x32$.janus.inference.v1.TokenAlternative\"2\n\x10TokenAlternative\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\"c\n\x0eReasoningDelta\x12\x12\n\npart_index\x18\x01 \x01(\x05\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x11\n\x07summary\x18\x03 \x01(\tH\x00\x12\x12\n\x08redacted\x18\x04 \x01(\x0cH\x00\x42\x06\n\x04\x66orm\"K\n\x12ReasoningSignature\x12\x12\n\npart_index\x18\x01 \x01(\x05\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x0e\n\x06issuer\x18\x03 \x01(\t\"D\n\x0fToolCallStarted\x12\x12\n\npart_index\x18\x01 \x01(\x05\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\">\n\x16ToolCallArgumentsDelta\x12\x12\n\npart_index\x18\x01 \x01(\x05\x12\x10\n\x08\x66ragment\x18\x02 \x01(\t\"\x8c\x01\n\x11ToolCallCompleted\x12\x12\n\npart_index\x18\x01 \x01(\x05\x12(\n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x1a.janus.content.v1.ToolCall\x12\x12\n\nvalid_json\x18\x03 \x01(\x08\x12\x14\n\x0cvalid_schema\x18\x04 \x01(\x08\x12\x0f\n\x07problem\x18\x05 \x01(\t\"=\n\rCitationAdded\x12,\n\x08\x63itation\x18\x01 \x01(\x0b\x32\x1a.janus.content.v1.Citation\"0\n\x0cRefusalDelta\x12\x12\n\npart_index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\"M\n\x0bOpaqueAdded\x12\x12\n\npart_index\x18\x01 \x01(\x05\x12*\n\x04part\x18\x02 \x01(\x0b\x32\x1c.janus.content.v1.OpaquePart\"I\n\x0cRouteChanged\x12\x0c\n\x04\x66rom\x18\x01 \x01(\t\x12\n\n\x02to\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\"6\n\x0cUsageUpdated\x12&\n\x05usage\x18\x01 \x01(\x0b\x32\x17.janus.content.v1.Usage\"\xe7\x01\n\x12GenerationFinished\x12\x30\n\x06reason\x18\x01 \x01(\x0e\x32 .janus.inference.v1.FinishReason\x12\x17\n\x0fprovider_reason\x18\x02 \x01(\t\x12&\n\x05usage\x18\x03 \x01(\x0b\x32\x17.janus.content.v1.Usage\x12,\n\x07timings\x18\x04 \x01(\x0b\x32\x1b.janus.inference.v1.Timings\x12\x1c\n\x14provider_response_id\x18\x05 \x01(\t\x12\x12\n\nfrom_cache\x18\x06 \x01(\x08\"\xb2\x01\n\x10GenerationFailed\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12\x11\n\tretryable\x18\x02 \x01(\x08\x12.\n\x0bretry_after\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07partial\x18\x04 \x01(\x08\x12&\n\x05usage\x18\x05 \x01(\x0b\x32\x17.janus.content.v1.Usage\"\x98\x01\n\x07Timings\x12\x36\n\x13time_to_first_event\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08overhead\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration*\x8d\x02\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x03\x12 \n\x1c\x46INISH_REASON_CONTENT_FILTER\x10\x04\x12\x19\n\x15\x46INISH_REASON_REFUSAL\x10\x05\x12\x1f\n\x1b\x46INISH_REASON_STOP_SEQUENCE\x10\x06\x12\x17\n\x13\x46INISH_REASON_PAUSE\x10\x07\x12\x17\n\x13\x46INISH_REASON_OTHER\x10\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'janus.inference.v1.event_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=2563
-  _globals['_FINISHREASON']._serialized_end=2832
+  _globals['_FINISHREASON']._serialized_start=2766
+  _globals['_FINISHREASON']._serialized_end=3035
   _globals['_GENERATIONEVENT']._serialized_start=174
   _globals['_GENERATIONEVENT']._serialized_end=1071
   _globals['_GENERATIONSTARTED']._serialized_start=1073
   _globals['_GENERATIONSTARTED']._serialized_end=1165
   _globals['_TEXTDELTA']._serialized_start=1167
-  _globals['_TEXTDELTA']._serialized_end=1212
-  _globals['_REASONINGDELTA']._serialized_start=1214
-  _globals['_REASONINGDELTA']._serialized_end=1313
-  _globals['_REASONINGSIGNATURE']._serialized_start=1315
-  _globals['_REASONINGSIGNATURE']._serialized_end=1390
-  _globals['_TOOLCALLSTARTED']._serialized_start=1392
-  _globals['_TOOLCALLSTARTED']._serialized_end=1460
-  _globals['_TOOLCALLARGUMENTSDELTA']._serialized_start=1462
-  _globals['_TOOLCALLARGUMENTSDELTA']._serialized_end=1524
-  _globals['_TOOLCALLCOMPLETED']._serialized_start=1527
-  _globals['_TOOLCALLCOMPLETED']._serialized_end=1667
-  _globals['_CITATIONADDED']._serialized_start=1669
-  _globals['_CITATIONADDED']._serialized_end=1730
-  _globals['_REFUSALDELTA']._serialized_start=1732
-  _globals['_REFUSALDELTA']._serialized_end=1780
-  _globals['_OPAQUEADDED']._serialized_start=1782
-  _globals['_OPAQUEADDED']._serialized_end=1859
-  _globals['_ROUTECHANGED']._serialized_start=1861
-  _globals['_ROUTECHANGED']._serialized_end=1934
-  _globals['_USAGEUPDATED']._serialized_start=1936
-  _globals['_USAGEUPDATED']._serialized_end=1990
-  _globals['_GENERATIONFINISHED']._serialized_start=1993
-  _globals['_GENERATIONFINISHED']._serialized_end=2224
-  _globals['_GENERATIONFAILED']._serialized_start=2227
-  _globals['_GENERATIONFAILED']._serialized_end=2405
-  _globals['_TIMINGS']._serialized_start=2408
-  _globals['_TIMINGS']._serialized_end=2560
+  _globals['_TEXTDELTA']._serialized_end=1264
+  _globals['_TOKENLOGPROB']._serialized_start=1266
+  _globals['_TOKENLOGPROB']._serialized_end=1363
+  _globals['_TOKENALTERNATIVE']._serialized_start=1365
+  _globals['_TOKENALTERNATIVE']._serialized_end=1415
+  _globals['_REASONINGDELTA']._serialized_start=1417
+  _globals['_REASONINGDELTA']._serialized_end=1516
+  _globals['_REASONINGSIGNATURE']._serialized_start=1518
+  _globals['_REASONINGSIGNATURE']._serialized_end=1593
+  _globals['_TOOLCALLSTARTED']._serialized_start=1595
+  _globals['_TOOLCALLSTARTED']._serialized_end=1663
+  _globals['_TOOLCALLARGUMENTSDELTA']._serialized_start=1665
+  _globals['_TOOLCALLARGUMENTSDELTA']._serialized_end=1727
+  _globals['_TOOLCALLCOMPLETED']._serialized_start=1730
+  _globals['_TOOLCALLCOMPLETED']._serialized_end=1870
+  _globals['_CITATIONADDED']._serialized_start=1872
+  _globals['_CITATIONADDED']._serialized_end=1933
+  _globals['_REFUSALDELTA']._serialized_start=1935
+  _globals['_REFUSALDELTA']._serialized_end=1983
+  _globals['_OPAQUEADDED']._serialized_start=1985
+  _globals['_OPAQUEADDED']._serialized_end=2062
+  _globals['_ROUTECHANGED']._serialized_start=2064
+  _globals['_ROUTECHANGED']._serialized_end=2137
+  _globals['_USAGEUPDATED']._serialized_start=2139
+  _globals['_USAGEUPDATED']._serialized_end=2193
+  _globals['_GENERATIONFINISHED']._serialized_start=2196
+  _globals['_GENERATIONFINISHED']._serialized_end=2427
+  _globals['_GENERATIONFAILED']._serialized_start=2430
+  _globals['_GENERATIONFAILED']._serialized_end=2608
+  _globals['_TIMINGS']._serialized_start=2611
+  _globals['_TIMINGS']._serialized_end=2763
 # @@protoc_insertion_point(module_scope)

@@ -3,9 +3,11 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
 from janus_api.content.v1 import message_pb2 as _message_pb2
@@ -75,7 +77,9 @@ class GenerationEvent(_message.Message):
 
     `sequence` starts at 1 and has no gaps. The first event is `started`, the
     last is exactly one of `finished` and `failed`; a stream that ends without
-    either was cut. Deltas that were waiting are joined, so the number of
+    either was cut. A resumable generation sends `started` as soon as its first
+    provider is being asked; any other sends it with the first semantic event,
+    so that whatever fails before is a gRPC status. Deltas that were waiting are joined, so the number of
     events is not the number of tokens.
     """
 
@@ -185,7 +189,7 @@ Global___GenerationEvent: _TypeAlias = GenerationEvent  # noqa: Y015
 
 @_typing.final
 class GenerationStarted(_message.Message):
-    """A provider was chosen and speaks."""
+    """The first provider that was asked; `route_changed` names the later ones."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -196,11 +200,11 @@ class GenerationStarted(_message.Message):
     generation_id: _builtins.str
     """For ResumeGenerate, logs and usage records. Never empty."""
     provider: _builtins.str
-    """Provider that was chosen, e.g. `openai`."""
+    """Provider that was asked first, e.g. `openai`."""
     model: _builtins.str
     """The provider's name of the model."""
     attempt: _builtins.int
-    """1 for the first try, counting retries and fallbacks."""
+    """Number of the attempt, 1; attempts count retries, fallbacks and hedges."""
     def __init__(
         self,
         *,
@@ -225,23 +229,95 @@ class TextDelta(_message.Message):
 
     PART_INDEX_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
     part_index: _builtins.int
     """Index of the part in the answer, from 0."""
     text: _builtins.str
-    """What to append, in UTF-8. Never empty, never ends within a code point."""
+    """What to append, in UTF-8. Never ends within a code point; empty only where
+    `logprobs` says something about text that was sent.
+    """
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
+        """The tokens of this text, in order, when the prompt asked for top_logprobs.
+        Empty: not asked for.
+        """
+
     def __init__(
         self,
         *,
         part_index: _builtins.int = ...,
         text: _builtins.str = ...,
+        logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["part_index", b"part_index", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "part_index", b"part_index", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TextDelta: _TypeAlias = TextDelta  # noqa: Y015
+
+@_typing.final
+class TokenLogprob(_message.Message):
+    """A token and how likely the model held it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    LOGPROB_FIELD_NUMBER: _builtins.int
+    TOP_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    """The token as text; a token that ends within a code point has the
+    provider's own spelling of it.
+    """
+    logprob: _builtins.float
+    """Natural logarithm of its probability, 0 or less."""
+    @_builtins.property
+    def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenAlternative]:
+        """The likeliest tokens at this place, likeliest first, at most
+        Sampling.top_logprobs.
+        """
+
+    def __init__(
+        self,
+        *,
+        token: _builtins.str = ...,
+        logprob: _builtins.float = ...,
+        top: _abc.Iterable[Global___TokenAlternative] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob", b"logprob", "token", b"token", "top", b"top"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenLogprob: _TypeAlias = TokenLogprob  # noqa: Y015
+
+@_typing.final
+class TokenAlternative(_message.Message):
+    """A token that could have stood in the place of another."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    LOGPROB_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    """The token as text."""
+    logprob: _builtins.float
+    """Natural logarithm of its probability, 0 or less."""
+    def __init__(
+        self,
+        *,
+        token: _builtins.str = ...,
+        logprob: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob", b"logprob", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenAlternative: _TypeAlias = TokenAlternative  # noqa: Y015
 
 @_typing.final
 class ReasoningDelta(_message.Message):
@@ -489,7 +565,9 @@ Global___OpaqueAdded: _TypeAlias = OpaqueAdded  # noqa: Y015
 
 @_typing.final
 class RouteChanged(_message.Message):
-    """Another target answers. Only before the first semantic event."""
+    """Another attempt is the one that answers. Only before the first semantic
+    event; the last one names who speaks.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -500,11 +578,11 @@ class RouteChanged(_message.Message):
     to: _builtins.str
     """`provider/model` that is asked now; the same in a retry."""
     reason: _builtins.str
-    """ErrorInfo reason of the failed attempt, or `HEDGED` when it goes on beside
-    the new one.
+    """ErrorInfo reason of the failed attempt, or `HEDGED` when `to` was asked
+    beside it and spoke first.
     """
     attempt: _builtins.int
-    """Number of the attempt that begins, 2 or more."""
+    """Number of the attempt, 2 or more."""
     def __init__(
         self,
         *,

@@ -32,7 +32,7 @@ from janus_api.inference.v1 import model_pb2 as janus_dot_inference_dot_v1_dot_m
 from janus_api.inference.v1 import request_pb2 as janus_dot_inference_dot_v1_dot_request__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*janus/inference/v1/inference_service.proto\x12\x12janus.inference.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bjanus/common/v1/scope.proto\x1a\x1ejanus/content/v1/message.proto\x1a\x1cjanus/content/v1/usage.proto\x1a\x1ejanus/inference/v1/event.proto\x1a\x1ejanus/inference/v1/model.proto\x1a janus/inference/v1/request.proto\"=\n\x0fGenerateRequest\x12*\n\x06prompt\x18\x01 \x01(\x0b\x32\x1a.janus.inference.v1.Prompt\"\xc4\x02\n\x10GenerateResponse\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12*\n\x07message\x18\x02 \x01(\x0b\x32\x19.janus.content.v1.Message\x12\x37\n\rfinish_reason\x18\x03 \x01(\x0e\x32 .janus.inference.v1.FinishReason\x12\x17\n\x0fprovider_reason\x18\x04 \x01(\t\x12&\n\x05usage\x18\x05 \x01(\x0b\x32\x17.janus.content.v1.Usage\x12\x10\n\x08provider\x18\x06 \x01(\t\x12\r\n\x05model\x18\x07 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x08 \x01(\x05\x12,\n\x07timings\x18\t \x01(\x0b\x32\x1b.janus.inference.v1.Timings\x12\x12\n\nfrom_cache\x18\n \x01(\x08\"C\n\x15StreamGenerateRequest\x12*\n\x06prompt\x18\x01 \x01(\x0b\x32\x1a.janus.inference.v1.Prompt\"L\n\x16StreamGenerateResponse\x12\x32\n\x05\x65vent\x18\x01 \x01(\x0b\x32#.janus.inference.v1.GenerationEvent\"F\n\x15ResumeGenerateRequest\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"L\n\x16ResumeGenerateResponse\x12\x32\n\x05\x65vent\x18\x01 \x01(\x0b\x32#.janus.inference.v1.GenerationEvent\"\xf5\x01\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06inputs\x18\x02 \x03(\t\x12\x17\n\ndimensions\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x31\n\x07purpose\x18\x04 \x01(\x0e\x32 .janus.inference.v1.EmbedPurpose\x12<\n\x06labels\x18\x05 \x03(\x0b\x32,.janus.inference.v1.EmbedRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\r\n\x0b_dimensions\"\x87\x01\n\rEmbedResponse\x12+\n\x07vectors\x18\x01 \x03(\x0b\x32\x1a.janus.inference.v1.Vector\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\ndimensions\x18\x03 \x01(\x05\x12&\n\x05usage\x18\x04 \x01(\x0b\x32\x17.janus.content.v1.Usage\"\x18\n\x06Vector\x12\x0e\n\x06values\x18\x01 \x03(\x02\"@\n\x12\x43ountTokensRequest\x12*\n\x06prompt\x18\x01 \x01(\x0b\x32\x1a.janus.inference.v1.Prompt\":\n\x13\x43ountTokensResponse\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x03\x12\r\n\x05\x65xact\x18\x02 \x01(\x08\"g\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12+\n\x04kind\x18\x03 \x01(\x0e\x32\x1d.janus.inference.v1.ModelKind\"X\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.janus.inference.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x10GetModelResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.janus.inference.v1.Model\"\x8a\x02\n\x0fGetUsageRequest\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x06\x62ucket\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x08group_by\x18\x04 \x03(\x0e\x32\".janus.inference.v1.UsageDimension\x12\x11\n\tlabel_key\x18\x05 \x01(\t\x12\x11\n\tpage_size\x18\x06 \x01(\x05\x12\x12\n\npage_token\x18\x07 \x01(\t\"]\n\x10GetUsageResponse\x12\x30\n\x07\x62uckets\x18\x01 \x03(\x0b\x32\x1f.janus.inference.v1.UsageBucket\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x81\x02\n\x0bUsageBucket\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05model\x18\x03 \x01(\t\x12\x10\n\x08provider\x18\x04 \x01(\t\x12\x13\n\x0blabel_value\x18\x05 \x01(\t\x12\x0f\n\x07subject\x18\x06 \x01(\t\x12\r\n\x05\x63\x61lls\x18\x07 \x01(\x03\x12&\n\x05usage\x18\x08 \x01(\x0b\x32\x17.janus.content.v1.Usage\x12\x16\n\x0eunpriced_calls\x18\t \x01(\x03*b\n\x0c\x45mbedPurpose\x12\x1d\n\x19\x45MBED_PURPOSE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45MBED_PURPOSE_DOCUMENT\x10\x01\x12\x17\n\x13\x45MBED_PURPOSE_QUERY\x10\x02*\xa2\x01\n\x0eUsageDimension\x12\x1f\n\x1bUSAGE_DIMENSION_UNSPECIFIED\x10\x00\x12\x19\n\x15USAGE_DIMENSION_MODEL\x10\x01\x12\x1c\n\x18USAGE_DIMENSION_PROVIDER\x10\x02\x12\x19\n\x15USAGE_DIMENSION_LABEL\x10\x03\x12\x1b\n\x17USAGE_DIMENSION_SUBJECT\x10\x04\x32\x94\x07\n\x10InferenceService\x12h\n\x08Generate\x12#.janus.inference.v1.GenerateRequest\x1a$.janus.inference.v1.GenerateResponse\"\x11\xaa\xbb\x18\rinference.use\x12|\n\x0eStreamGenerate\x12).janus.inference.v1.StreamGenerateRequest\x1a*.janus.inference.v1.StreamGenerateResponse\"\x11\xaa\xbb\x18\rinference.use0\x01\x12|\n\x0eResumeGenerate\x12).janus.inference.v1.ResumeGenerateRequest\x1a*.janus.inference.v1.ResumeGenerateResponse\"\x11\xaa\xbb\x18\rinference.use0\x01\x12_\n\x05\x45mbed\x12 .janus.inference.v1.EmbedRequest\x1a!.janus.inference.v1.EmbedResponse\"\x11\xaa\xbb\x18\rinference.use\x12q\n\x0b\x43ountTokens\x12&.janus.inference.v1.CountTokensRequest\x1a\'.janus.inference.v1.CountTokensResponse\"\x11\xaa\xbb\x18\rinference.use\x12o\n\nListModels\x12%.janus.inference.v1.ListModelsRequest\x1a&.janus.inference.v1.ListModelsResponse\"\x12\xaa\xbb\x18\x0einference.read\x12i\n\x08GetModel\x12#.janus.inference.v1.GetModelRequest\x1a$.janus.inference.v1.GetModelResponse\"\x12\xaa\xbb\x18\x0einference.read\x12j\n\x08GetUsage\x12#.janus.inference.v1.GetUsageRequest\x1a$.janus.inference.v1.GetUsageResponse\"\x13\xaa\xbb\x18\x0finference.adminb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*janus/inference/v1/inference_service.proto\x12\x12janus.inference.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bjanus/common/v1/scope.proto\x1a\x1ejanus/content/v1/message.proto\x1a\x1cjanus/content/v1/usage.proto\x1a\x1ejanus/inference/v1/event.proto\x1a\x1ejanus/inference/v1/model.proto\x1a janus/inference/v1/request.proto\"=\n\x0fGenerateRequest\x12*\n\x06prompt\x18\x01 \x01(\x0b\x32\x1a.janus.inference.v1.Prompt\"\xf8\x02\n\x10GenerateResponse\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12*\n\x07message\x18\x02 \x01(\x0b\x32\x19.janus.content.v1.Message\x12\x37\n\rfinish_reason\x18\x03 \x01(\x0e\x32 .janus.inference.v1.FinishReason\x12\x17\n\x0fprovider_reason\x18\x04 \x01(\t\x12&\n\x05usage\x18\x05 \x01(\x0b\x32\x17.janus.content.v1.Usage\x12\x10\n\x08provider\x18\x06 \x01(\t\x12\r\n\x05model\x18\x07 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x08 \x01(\x05\x12,\n\x07timings\x18\t \x01(\x0b\x32\x1b.janus.inference.v1.Timings\x12\x12\n\nfrom_cache\x18\n \x01(\x08\x12\x32\n\x08logprobs\x18\x0b \x03(\x0b\x32 .janus.inference.v1.TokenLogprob\"C\n\x15StreamGenerateRequest\x12*\n\x06prompt\x18\x01 \x01(\x0b\x32\x1a.janus.inference.v1.Prompt\"L\n\x16StreamGenerateResponse\x12\x32\n\x05\x65vent\x18\x01 \x01(\x0b\x32#.janus.inference.v1.GenerationEvent\"F\n\x15ResumeGenerateRequest\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"L\n\x16ResumeGenerateResponse\x12\x32\n\x05\x65vent\x18\x01 \x01(\x0b\x32#.janus.inference.v1.GenerationEvent\"\xf5\x01\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06inputs\x18\x02 \x03(\t\x12\x17\n\ndimensions\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x31\n\x07purpose\x18\x04 \x01(\x0e\x32 .janus.inference.v1.EmbedPurpose\x12<\n\x06labels\x18\x05 \x03(\x0b\x32,.janus.inference.v1.EmbedRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\r\n\x0b_dimensions\"\x87\x01\n\rEmbedResponse\x12+\n\x07vectors\x18\x01 \x03(\x0b\x32\x1a.janus.inference.v1.Vector\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\ndimensions\x18\x03 \x01(\x05\x12&\n\x05usage\x18\x04 \x01(\x0b\x32\x17.janus.content.v1.Usage\"\x18\n\x06Vector\x12\x0e\n\x06values\x18\x01 \x03(\x02\"@\n\x12\x43ountTokensRequest\x12*\n\x06prompt\x18\x01 \x01(\x0b\x32\x1a.janus.inference.v1.Prompt\":\n\x13\x43ountTokensResponse\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x03\x12\r\n\x05\x65xact\x18\x02 \x01(\x08\"g\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12+\n\x04kind\x18\x03 \x01(\x0e\x32\x1d.janus.inference.v1.ModelKind\"X\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.janus.inference.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x10GetModelResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.janus.inference.v1.Model\"\x8a\x02\n\x0fGetUsageRequest\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x06\x62ucket\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x08group_by\x18\x04 \x03(\x0e\x32\".janus.inference.v1.UsageDimension\x12\x11\n\tlabel_key\x18\x05 \x01(\t\x12\x11\n\tpage_size\x18\x06 \x01(\x05\x12\x12\n\npage_token\x18\x07 \x01(\t\"]\n\x10GetUsageResponse\x12\x30\n\x07\x62uckets\x18\x01 \x03(\x0b\x32\x1f.janus.inference.v1.UsageBucket\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x81\x02\n\x0bUsageBucket\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05model\x18\x03 \x01(\t\x12\x10\n\x08provider\x18\x04 \x01(\t\x12\x13\n\x0blabel_value\x18\x05 \x01(\t\x12\x0f\n\x07subject\x18\x06 \x01(\t\x12\r\n\x05\x63\x61lls\x18\x07 \x01(\x03\x12&\n\x05usage\x18\x08 \x01(\x0b\x32\x17.janus.content.v1.Usage\x12\x16\n\x0eunpriced_calls\x18\t \x01(\x03*b\n\x0c\x45mbedPurpose\x12\x1d\n\x19\x45MBED_PURPOSE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45MBED_PURPOSE_DOCUMENT\x10\x01\x12\x17\n\x13\x45MBED_PURPOSE_QUERY\x10\x02*\xa2\x01\n\x0eUsageDimension\x12\x1f\n\x1bUSAGE_DIMENSION_UNSPECIFIED\x10\x00\x12\x19\n\x15USAGE_DIMENSION_MODEL\x10\x01\x12\x1c\n\x18USAGE_DIMENSION_PROVIDER\x10\x02\x12\x19\n\x15USAGE_DIMENSION_LABEL\x10\x03\x12\x1b\n\x17USAGE_DIMENSION_SUBJECT\x10\x04\x32\x94\x07\n\x10InferenceService\x12h\n\x08Generate\x12#.janus.inference.v1.GenerateRequest\x1a$.janus.inference.v1.GenerateResponse\"\x11\xaa\xbb\x18\rinference.use\x12|\n\x0eStreamGenerate\x12).janus.inference.v1.StreamGenerateRequest\x1a*.janus.inference.v1.StreamGenerateResponse\"\x11\xaa\xbb\x18\rinference.use0\x01\x12|\n\x0eResumeGenerate\x12).janus.inference.v1.ResumeGenerateRequest\x1a*.janus.inference.v1.ResumeGenerateResponse\"\x11\xaa\xbb\x18\rinference.use0\x01\x12_\n\x05\x45mbed\x12 .janus.inference.v1.EmbedRequest\x1a!.janus.inference.v1.EmbedResponse\"\x11\xaa\xbb\x18\rinference.use\x12q\n\x0b\x43ountTokens\x12&.janus.inference.v1.CountTokensRequest\x1a\'.janus.inference.v1.CountTokensResponse\"\x11\xaa\xbb\x18\rinference.use\x12o\n\nListModels\x12%.janus.inference.v1.ListModelsRequest\x1a&.janus.inference.v1.ListModelsResponse\"\x12\xaa\xbb\x18\x0einference.read\x12i\n\x08GetModel\x12#.janus.inference.v1.GetModelRequest\x1a$.janus.inference.v1.GetModelResponse\"\x12\xaa\xbb\x18\x0einference.read\x12j\n\x08GetUsage\x12#.janus.inference.v1.GetUsageRequest\x1a$.janus.inference.v1.GetUsageResponse\"\x13\xaa\xbb\x18\x0finference.adminb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -57,48 +57,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INFERENCESERVICE'].methods_by_name['GetModel']._serialized_options = b'\252\273\030\016inference.read'
   _globals['_INFERENCESERVICE'].methods_by_name['GetUsage']._loaded_options = None
   _globals['_INFERENCESERVICE'].methods_by_name['GetUsage']._serialized_options = b'\252\273\030\017inference.admin'
-  _globals['_EMBEDPURPOSE']._serialized_start=2459
-  _globals['_EMBEDPURPOSE']._serialized_end=2557
-  _globals['_USAGEDIMENSION']._serialized_start=2560
-  _globals['_USAGEDIMENSION']._serialized_end=2722
+  _globals['_EMBEDPURPOSE']._serialized_start=2511
+  _globals['_EMBEDPURPOSE']._serialized_end=2609
+  _globals['_USAGEDIMENSION']._serialized_start=2612
+  _globals['_USAGEDIMENSION']._serialized_end=2774
   _globals['_GENERATEREQUEST']._serialized_start=320
   _globals['_GENERATEREQUEST']._serialized_end=381
   _globals['_GENERATERESPONSE']._serialized_start=384
-  _globals['_GENERATERESPONSE']._serialized_end=708
-  _globals['_STREAMGENERATEREQUEST']._serialized_start=710
-  _globals['_STREAMGENERATEREQUEST']._serialized_end=777
-  _globals['_STREAMGENERATERESPONSE']._serialized_start=779
-  _globals['_STREAMGENERATERESPONSE']._serialized_end=855
-  _globals['_RESUMEGENERATEREQUEST']._serialized_start=857
-  _globals['_RESUMEGENERATEREQUEST']._serialized_end=927
-  _globals['_RESUMEGENERATERESPONSE']._serialized_start=929
-  _globals['_RESUMEGENERATERESPONSE']._serialized_end=1005
-  _globals['_EMBEDREQUEST']._serialized_start=1008
-  _globals['_EMBEDREQUEST']._serialized_end=1253
-  _globals['_EMBEDREQUEST_LABELSENTRY']._serialized_start=1193
-  _globals['_EMBEDREQUEST_LABELSENTRY']._serialized_end=1238
-  _globals['_EMBEDRESPONSE']._serialized_start=1256
-  _globals['_EMBEDRESPONSE']._serialized_end=1391
-  _globals['_VECTOR']._serialized_start=1393
-  _globals['_VECTOR']._serialized_end=1417
-  _globals['_COUNTTOKENSREQUEST']._serialized_start=1419
-  _globals['_COUNTTOKENSREQUEST']._serialized_end=1483
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1485
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1543
-  _globals['_LISTMODELSREQUEST']._serialized_start=1545
-  _globals['_LISTMODELSREQUEST']._serialized_end=1648
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1650
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1738
-  _globals['_GETMODELREQUEST']._serialized_start=1740
-  _globals['_GETMODELREQUEST']._serialized_end=1771
-  _globals['_GETMODELRESPONSE']._serialized_start=1773
-  _globals['_GETMODELRESPONSE']._serialized_end=1833
-  _globals['_GETUSAGEREQUEST']._serialized_start=1836
-  _globals['_GETUSAGEREQUEST']._serialized_end=2102
-  _globals['_GETUSAGERESPONSE']._serialized_start=2104
-  _globals['_GETUSAGERESPONSE']._serialized_end=2197
-  _globals['_USAGEBUCKET']._serialized_start=2200
-  _globals['_USAGEBUCKET']._serialized_end=2457
-  _globals['_INFERENCESERVICE']._serialized_start=2725
-  _globals['_INFERENCESERVICE']._serialized_end=3641
+  _globals['_GENERATERESPONSE']._serialized_end=760
+  _globals['_STREAMGENERATEREQUEST']._serialized_start=762
+  _globals['_STREAMGENERATEREQUEST']._serialized_end=829
+  _globals['_STREAMGENERATERESPONSE']._serialized_start=831
+  _globals['_STREAMGENERATERESPONSE']._serialized_end=907
+  _globals['_RESUMEGENERATEREQUEST']._serialized_start=909
+  _globals['_RESUMEGENERATEREQUEST']._serialized_end=979
+  _globals['_RESUMEGENERATERESPONSE']._serialized_start=981
+  _globals['_RESUMEGENERATERESPONSE']._serialized_end=1057
+  _globals['_EMBEDREQUEST']._serialized_start=1060
+  _globals['_EMBEDREQUEST']._serialized_end=1305
+  _globals['_EMBEDREQUEST_LABELSENTRY']._serialized_start=1245
+  _globals['_EMBEDREQUEST_LABELSENTRY']._serialized_end=1290
+  _globals['_EMBEDRESPONSE']._serialized_start=1308
+  _globals['_EMBEDRESPONSE']._serialized_end=1443
+  _globals['_VECTOR']._serialized_start=1445
+  _globals['_VECTOR']._serialized_end=1469
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=1471
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=1535
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1537
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1595
+  _globals['_LISTMODELSREQUEST']._serialized_start=1597
+  _globals['_LISTMODELSREQUEST']._serialized_end=1700
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1702
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1790
+  _globals['_GETMODELREQUEST']._serialized_start=1792
+  _globals['_GETMODELREQUEST']._serialized_end=1823
+  _globals['_GETMODELRESPONSE']._serialized_start=1825
+  _globals['_GETMODELRESPONSE']._serialized_end=1885
+  _globals['_GETUSAGEREQUEST']._serialized_start=1888
+  _globals['_GETUSAGEREQUEST']._serialized_end=2154
+  _globals['_GETUSAGERESPONSE']._serialized_start=2156
+  _globals['_GETUSAGERESPONSE']._serialized_end=2249
+  _globals['_USAGEBUCKET']._serialized_start=2252
+  _globals['_USAGEBUCKET']._serialized_end=2509
+  _globals['_INFERENCESERVICE']._serialized_start=2777
+  _globals['_INFERENCESERVICE']._serialized_end=3693
 # @@protoc_insertion_point(module_scope)

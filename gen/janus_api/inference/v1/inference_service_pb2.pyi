@@ -122,6 +122,7 @@ class GenerateResponse(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
     FROM_CACHE_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
     generation_id: _builtins.str
     """For logs and usage records. Never empty."""
     finish_reason: _event_pb2.FinishReason.ValueType
@@ -148,6 +149,12 @@ class GenerateResponse(_message.Message):
     def timings(self) -> _event_pb2.Timings:
         """How long things took."""
 
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.TokenLogprob]:
+        """The tokens of the answer's text, in order, when the prompt asked for
+        top_logprobs. Empty: not asked for.
+        """
+
     def __init__(
         self,
         *,
@@ -161,10 +168,11 @@ class GenerateResponse(_message.Message):
         attempts: _builtins.int = ...,
         timings: _event_pb2.Timings | None = ...,
         from_cache: _builtins.bool = ...,
+        logprobs: _abc.Iterable[_event_pb2.TokenLogprob] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "finish_reason", b"finish_reason", "from_cache", b"from_cache", "generation_id", b"generation_id", "message", b"message", "model", b"model", "provider", b"provider", "provider_reason", b"provider_reason", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "finish_reason", b"finish_reason", "from_cache", b"from_cache", "generation_id", b"generation_id", "logprobs", b"logprobs", "message", b"message", "model", b"model", "provider", b"provider", "provider_reason", b"provider_reason", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -315,7 +323,9 @@ class EmbedRequest(_message.Message):
     """
     @_builtins.property
     def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """1 to 2,048 texts of 1 to 32,768 characters. Required."""
+        """1 to 2,048 texts of 1 to 32,768 characters. Required. Texts whose vectors
+        would be larger than 15 MiB together are INVALID_ARGUMENT: ask for fewer.
+        """
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:

@@ -1,0 +1,90 @@
+"""Responses: OpenAI itself and the servers that have the same API."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from janus_inference.adapters.openai_client import OpenAIClient, sdk
+from janus_inference.adapters.options import with_options
+from janus_inference.adapters.upstream import answering, sdk_failure
+from janus_inference.dialects.openai_responses_request import RESERVED, counted, responses_body, with_own
+from janus_inference.dialects.openai_responses_stream import ResponsesReader
+from janus_inference.dialects.parts import CallCheck
+from janus_inference.events import ProviderEvent
+from janus_inference.ports import Ask
+from janus_inference.profiles import OPENAI, ChatProfile
+from janus_inference.provider_errors import broken, not_configured
+
+
+class OpenAIResponses:
+    """A ``Provider`` and a ``TokenCounter`` that speaks Responses.
+
+    ``issuer`` marks reasoning and opaque blocks as its own. ``needs_key``: it
+    cannot be asked without one.
+    """
+
+    dialect = "openai_responses"
+
+    def __init__(
+        self,
+        name: str,
+        client: OpenAIClient,
+        profile: ChatProfile = OPENAI,
+        *,
+        issuer: str,
+        has_key: bool,
+        needs_key: bool,
+    ) -> None:
+        self._name = name
+        self._client = client
+        self._profile = profile
+        self._issuer = issuer
+        self._usable = has_key or not needs_key
+
+    @asynccontextmanager
+    async def stream(self, ask: Ask) -> AsyncIterator[AsyncIterator[Sequence[ProviderEvent]]]:
+        body = self._body(ask)
+        client = await self._client.get()
+        openai = sdk()
+        timeout = openai.Timeout(None, connect=ask.connect_timeout, pool=ask.connect_timeout)
+        async with answering(
+            lambda: self._client.posted(client, "/responses", body, timeout),
+            sdk=openai,
+            provider=self._name,
+            model=ask.model,
+            connect_timeout=ask.connect_timeout,
+            reader=ResponsesReader(self._name, ask.model, self._issuer, CallCheck.of(ask.prompt)),
+            stopwatch=ask.stopwatch,
+        ) as batches:
+            yield batches
+
+    async def count_tokens(self, ask: Ask) -> int:
+        """Input tokens of the prompt, by the provider's own count. Raises ProviderFailure."""
+        body = counted(self._body(ask))
+        client = await self._client.get()
+        openai = sdk()
+        try:
+            said = await client.responses.input_tokens.count(
+                extra_body=body,
+                extra_headers=self._client.headers(),
+                timeout=openai.Timeout(None, connect=ask.connect_timeout, pool=ask.connect_timeout),
+            )
+        except openai.APIError as error:
+            raise sdk_failure(error, openai, self._name, ask.model) from None
+        tokens: Any = getattr(said, "input_tokens", None)
+        if not isinstance(tokens, int) or tokens < 0:
+            raise broken(self._name, "the count is not of the expected form")
+        return tokens
+
+    async def warm(self) -> None:
+        await self._client.get()
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    def _body(self, ask: Ask) -> dict[str, Any]:
+        if not self._usable:
+            raise not_configured(self._name)
+        body = responses_body(ask.prompt, ask.model, self._profile, self._issuer)
+        options = with_own(body, ask.options)
+        return body | with_options(body, options, RESERVED)

@@ -1,0 +1,143 @@
+"""Usage records in Postgres: many tenants' in one statement and one commit, and reports on one tenant's."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import asyncpg
+
+from janus_inference.adapters.postgres_requests import store_answers
+from janus_inference.events import Cost, Usage
+from janus_inference.ports import AnsweredRequest, UsageRecord
+from janus_inference.usage_report import Group, UsageBucket, UsageSlice
+from janus_kit.errors import Unavailable
+from janus_kit.postgres import Database
+
+# `ON CONFLICT` without a target: the worker may add rows, and read none.
+_WRITE = """
+INSERT INTO inference.usage (
+    tenant, generation_id, attempt, subject, operation, provider, model, labels, started_at, duration_s, outcome,
+    input_uncached_tokens, cache_read_tokens, cache_write_tokens, output_tokens, reasoning_tokens, estimated,
+    cost_micro_usd, price_version)
+SELECT * FROM jsonb_to_recordset($1::jsonb) AS r(
+    tenant text, generation_id text, attempt integer, subject text, operation text, provider text, model text,
+    labels jsonb, started_at timestamptz, duration_s double precision, outcome text,
+    input_uncached_tokens bigint, cache_read_tokens bigint, cache_write_tokens bigint, output_tokens bigint,
+    reasoning_tokens bigint, estimated boolean, cost_micro_usd bigint, price_version text)
+ON CONFLICT DO NOTHING
+"""
+# Groups are compared by their bytes, so that every page continues in the same order. `date_bin` counts days of 24 h.
+_SUMS = """
+SELECT bucket, model, provider, label_value, subject, count(*) AS calls,
+    sum(input_uncached_tokens)::bigint AS input_uncached_tokens,
+    sum(cache_read_tokens)::bigint AS cache_read_tokens,
+    sum(cache_write_tokens)::bigint AS cache_write_tokens,
+    sum(output_tokens)::bigint AS output_tokens,
+    sum(reasoning_tokens)::bigint AS reasoning_tokens,
+    bool_or(estimated) AS estimated,
+    coalesce(sum(cost_micro_usd), 0)::bigint AS cost_micro_usd,
+    string_agg(DISTINCT price_version, ',' ORDER BY price_version) AS price_version,
+    count(*) FILTER (WHERE cost_micro_usd IS NULL) AS unpriced_calls
+FROM (
+    SELECT CASE WHEN $3::interval IS NULL THEN $1 ELSE date_bin($3, started_at, $1) END AS bucket,
+        (CASE WHEN 'model' = ANY($4::text[]) THEN model ELSE '' END) COLLATE "C" AS model,
+        (CASE WHEN 'provider' = ANY($4) THEN provider ELSE '' END) COLLATE "C" AS provider,
+        (CASE WHEN 'label' = ANY($4) THEN coalesce(labels ->> $5, '') ELSE '' END) COLLATE "C" AS label_value,
+        (CASE WHEN 'subject' = ANY($4) THEN subject ELSE '' END) COLLATE "C" AS subject,
+        input_uncached_tokens, cache_read_tokens, cache_write_tokens, output_tokens, reasoning_tokens, estimated,
+        cost_micro_usd, price_version
+    FROM inference.usage
+    WHERE tenant = current_setting('janus.tenant') AND started_at >= coalesce($6, $1::timestamptz) AND started_at < $2
+) AS u
+WHERE $6::timestamptz IS NULL OR (bucket, model, provider, label_value, subject) > ($6, $7, $8, $9, $10)
+GROUP BY bucket, model, provider, label_value, subject
+ORDER BY bucket, model, provider, label_value, subject
+LIMIT $11
+"""
+
+
+class PostgresUsage:
+    """``UsageStore`` and ``UsageReader``."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def write(self, batch: Sequence[tuple[UsageRecord, AnsweredRequest | None]]) -> None:
+        records = json.dumps([_row(record) for record, _ in batch])
+        answers = [answered for _, answered in batch if answered is not None]
+        try:
+            async with self._database.worker() as connection:
+                if answers:
+                    await store_answers(connection, answers)
+                await connection.execute(_WRITE, records)
+        except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
+            raise ValueError(f"{type(error).__name__} {error.sqlstate}") from error
+        except asyncpg.PostgresError as error:
+            # A schema that is yet to be made, a right that is yet to be given.
+            raise Unavailable("postgres", "postgres is not ready for usage records") from error
+
+    async def sums(self, tenant: str, wanted: UsageSlice) -> list[UsageBucket]:
+        last, group = wanted.after or (None, Group())
+        async with self._database.tenant(tenant) as connection:
+            rows = await connection.fetch(
+                _SUMS,
+                wanted.start,
+                wanted.end,
+                wanted.bucket,
+                [dimension.value for dimension in wanted.group_by],
+                wanted.label_key,
+                last,
+                group.model,
+                group.provider,
+                group.label_value,
+                group.subject,
+                wanted.limit,
+            )
+        return [_bucket(row, wanted) for row in rows]
+
+
+def _bucket(row: Any, wanted: UsageSlice) -> UsageBucket:
+    priced = not row["unpriced_calls"]
+    start = row["bucket"]
+    return UsageBucket(
+        start=start,
+        # Not `start + bucket` first: that may lie beyond the last day there is.
+        end=wanted.end if wanted.bucket is None or wanted.end - start < wanted.bucket else start + wanted.bucket,
+        group=Group(row["model"], row["provider"], row["label_value"], row["subject"]),
+        calls=row["calls"],
+        usage=Usage(
+            input_uncached_tokens=row["input_uncached_tokens"],
+            cache_read_tokens=row["cache_read_tokens"],
+            cache_write_tokens=row["cache_write_tokens"],
+            output_tokens=row["output_tokens"],
+            reasoning_tokens=row["reasoning_tokens"],
+            estimated=row["estimated"],
+        ),
+        cost=Cost(row["cost_micro_usd"], row["price_version"]) if priced else None,
+        unpriced_calls=row["unpriced_calls"],
+    )
+
+
+def _row(record: UsageRecord) -> dict[str, object]:
+    usage, cost = record.usage, record.cost
+    return {
+        "tenant": record.caller.tenant,
+        "generation_id": record.generation_id,
+        "attempt": record.attempt,
+        "subject": record.caller.subject,
+        "operation": record.operation,
+        "provider": record.provider,
+        "model": record.model,
+        "labels": dict(record.labels),
+        "started_at": record.started_at.isoformat(),
+        "duration_s": max(0.0, record.duration_s),
+        "outcome": record.outcome,
+        "input_uncached_tokens": usage.input_uncached_tokens,
+        "cache_read_tokens": usage.cache_read_tokens,
+        "cache_write_tokens": usage.cache_write_tokens,
+        "output_tokens": usage.output_tokens,
+        "reasoning_tokens": usage.reasoning_tokens,
+        "estimated": usage.estimated,
+        "cost_micro_usd": cost.micro_usd if cost is not None else None,
+        "price_version": cost.price_version if cost is not None else None,
+    }

@@ -1,0 +1,181 @@
+"""Replays in Redis: of each generation a stream of its events and a hash of what is known of it.
+
+An entry of the stream is a batch, under the sequence of its last event: a
+reader finds what comes after any sequence by that id, and Redis itself refuses
+a second entry for the same one. The hash says who owns the generation, how far
+it is, and how it ended; every write looks at it first, in one script, so an
+owner that was given up cannot write past the end that somebody else wrote.
+All keys of a generation have its tenant's hash tag.
+
+While a generation runs its keys live for ``running_s`` at least and are renewed
+with the lease, so that those of a crashed owner go away; after the end they
+live for ``keep_s``.
+
+A generation whose owner is gone cannot be ended once Redis was restarted,
+unless it is set to sync every write before it answers, as the embedded one is:
+Redis may have lost events that readers have. It is marked as lost instead.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from redis.exceptions import RedisError, ResponseError
+
+from janus_inference.adapters import replay_scripts as scripts
+from janus_inference.events import Numbered
+from janus_inference.ports import EventCodec, ReplayAway, ReplayFenced, ReplayHead, ReplayLost
+from janus_kit.redis import RedisClient, key
+
+RUNNING_S = 60.0
+# A reader that was not announced again for so long is gone.
+_PRESENCE_MS = 3_500
+# Entries, each of up to 256 events, that are read at once.
+_PAGE = 32
+
+_FENCED, _UNKNOWN = -1, -2
+
+
+class RedisReplay:
+    """``readers`` is a client of its own for reads that block, one connection for each
+    generation that is read from elsewhere, so that they never take the connections
+    of those that write. ``keep_s`` and ``timeout_s`` are in seconds.
+    """
+
+    def __init__(
+        self,
+        writer: RedisClient,
+        codec: EventCodec,
+        *,
+        keep_s: float,
+        readers: RedisClient | None = None,
+        timeout_s: float = 1.0,
+    ) -> None:
+        self._writer = writer
+        self._readers = readers or writer
+        self._codec = codec
+        self._timeout_s = timeout_s
+        self._keep_ms = max(1, round(keep_s * 1000))
+        self._running_ms = max(self._keep_ms, round(RUNNING_S * 1000))
+        self._open = writer.register_script(scripts.OPEN)
+        self._append = writer.register_script(scripts.APPEND)
+        self._break_off = writer.register_script(scripts.BREAK_OFF)
+        self._discard = writer.register_script(scripts.DISCARD)
+        self._renew = writer.register_script(scripts.RENEW)
+        self._announce = writer.register_script(scripts.ANNOUNCE)
+
+    async def open(self, tenant: str, generation_id: str, owner: str, lease_s: float) -> None:
+        arguments: list[Any] = [owner, round(lease_s * 1000), self._running_ms]
+        async with self._answering():
+            result = await self._open(keys=_keys(tenant, generation_id), args=arguments)
+        if result == _FENCED:
+            raise ReplayFenced(generation_id)
+
+    async def append(
+        self, tenant: str, generation_id: str, owner: str, batch: Sequence[Numbered], *, spoken: bool, terminal: bool
+    ) -> int:
+        first, last = batch[0].sequence, batch[-1].sequence
+        data = self._codec.dump(batch)
+        arguments: list[Any] = [owner, first, last, data, int(spoken), int(terminal), self._keep_ms]
+        async with self._answering():
+            result = int(await self._append(keys=_keys(tenant, generation_id), args=arguments))
+        if result == _FENCED:
+            raise ReplayFenced(generation_id)
+        if result != last:
+            raise ReplayLost(max(0, result))
+        return len(data)
+
+    async def break_off(self, tenant: str, generation_id: str, end: Numbered) -> None:
+        arguments: list[Any] = [end.sequence, self._codec.dump([end]), self._keep_ms]
+        async with self._answering():
+            synced = await self._syncs_every_write()
+            await self._break_off(keys=_keys(tenant, generation_id), args=[*arguments, int(synced)])
+
+    async def discard(self, tenant: str, generation_id: str, owner: str) -> None:
+        async with self._answering():
+            await self._discard(keys=_keys(tenant, generation_id), args=[owner, self._keep_ms])
+
+    async def head(self, tenant: str, generation_id: str) -> ReplayHead | None:
+        state, _, lease, _ = _keys(tenant, generation_id)
+        async with self._answering(), self._writer.pipeline(transaction=False) as pipeline:
+            pipeline.hmget(state, ["last", "spoken", "end"])
+            pipeline.exists(lease)
+            (last, spoken, end), is_owned = await pipeline.execute()
+        if last is None:
+            return None
+        return ReplayHead(int(last), spoken == b"1", end is not None, bool(is_owned), is_lost=end == b"lost")
+
+    async def page(self, tenant: str, generation_id: str, after: int) -> list[Numbered]:
+        stream = _keys(tenant, generation_id)[1]
+        async with self._answering():
+            entries: Any = await self._writer.xrange(stream, f"({after}-0", "+", count=_PAGE)
+        return self._events(entries, after)
+
+    async def wait(self, tenant: str, generation_id: str, after: int, seconds: float) -> list[Numbered]:
+        stream = _keys(tenant, generation_id)[1]
+        async with self._answering(seconds):
+            answer: Any = await self._readers.xread(
+                {stream: f"{after}-0"}, count=_PAGE, block=max(1, round(seconds * 1000))
+            )
+        return self._events([entry for _, entries in answer or () for entry in entries], after)
+
+    async def renew(
+        self, owner: str, owned: Sequence[tuple[str, str]], read: Sequence[tuple[str, str]], lease_s: float
+    ) -> Sequence[int | None]:
+        lease = [owner, round(lease_s * 1000), self._running_ms]
+        async with self._answering():
+            results = await self._all(
+                [
+                    *((self._renew, _keys(*each), lease) for each in owned),
+                    *((self._announce, _keys(*each), [owner, _PRESENCE_MS]) for each in read),
+                ]
+            )
+        return [None if int(result) == _FENCED else max(0, int(result)) for result in results[: len(owned)]]
+
+    async def leave(self, owner: str, tenant: str, generation_id: str) -> None:
+        async with self._answering():
+            await self._writer.zrem(_keys(tenant, generation_id)[3], owner)
+
+    async def _all(self, calls: Sequence[tuple[Any, list[str], list[Any]]]) -> list[Any]:
+        """Scripts in one round trip. (A pipeline that runs scripts asks first which ones are known.)"""
+        async with self._writer.pipeline(transaction=False) as pipeline:
+            for script, keys, arguments in calls:
+                await script(keys=keys, args=arguments, client=pipeline)
+            return list(await pipeline.execute())
+
+    async def _syncs_every_write(self) -> bool:
+        """Whether what Redis answered for survives its restart; no, where it may not be asked."""
+        try:
+            found: Any = await self._writer.config_get("appendonly", "appendfsync")
+        except ResponseError:
+            return False
+        values = {_text(name): _text(value) for name, value in found.items()}
+        return values.get("appendonly") == "yes" and values.get("appendfsync") == "always"
+
+    def _events(self, entries: Sequence[Any], after: int) -> list[Numbered]:
+        """What the entries hold beyond a sequence. Raises ValueError for what another version wrote."""
+        found = [event for _, held in entries for event in self._codec.load(held[b"e"])]
+        return found if not found or found[0].sequence > after else [e for e in found if e.sequence > after]
+
+    @asynccontextmanager
+    async def _answering(self, blocking_s: float = 0.0) -> AsyncIterator[None]:
+        """Redis answers in time, or it is away; a stalled one is no better than a dead one."""
+        try:
+            async with asyncio.timeout(self._timeout_s + blocking_s):
+                yield
+        except (RedisError, TimeoutError, OSError) as error:
+            # Giving a connection back can fail and so hide that the caller was cancelled.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise asyncio.CancelledError from error
+            raise ReplayAway(type(error).__name__) from error
+
+
+def _keys(tenant: str, generation_id: str) -> list[str]:
+    """What is known of it, its events, its owner's lease, the processes that read it."""
+    return [key(tenant, "generation", generation_id, name) for name in ("state", "events", "lease", "readers")]
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,0 +1,325 @@
+"""One attempt: from its reservation to the closed connection and the usage record that it leaves behind."""
+
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+
+from janus_inference import accounting
+from janus_inference.breakers import Breakers
+from janus_inference.deadlines import Legs, Limit, LimitReached, TimeLimits, Waits
+from janus_inference.events import (
+    Cost,
+    FinishReason,
+    OpaqueAdded,
+    ProviderEvent,
+    ReasoningDelta,
+    RefusalDelta,
+    Stopped,
+    TextDelta,
+    ToolCallArguments,
+    Usage,
+    UsageUpdated,
+)
+from janus_inference.ledger import Ledger
+from janus_inference.limits import Estimate, Hold, Limiter
+from janus_inference.model import Caller, Prompt
+from janus_inference.ports import Ask, Provider, UsageRecord
+from janus_inference.prices import PriceTable
+from janus_inference.provider_errors import ProviderFailure, broken, timed_out
+from janus_inference.retry_budget import RetryBudget
+from janus_inference.routing import Target
+from janus_inference.settings import RoutingSettings
+from janus_inference.standing import Standings
+from janus_inference.telemetry import PLAIN, Attempt, Naming, Said, asked
+from janus_kit.clock import Clock
+from janus_kit.telemetry.logging import get_logger
+
+_log = get_logger(__name__)
+
+# What says that a target is in trouble whoever asks it.
+_TROUBLE = {"unavailable", "unreachable", "broken", "timeout", "rate_limited", "auth", "billing"}
+_UNREACHED = {"unreachable", "refused"}
+# An answer is reserved as so long where neither the prompt nor the model says how long it may be.
+_LIKELY_OUTPUT_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Desk:
+    """All that asking works with."""
+
+    providers: Mapping[str, Provider]
+    time_limits: TimeLimits
+    routing: RoutingSettings
+    limiter: Limiter
+    prices: PriceTable
+    ledger: Ledger
+    breakers: Breakers
+    budget: RetryBudget
+    standings: Standings
+    clock: Clock
+    naming: Naming = PLAIN
+
+
+class Watch:
+    """When things happened, by a clock that only goes forward.
+
+    What lies between the first request and the last word heard is the
+    providers' time; the rest is Janus's own.
+    """
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+        self.first_sent = 0.0
+        self.last_heard = 0.0
+
+    def overhead(self) -> float:
+        """Seconds since the beginning that were not spent waiting for a provider."""
+        waited = max(0.0, self.last_heard - self.first_sent) if self.first_sent else 0.0
+        return max(0.0, time.perf_counter() - self.began - waited)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What all attempts of one call share. ``options`` are the prompt's provider options, parsed."""
+
+    prompt: Prompt
+    caller: Caller
+    generation_id: str
+    legs: Legs
+    watch: Watch
+    options: Mapping[str, object]
+    streaming: bool
+
+    def prompt_tokens(self) -> int:
+        """An estimate."""
+        return accounting.estimated_prompt_tokens(self.prompt)
+
+
+class Asking:
+    """One attempt. ``reserve``, ``open``, read ``batches``, and exactly one of the endings; then ``close``."""
+
+    def __init__(self, desk: Desk, call: Call, target: Target, number: int) -> None:
+        self.target, self.number = target, number
+        self.usage: Usage | None = None
+        self.spoke = False
+        self._desk, self._call = desk, call
+        self._provider = desk.providers[target.provider]
+        self._waits = Waits()
+        self._stack = AsyncExitStack()
+        with_content = desk.naming.record_content
+        describe = partial(asked, call.prompt, call.generation_id, number, with_content=with_content)
+        self._meter = Attempt(
+            "chat", target.provider, target.model, naming=desk.naming, streaming=call.streaming, describe=describe
+        )
+        self._said: Said | None = None
+        self._hold: Hold | None = None
+        self._first: Sequence[ProviderEvent] = ()
+        self._output_bytes = 0
+        self._was_sent = False
+        self._heard_at = 0.0
+        self._ended = False
+        self._began = time.perf_counter()
+        self._started_at: datetime = desk.clock.now()
+
+    def sent(self) -> None:
+        """The request is on its way; see ``ports.Stopwatch``."""
+        self._was_sent = True
+        if not self._call.watch.first_sent:
+            self._call.watch.first_sent = time.perf_counter()
+
+    def heard(self) -> None:
+        """The provider said something."""
+        self._heard_at = self._call.watch.last_heard = time.perf_counter()
+
+    async def reserve(self) -> None:
+        """Take what the call will use from its caller's limits. Raises JanusError when that is too much."""
+        limiter, call = self._desk.limiter, self._call
+        if not limiter.applies(call.caller, self.target.name):
+            return
+        output = call.prompt.max_output_tokens or _LIKELY_OUTPUT_TOKENS
+        likely = Usage(input_uncached_tokens=call.prompt_tokens(), output_tokens=output)
+        cost = self._cost(likely)
+        estimate = Estimate(likely.input_tokens, output, cost.micro_usd if cost is not None else None)
+        self._hold = await limiter.reserve(call.caller, self.target.name, estimate)
+
+    async def open(self) -> None:
+        """Ask, and wait until the provider speaks. Raises ProviderFailure, or InvalidArgument of the dialect.
+
+        Usage alone is no answer, and neither are pings: the limit of the first
+        event stands until there is something to deliver.
+        """
+        call, limit = self._call, self._call.legs.first_event()
+        self._stack.enter_context(self._meter)
+        if self._desk.naming.record_content and self._meter.is_recorded:
+            self._said = Said()
+        ask = Ask(call.prompt, self.target.model, self, call.legs.limits.connect, call.options)
+        try:
+            self._batches = await self._waits.within(limit, self._stack.enter_async_context(self._provider.stream(ask)))
+            while True:
+                batch = await self._waits.within(limit, anext(self._batches, None))
+                if batch is None:
+                    raise broken(self.target.provider, "the stream ended before the answer began")
+                if any(type(event) is not UsageUpdated for event in batch):
+                    break
+                self._note_usage(batch)
+        except LimitReached as reached:
+            raise self._timed_out(reached.limit) from None
+        self._first = batch
+        self.spoke = True
+        first = time.perf_counter() - self._began
+        self._meter.first_event(first, call.watch.overhead(), self._provider.dialect, self._heard_at)
+
+    async def batches(self) -> AsyncGenerator[Sequence[ProviderEvent], None]:
+        """All that the provider says, each wait under its limit. Raises ProviderFailure."""
+        yield self._first
+        self._first = ()
+        legs, waits, upstream = self._call.legs, self._waits, self._batches
+        limit = legs.idle()
+        try:
+            while (batch := await waits.within(limit, anext(upstream, None))) is not None:
+                self._meter.chunk(self._heard_at)
+                yield batch
+                if len(batch) > 1 or type(batch[0]) is not UsageUpdated:
+                    limit = legs.idle()
+        except LimitReached as reached:
+            raise self._timed_out(reached.limit) from None
+
+    def note(self, event: ProviderEvent) -> None:
+        """Count what was said, for an estimate of its tokens and for what the provider reports."""
+        if self._said is not None:
+            self._said.add(event)
+        if isinstance(event, TextDelta):
+            text = event.text
+            self._output_bytes += len(text) if text.isascii() else len(text.encode())
+        elif isinstance(event, UsageUpdated):
+            self.usage = event.usage
+        else:
+            self._output_bytes += _size(event)
+
+    def succeeded(self, stopped: Stopped) -> UsageRecord | None:
+        """The answer is whole."""
+        usage = self.usage or self._estimate()
+        self._meter.succeeded()
+        self._meter.answered(stopped.reason, stopped.response_id, stopped.model)
+        self._desk.standings.succeeded(self.target.provider)
+        self._desk.breakers.succeeded(self.target.name)
+        return self._end("ok", usage, stopped.reason)
+
+    def failed(self, failure: ProviderFailure) -> UsageRecord | None:
+        """It failed; None when no provider was reached."""
+        _log.warning(
+            "attempt failed",
+            generation_id=self._call.generation_id,
+            attempt=self.number,
+            provider=self.target.provider,
+            model=self.target.model,
+            outcome=failure.outcome,
+            detail=failure.detail,
+            partial=self.spoke,
+        )
+        self._meter.failed(failure.outcome, partial=self.spoke)
+        self._desk.standings.failed(self.target.provider, failure)
+        if failure.outcome in _TROUBLE and self._is_fair(failure):
+            self._desk.breakers.failed(self.target.name, failure)
+        elif self._was_sent and failure.outcome not in _UNREACHED:
+            self._desk.breakers.succeeded(self.target.name)
+        else:
+            self._desk.breakers.left(self.target.name)
+        used = failure.worked or self.spoke
+        reason = FinishReason.CONTENT_FILTER if failure.filtered else None
+        return self._end(failure.outcome, self._so_far() if used else Usage(), reason)
+
+    def refused(self) -> None:
+        """The dialect could not say it, or a limit of the caller's stood in the way; nothing was sent."""
+        self._meter.failed("refused")
+        self._desk.breakers.left(self.target.name)
+        self._end("refused", Usage())
+
+    def abandoned(self) -> UsageRecord | None:
+        """Nobody wants the answer any more; from now on every moment costs tokens."""
+        if self._ended:
+            return None
+        self._meter.cancelling()
+        self._desk.breakers.left(self.target.name)
+        return self._end("cancelled", self._so_far())
+
+    async def close(self) -> None:
+        """Close the provider's connection."""
+        self._waits.close()
+        await self._stack.aclose()
+
+    def _end(self, outcome: str, usage: Usage, reason: FinishReason | None = None) -> UsageRecord | None:
+        self._ended = True
+        if self._said is not None:
+            self._meter.tell(self._said.attributes(reason))
+        reached = self._was_sent and outcome not in _UNREACHED
+        cost = self._cost(usage) if reached else None
+        if self._hold is not None:
+            if reached:
+                self._hold.settle(usage, cost)
+            else:
+                self._hold.refund()
+        if not reached:
+            return None
+        self._meter.used(usage)
+        call = self._call
+        return UsageRecord(
+            caller=call.caller,
+            generation_id=call.generation_id,
+            attempt=self.number,
+            operation="chat",
+            provider=self.target.provider,
+            model=self.target.model,
+            labels=call.prompt.labels,
+            started_at=self._started_at,
+            duration_s=time.perf_counter() - self._began,
+            outcome=outcome,
+            usage=usage,
+            cost=cost,
+        )
+
+    def _is_fair(self, failure: ProviderFailure) -> bool:
+        """A time-out tells about the target only where the caller was as patient as the server is."""
+        asked = self._call.legs.limits
+        usual = self._desk.time_limits
+        return failure.outcome != "timeout" or (
+            failure.detail not in ("total", "call")
+            and asked.first_event >= usual.first_event
+            and asked.idle >= usual.idle
+            and asked.connect >= usual.connect
+        )
+
+    def _so_far(self) -> Usage:
+        """What was used by an answer that did not become whole: what was reported, or more if more was heard."""
+        guess = self._estimate()
+        if self.usage is None:
+            return guess
+        return replace(self.usage, output_tokens=max(self.usage.output_tokens, guess.output_tokens), estimated=True)
+
+    def _estimate(self) -> Usage:
+        return accounting.estimate(self._call.prompt_tokens(), self._output_bytes)
+
+    def _cost(self, usage: Usage) -> Cost | None:
+        return self._desk.prices.cost(self.target.provider, self.target.model, usage)
+
+    def _note_usage(self, batch: Sequence[ProviderEvent]) -> None:
+        for event in batch:
+            self.note(event)
+
+    def _timed_out(self, limit: Limit) -> ProviderFailure:
+        return timed_out(self.target.provider, limit.leg, limit.seconds)
+
+
+def _size(event: ProviderEvent) -> int:
+    """Bytes that the model wrote."""
+    match event:
+        case RefusalDelta(text=text) | ReasoningDelta(text=str(text)) | ReasoningDelta(summary=str(text)):
+            return len(text.encode())
+        case ToolCallArguments(fragment=text):
+            return len(text.encode())
+        case OpaqueAdded(part=part):
+            return len(part.data)
+    return 0

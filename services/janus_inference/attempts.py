@@ -1,0 +1,283 @@
+"""Whom to ask next, until somebody speaks: retries, fallbacks and hedges of one call.
+
+All of it happens before the first semantic event has been delivered. Targets
+are asked in the order of the route, each at once after the one before it
+failed in a way that another may not; when all have failed, those that may do
+better later are tried again after a wait. Every attempt but the first must fit
+into the retry budget of its provider, and none goes to a target whose circuit
+breaker is open.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+from janus_inference import telemetry
+from janus_inference.asking import Asking, Call, Desk
+from janus_inference.provider_errors import ProviderFailure
+from janus_inference.routing import Route, Target
+from janus_kit.errors import InvalidArgument, JanusError, ResourceExhausted
+
+HEDGED = "HEDGED"
+
+
+@dataclass(frozen=True, slots=True)
+class Began:
+    """An attempt begins, or, where two were made at once, is the one that answers.
+
+    ``previous`` is who was asked before; None for the first attempt.
+    """
+
+    target: Target
+    number: int
+    previous: Target | None = None
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class _Tried:
+    """What is known of a target in this call."""
+
+    times: int = 0
+    retryable: bool = False
+    not_before: float = 0.0
+
+
+class Attempts:
+    """The attempts of one call."""
+
+    def __init__(self, desk: Desk, call: Call, route: Route) -> None:
+        self._desk, self._call, self._route = desk, call, route
+        self._rules = desk.routing
+        self._clock = asyncio.get_running_loop().time
+        self._made = 0
+        self._tried: dict[Target, _Tried] = {}
+        self._verdict: JanusError | None = None
+        self._failure: ProviderFailure | None = None
+        self._previous: Target | None = None
+        self._open: set[Asking] = set()
+        self._racing: dict[asyncio.Task[None], Asking] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    async def speaking(self) -> AsyncGenerator[Began | Asking, None]:
+        """Every attempt that begins, and last the one whose provider speaks.
+
+        Raises ProviderFailure or JanusError when nobody does.
+        """
+        while (target := await self._next()) is not None:
+            asking = self._asking(target)
+            if not await self._reserved(asking):
+                continue
+            yield self._began(asking)
+            if self._route.hedge_after is None:
+                winner = await self._asked(asking)
+            else:
+                winner = await self._raced(asking, self._route.hedge_after)
+            if winner is None:
+                continue
+            if winner is not asking:
+                yield self._began(winner, HEDGED if asking in self._open else None)
+            yield winner
+            return
+        raise self._last_word()
+
+    async def aclose(self) -> None:
+        """End what is still under way, and close every connection."""
+        for task in self._racing:
+            task.cancel()
+        await asyncio.gather(*self._racing, *self._leaving, return_exceptions=True)
+        for asking in tuple(self._open):
+            await self._let_go(asking)
+
+    async def _asked(self, asking: Asking) -> Asking | None:
+        try:
+            await asking.open()
+        except (ProviderFailure, JanusError) as error:
+            await self._note(asking, error)
+            return None
+        return asking
+
+    async def _raced(self, first: Asking, hedge_after: float) -> Asking | None:
+        """Ask, and after a while another target as well; the first to speak wins."""
+        self._start(first)
+        may_hedge = True
+        while self._racing:
+            done, _ = await asyncio.wait(
+                self._racing, timeout=hedge_after if may_hedge else None, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:
+                may_hedge = False
+                other = self._other()
+                if other is not None:
+                    asking = self._asking(other)
+                    if await self._reserved(asking):
+                        telemetry.hedges_total.labels(other.provider).inc()
+                        self._start(asking)
+                continue
+            # Of two that spoke in the same moment the one that was asked first wins.
+            winner: Asking | None = None
+            for task in sorted(done, key=lambda task: self._racing[task].number):
+                asking, error = self._racing.pop(task), task.exception()
+                if error is None and winner is None:
+                    winner = asking
+                elif isinstance(error, ProviderFailure | JanusError):
+                    await self._note(asking, error)
+                elif error is not None:
+                    raise error
+                else:
+                    self._leave(asking)
+            if winner is not None:
+                for task, asking in self._racing.items():
+                    task.cancel()
+                    self._leave(asking, task)
+                self._racing.clear()
+                return winner
+        return None
+
+    def _start(self, asking: Asking) -> None:
+        task = asyncio.create_task(asking.open(), name=f"attempt-{self._call.generation_id}-{asking.number}")
+        self._racing[task] = asking
+
+    def _leave(self, asking: Asking, opening: asyncio.Task[None] | None = None) -> None:
+        """Close a loser's connection without making the winner wait."""
+
+        async def leave() -> None:
+            if opening is not None:
+                await asyncio.gather(opening, return_exceptions=True)
+            await self._let_go(asking)
+
+        task = asyncio.create_task(leave(), name=f"leave-{self._call.generation_id}-{asking.number}")
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def _let_go(self, asking: Asking) -> None:
+        self._open.discard(asking)
+        if (record := asking.abandoned()) is not None:
+            self._desk.ledger.record_later(record)
+        await asking.close()
+
+    async def _next(self) -> Target | None:
+        """The next target to ask, after any wait; None when there is none."""
+        while self._made < self._rules.max_attempts:
+            for target in self._route.targets:
+                if target not in self._tried and self._may_ask(target):
+                    return target
+            again = self._soonest()
+            if again is None:
+                return None
+            wait = self._tried[again].not_before - self._clock()
+            if wait > 0:
+                if wait > min(self._rules.backoff_most_s, self._call.legs.remaining):
+                    return None
+                await asyncio.sleep(wait)
+            if self._may_ask(again):
+                telemetry.retries_total.labels(again.provider, self._reason()).inc()
+                return again
+            self._tried[again].retryable = False
+        return None
+
+    def _other(self) -> Target | None:
+        """A target that has not been asked, for a hedge."""
+        if self._made >= self._rules.max_attempts:
+            return None
+        return next((each for each in self._route.targets if each not in self._tried and self._may_ask(each)), None)
+
+    def _soonest(self) -> Target | None:
+        again = [target for target in self._route.targets if target in self._tried and self._tried[target].retryable]
+        return min(again, key=lambda target: self._tried[target].not_before, default=None)
+
+    def _may_ask(self, target: Target) -> bool:
+        """Whether breaker and budget allow it; a target that they refuse is not asked in this call again."""
+        breakers = self._desk.breakers
+        if not breakers.enter(target.name):
+            self._tried.setdefault(target, _Tried())
+            self._refuse_for(target)
+            return False
+        if not self._made:
+            self._desk.budget.first(target.provider)
+        elif not self._desk.budget.take(target.provider):
+            breakers.left(target.name)
+            self._tried.setdefault(target, _Tried())
+            return False
+        return True
+
+    def _asking(self, target: Target) -> Asking:
+        self._made += 1
+        self._tried.setdefault(target, _Tried()).times += 1
+        asking = Asking(self._desk, self._call, target, self._made)
+        self._open.add(asking)
+        return asking
+
+    async def _reserved(self, asking: Asking) -> bool:
+        """Whether the caller's limits have room for this attempt."""
+        try:
+            await asking.reserve()
+        except ResourceExhausted as error:
+            # Another model may be under another limit.
+            self._open.discard(asking)
+            self._made -= 1
+            asking.refused()
+            await asking.close()
+            self._tried[asking.target].retryable = False
+            self._verdict = self._verdict or error
+            return False
+        return True
+
+    def _began(self, asking: Asking, reason: str | None = None) -> Began:
+        previous, self._previous = self._previous, asking.target
+        if previous is None:
+            return Began(asking.target, asking.number)
+        reason = reason or self._reason()
+        if previous != asking.target:
+            telemetry.fallbacks_total.labels(asking.target.provider, reason).inc()
+        return Began(asking.target, asking.number, previous, reason)
+
+    async def _note(self, asking: Asking, error: ProviderFailure | JanusError) -> None:
+        """Remember a failed attempt. Raises what no other attempt can mend."""
+        self._open.discard(asking)
+        target = asking.target
+        if isinstance(error, JanusError):
+            asking.refused()
+            await asking.close()
+            if not (isinstance(error, InvalidArgument) and error.reason == "CAPABILITY_UNSUPPORTED"):
+                raise error
+            self._verdict = self._verdict or error
+            return
+        record = asking.failed(error)
+        await asking.close()
+        if record is not None:
+            self._desk.ledger.record_later(record)
+        over = error.outcome == "timeout" and error.detail in ("total", "call")
+        if over or error.filtered or not (error.elsewhere or error.retryable):
+            raise error
+        tried = self._tried[target]
+        tried.retryable = error.retryable
+        tried.not_before = self._clock() + self._wait(tried.times, error.retry_after)
+        if self._failure is None or error.retryable or not self._failure.retryable:
+            self._failure = error
+
+    def _wait(self, times: int, asked: float | None) -> float:
+        """Seconds before the same target is asked again: what it said, or exponential back-off, half of it random."""
+        if asked is not None:
+            return asked
+        backoff = min(self._rules.backoff_s * 2.0 ** (times - 1), self._rules.backoff_most_s)
+        return backoff * random.uniform(0.5, 1.0)  # noqa: S311 - it spreads load, it guards nothing
+
+    def _refuse_for(self, target: Target) -> None:
+        """What a call is told that an open breaker keeps from its target: why it opened, and when to come back."""
+        why, wait = self._desk.breakers.why(target.name), self._desk.breakers.wait(target.name)
+        assert why is not None
+        self._verdict = self._verdict or why.error.again(wait)
+
+    def _reason(self) -> str:
+        if self._failure is not None:
+            return self._failure.error.reason
+        return self._verdict.reason if self._verdict is not None else ""
+
+    def _last_word(self) -> ProviderFailure | JanusError:
+        """Why nobody spoke: the failure that gives most hope, else what kept targets from being asked."""
+        if self._failure is not None:
+            return self._failure
+        assert self._verdict is not None
+        return self._verdict

@@ -1,0 +1,61 @@
+"""Errors inside Responses answers, which carry no HTTP status and no headers of their own."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from janus_inference.provider_errors import STATUS_OF_TYPE, Refused, is_flagged
+
+# What a code would have been outside of a stream, where its name does not say it.
+_STATUS_OF_CODE = {
+    "context_length_exceeded": 400,
+    "data_residency_mismatch": 400,
+    "empty_image_file": 400,
+    "failed_to_download_image": 400,
+    "unsupported_image_media_type": 400,
+    "vector_store_timeout": 504,
+}
+_BAD_INPUT = ("invalid_", "image_")
+# The wait is said to people only: "Please try again in 1.2s."
+_TRY_AGAIN = re.compile(r"try again in (\d{1,6}(?:\.\d{1,6})?) ?(ms|s|seconds?|m|minutes?)\b", re.IGNORECASE)
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0}
+_LONGEST_WAIT_S = 3600.0
+
+
+def refused(error: Any) -> Refused:
+    """What an `error` event, or the `error` of a failed answer, says."""
+    if not isinstance(error, Mapping):
+        return Refused(500)
+    inner = error.get("error")
+    if isinstance(inner, Mapping):
+        error = inner
+    code, kind, message = error.get("code"), str(error.get("type") or ""), str(error.get("message") or "")
+    word = code if isinstance(code, str) else ""
+    return Refused(
+        status=code if isinstance(code, int) else _status(word, kind),
+        code="content_filter" if is_flagged(error) else word,
+        type="" if kind == "error" else kind,
+        param=str(error.get("param") or ""),
+        message=message,
+        retry_after=_wait(message),
+    )
+
+
+def _status(code: str, kind: str) -> int:
+    if code in _STATUS_OF_CODE:
+        return _STATUS_OF_CODE[code]
+    if code.isdecimal() and 400 <= int(code) < 600:
+        return int(code)
+    if code.startswith(_BAD_INPUT):
+        return 400
+    return STATUS_OF_TYPE.get(code, STATUS_OF_TYPE.get(kind, 500))
+
+
+def _wait(message: str) -> float | None:
+    """Seconds to wait, when the message says so."""
+    found = _TRY_AGAIN.search(message)
+    if found is None:
+        return None
+    unit = found[2].lower()
+    seconds = float(found[1]) * _UNITS["ms" if unit == "ms" else unit[0]]
+    return seconds if seconds <= _LONGEST_WAIT_S else None

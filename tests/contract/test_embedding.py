@@ -1,0 +1,255 @@
+"""Texts to vectors at a server that speaks OpenAI's format: cut, joined, added up, bounded."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from tests.fakes.providers import openai_wire
+from tests.fakes.providers.directives import one
+from tests.fakes.providers.http_server import Reply, Request, WireServer, serving
+from tests.fakes.providers.setups import Stores
+
+from janus_inference.adapters.openai_client import OpenAIClient
+from janus_inference.adapters.openai_embeddings import OpenAIEmbeddings
+from janus_inference.embedding import Embedded, Embedding
+from janus_inference.events import Usage
+from janus_inference.model import Caller, EmbedPurpose
+from janus_inference.profiles import OPENAI, PROFILES, ChatProfile
+from janus_inference.routing import ProviderModels, Routes
+from janus_kit.errors import InvalidArgument, JanusError
+
+ALICE, BOB = Caller("tenant", "alice"), Caller("tenant", "bob")
+
+
+@dataclass
+class Setup:
+    embedding: Embedding
+    wire: WireServer
+    gate: asyncio.Event
+    """Closed, the server answers nothing."""
+
+    async def embed(self, *inputs: str, directives: str = "", caller: Caller = ALICE, **more: Any) -> Embedded:
+        more.setdefault("labels", {})
+        return await self.embedding.embed(f"upstream/fake-embed{directives}", list(inputs), caller=caller, **more)
+
+    @property
+    def asked(self) -> list[list[str]]:
+        """The texts of every upstream request."""
+        return [exchange.request.json["input"] for exchange in self.wire.exchanges]
+
+
+@asynccontextmanager
+async def setup_of(stores: Stores, profile: ChatProfile = OPENAI, total_s: float = 30.0) -> AsyncIterator[Setup]:
+    gate = asyncio.Event()
+    gate.set()
+
+    def application(request: Request) -> Reply:
+        reply = openai_wire.application(request)
+        pieces = reply.pieces
+
+        async def gated() -> AsyncIterator[bytes]:
+            await gate.wait()
+            async for piece in pieces:
+                yield piece
+
+        return replace(reply, pieces=gated())
+
+    async with serving(application) as wire:
+        client = OpenAIClient(f"{wire.url}/v1", "sk-test")
+        embedder = OpenAIEmbeddings("upstream", client, profile, has_key=True, needs_key=True)
+        routes = Routes({"upstream": ProviderModels(frozenset(), frozenset(), True)}, {}, "")
+        embedding = Embedding({"upstream": embedder}, routes, total_s, stores.desk())
+        await client.get()
+        try:
+            yield Setup(embedding, wire, gate)
+        finally:
+            await embedding.close()
+            await client.close()
+
+
+@pytest.fixture
+async def setup(stores: Stores) -> AsyncIterator[Setup]:
+    async with setup_of(stores) as made:
+        yield made
+
+
+def lengths(made: Embedded) -> list[float]:
+    """The fake's vectors begin with the length of their text."""
+    return [vector[0] for vector in made.vectors]
+
+
+async def test_a_single_request_is_sent_as_it_is(setup: Setup) -> None:
+    made = await setup.embed("a", "bbb", "cc")
+    assert lengths(made) == [1, 3, 2]
+    assert made.usage == Usage(5)
+    assert setup.asked == [["a", "bbb", "cc"]]
+
+
+async def test_too_many_texts_are_sent_as_several_requests_in_order(stores: Stores) -> None:
+    async with setup_of(stores, replace(OPENAI, embed_inputs=3)) as setup:
+        texts = ["x" * (number + 1) for number in range(10)]
+        made = await setup.embed(*texts)
+        assert lengths(made) == [len(text) for text in texts]
+        assert sorted(map(len, setup.asked)) == [1, 3, 3, 3]
+        assert made.usage == Usage(4 * 5)
+
+
+async def test_requests_hold_no_more_tokens_than_the_provider_takes(stores: Stores) -> None:
+    async with setup_of(stores, replace(OPENAI, embed_tokens=100)) as setup:
+        made = await setup.embed("x" * 240, "y" * 160, "z" * 4)
+        assert lengths(made) == [240, 160, 4]
+        assert sorted(len(texts) for texts in setup.asked) == [1, 2]
+
+
+async def test_one_part_that_fails_fails_all_and_ends_the_others(stores: Stores) -> None:
+    async with setup_of(stores, replace(OPENAI, embed_inputs=2)) as setup:
+        with pytest.raises(JanusError) as raised:
+            await setup.embed(*map(str, range(20)), directives=";missing=1")
+        assert raised.value.reason == "PROVIDER_STREAM_BROKEN"
+        assert len(setup.asked) < 10
+
+
+async def waiting(setup: Setup, count: int, **more: Any) -> "list[asyncio.Task[Embedded]]":
+    """Requests of one text each; the first is under way and the others wait for it when this returns."""
+    setup.gate.clear()
+    first = asyncio.create_task(setup.embed("x", **more))
+    await setup.wire.exchange(0)
+    others = [asyncio.create_task(setup.embed("x" * (number + 2), **more)) for number in range(count - 1)]
+    # Each takes its place in the lane as soon as it runs for the first time.
+    await asyncio.sleep(0)
+    return [first, *others]
+
+
+async def test_small_requests_that_wait_travel_together(setup: Setup) -> None:
+    tasks = await waiting(setup, 5)
+    setup.gate.set()
+    made = await asyncio.gather(*tasks)
+    assert [lengths(each) for each in made] == [[1], [2], [3], [4], [5]]
+    assert setup.asked == [["x"], ["xx", "xxx", "xxxx", "xxxxx"]]
+
+
+async def test_the_usage_of_a_joined_request_is_shared_out_exactly(setup: Setup) -> None:
+    tasks = await waiting(setup, 4)
+    setup.gate.set()
+    alone, *joined = [each.usage for each in await asyncio.gather(*tasks)]
+    assert alone == Usage(5)
+    assert sum(usage.input_uncached_tokens for usage in joined) == 5
+    assert all(usage.estimated for usage in joined)
+
+
+@pytest.mark.parametrize(
+    "different",
+    [{"caller": BOB}, {"dimensions": 2}, {"purpose": EmbedPurpose.QUERY}, {"labels": {"a": "b"}}],
+    ids=["caller", "dimensions", "purpose", "labels"],
+)
+async def test_what_differs_does_not_travel_together_and_does_not_wait(setup: Setup, different: dict[str, Any]) -> None:
+    first, second = await waiting(setup, 2)
+    other = asyncio.create_task(setup.embed("other", **different))
+    assert (await setup.wire.exchange(1)).request.json["input"] == ["other"]
+    setup.gate.set()
+    await asyncio.gather(first, second, other)
+    assert setup.asked == [["x"], ["other"], ["xx"]]
+
+
+async def test_a_request_that_is_stuck_does_not_stop_those_behind_it(setup: Setup) -> None:
+    tasks = await waiting(setup, 3)
+    # The gate stays closed: the second request leaves although the first was not answered.
+    assert (await setup.wire.exchange(1)).request.json["input"] == ["xx", "xxx"]
+    setup.gate.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_one_that_gives_up_leaves_the_others_alone(setup: Setup) -> None:
+    first, second, third = await waiting(setup, 3)
+    await setup.wire.exchange(1)
+    second.cancel()
+    await asyncio.wait([second])
+    setup.gate.set()
+    assert second.cancelled()
+    assert lengths(await third) == [3]
+    assert lengths(await first) == [1]
+
+
+async def test_a_request_that_nobody_waits_for_is_ended_upstream(setup: Setup) -> None:
+    (first,) = await waiting(setup, 1)
+    exchange = await setup.wire.exchange(0)
+    first.cancel()
+    await asyncio.wait_for(exchange.client_gone.wait(), 5)
+
+
+async def test_a_text_that_is_refused_fails_its_own_request_alone(stores: Stores) -> None:
+    async with setup_of(stores) as setup:
+        tasks = await waiting(setup, 3)
+        answer = setup.wire.application
+
+        def picky(request: Request) -> Reply:
+            if "xxx" in request.json["input"]:
+                body = openai_wire.as_json({"error": {"message": "no", "type": "invalid_request_error"}})
+                return Reply(one(body), status=400, content_type="application/json")
+            return answer(request)
+
+        setup.wire.application = picky
+        setup.gate.set()
+        first, second, third = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(first, Embedded)
+        assert isinstance(second, Embedded)
+        assert isinstance(third, InvalidArgument)
+        assert setup.asked == [["x"], ["xx", "xxx"], ["xx"], ["xxx"]]
+
+
+async def test_a_refusal_that_is_about_no_text_is_everybody_s(setup: Setup) -> None:
+    tasks = await waiting(setup, 3, directives=";status=401")
+    setup.gate.set()
+    failed = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [isinstance(each, JanusError) and each.reason for each in failed] == ["PROVIDER_AUTH"] * 3
+    assert len(setup.asked) == 2
+
+
+async def test_vectors_that_are_too_much_together_are_refused_before_they_are_asked_for(setup: Setup) -> None:
+    with pytest.raises(InvalidArgument) as raised:
+        await setup.embed(*["x"] * 2048, dimensions=2000)
+    assert [violation.field for violation in raised.value.violations] == ["inputs"]
+    assert setup.asked == []
+
+
+async def test_vectors_of_unknown_length_are_refused_from_the_first_answer_and_then_at_once(stores: Stores) -> None:
+    async with setup_of(stores, replace(OPENAI, embed_inputs=500)) as setup:
+        for _ in range(2):
+            with pytest.raises(InvalidArgument) as raised:
+                await setup.embed(*["x"] * 2048, directives=";dimensions=4096")
+            assert [violation.field for violation in raised.value.violations] == ["inputs"]
+            asked = len(setup.asked)
+        assert len(setup.asked) == asked <= 4
+
+
+async def test_dimensions_that_a_model_cannot_give_are_refused(setup: Setup) -> None:
+    with pytest.raises(InvalidArgument) as raised:
+        await setup.embed("x", directives=";dimensions=3", dimensions=2)
+    assert raised.value.reason == "CAPABILITY_UNSUPPORTED"
+    assert [violation.field for violation in raised.value.violations] == ["dimensions"]
+
+
+async def test_usage_that_is_not_said_is_estimated(setup: Setup) -> None:
+    made = await setup.embed("x" * 40, directives=";usage=0")
+    assert made.usage == Usage(10, estimated=True)
+
+
+@pytest.mark.parametrize(("profile", "said"), [("jina", "retrieval.query"), ("openai", None), ("vllm", None)])
+async def test_the_purpose_is_said_where_there_is_a_place_for_it(
+    stores: Stores, profile: str, said: str | None
+) -> None:
+    async with setup_of(stores, PROFILES[profile]) as setup:
+        await setup.embed("x", purpose=EmbedPurpose.QUERY)
+        assert setup.wire.exchanges[0].request.json.get("task") == said
+
+
+async def test_time_that_is_up_ends_the_request(stores: Stores) -> None:
+    async with setup_of(stores, total_s=0.05) as setup:
+        setup.gate.clear()
+        with pytest.raises(JanusError) as raised:
+            await setup.embed("x")
+        assert (raised.value.code, raised.value.metadata["leg"]) == ("DEADLINE_EXCEEDED", "total")
+        await asyncio.wait_for((await setup.wire.exchange(0)).client_gone.wait(), 5)

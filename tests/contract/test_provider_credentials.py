@@ -1,0 +1,63 @@
+"""Which credential goes to whom: the one that was configured, to the server it was configured for."""
+
+import asyncio
+
+import pytest
+from tests.fakes.providers import openai_wire
+from tests.fakes.providers.http_server import serving
+from tests.fakes.providers.setups import NAME, prompt
+
+from janus_inference.adapters.openai_chat import OpenAIChat
+from janus_inference.adapters.openai_client import OpenAIClient
+from janus_inference.adapters.openai_responses import OpenAIResponses
+from janus_inference.ports import Ask
+from janus_inference.profiles import OPENAI
+
+
+class Nobody:
+    """A stopwatch that nobody reads."""
+
+    def sent(self) -> None: ...
+
+    def heard(self) -> None: ...
+
+
+@pytest.mark.parametrize("kind", [OpenAIChat, OpenAIResponses])
+@pytest.mark.parametrize(("key", "header"), [("sk-own", "Bearer sk-own"), (None, None)])
+async def test_only_the_configured_key_is_sent(
+    kind: type[OpenAIChat] | type[OpenAIResponses],
+    key: str | None,
+    header: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The SDK looks for others in the environment, and an administrator's must not reach a model's server."""
+    monkeypatch.setenv("OPENAI_ADMIN_KEY", "sk-admin")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-somebody")
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-somebody")
+    async with serving(openai_wire.application) as wire:
+        provider = kind(
+            NAME, OpenAIClient(f"{wire.url}/v1", key), OPENAI, issuer=NAME, has_key=bool(key), needs_key=False
+        )
+        try:
+            async with asyncio.timeout(10), provider.stream(Ask(prompt("hello"), "fake", Nobody(), 5.0)) as batches:
+                assert [event async for batch in batches for event in batch]
+            request = (await wire.exchange()).request
+        finally:
+            await provider.close()
+    assert request.headers.get("authorization") == header
+    assert not any("somebody" in value or "admin" in value for value in request.headers.values())
+
+
+async def test_a_stream_is_asked_for_uncompressed() -> None:
+    """A compressor would hold tokens back until it has a block of them."""
+    async with serving(openai_wire.application) as wire:
+        provider = OpenAIChat(
+            NAME, OpenAIClient(f"{wire.url}/v1", "sk-own"), OPENAI, issuer=NAME, has_key=True, needs_key=True
+        )
+        try:
+            async with asyncio.timeout(10), provider.stream(Ask(prompt("hello"), "fake", Nobody(), 5.0)) as batches:
+                assert [event async for batch in batches for event in batch]
+            request = (await wire.exchange()).request
+        finally:
+            await provider.close()
+    assert request.headers["accept-encoding"] == "identity"

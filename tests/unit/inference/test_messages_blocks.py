@@ -1,0 +1,132 @@
+"""What Messages answers hold beside text: others' tools, sources, refusals, sub-usage, what is new."""
+
+import json
+from typing import Any
+
+import pytest
+
+from janus_inference.dialects.anthropic_stream import MessagesReader
+from janus_inference.dialects.parts import CallCheck
+from janus_inference.events import (
+    CitationAdded,
+    FinishReason,
+    OpaqueAdded,
+    ProviderEvent,
+    RefusalDelta,
+    Stopped,
+    TextDelta,
+    UsageUpdated,
+)
+from janus_inference.model import Citation
+
+START = {"type": "message_start", "message": {"id": "m1", "usage": {"input_tokens": 8, "output_tokens": 1}}}
+STOP = {"type": "message_stop"}
+
+
+def end(reason: str = "end_turn", usage: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    return {"type": "message_delta", "delta": {"stop_reason": reason, **more}, "usage": usage or {"output_tokens": 5}}
+
+
+def block(start: dict[str, Any], *deltas: dict[str, Any], index: int = 0) -> list[dict[str, Any]]:
+    return [
+        {"type": "content_block_start", "index": index, "content_block": start},
+        *({"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas),
+        {"type": "content_block_stop", "index": index},
+    ]
+
+
+def reader() -> MessagesReader:
+    return MessagesReader("claude", "model", "anthropic", CallCheck({}))
+
+
+def read(*events: dict[str, Any], reading: MessagesReader | None = None) -> list[ProviderEvent]:
+    reading = reading or reader()
+    found: list[ProviderEvent] = []
+    for event in events:
+        found += reading.feed(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
+    found += reading.close()
+    assert reading.failure is None
+    return found
+
+
+def opaque_of(*events: dict[str, Any]) -> list[dict[str, Any]]:
+    found = read(START, *events, end(), STOP)
+    return [json.loads(event.part.data) for event in found if isinstance(event, OpaqueAdded)]
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        {"type": "web_search_tool_result", "tool_use_id": "s", "content": [{"type": "web_search_result", "url": "u"}]},
+        {"type": "code_execution_tool_result", "tool_use_id": "s", "content": {"return_code": 0}},
+        {"type": "mcp_tool_result", "tool_use_id": "s", "content": [], "is_error": False},
+        {"type": "container_upload", "file_id": "f"},
+        {"type": "something_of_next_year", "anything": [1, {"x": None}]},
+    ],
+)
+def test_blocks_of_others_are_kept_as_they_are(start: dict[str, Any]) -> None:
+    assert opaque_of(*block(start)) == [start]
+
+
+def test_the_input_of_a_server_s_tool_is_put_together() -> None:
+    start = {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}}
+    pieces = [{"type": "input_json_delta", "partial_json": piece} for piece in ('{"que', 'ry": "x"}')]
+    assert opaque_of(*block(start, *pieces)) == [{**start, "input": {"query": "x"}}]
+
+
+def test_what_deltas_add_to_an_unknown_block_is_kept() -> None:
+    pieces = [{"type": "compaction_delta", "content": piece} for piece in ("What was ", "said.")]
+    start = {"type": "compaction", "content": ""}
+    assert opaque_of(*block(start, *pieces)) == [{"type": "compaction", "content": "What was said."}]
+
+
+SOURCES: list[tuple[dict[str, Any], Citation]] = [
+    (
+        {"type": "char_location", "cited_text": "q", "document_index": 0, "document_title": "D", "start_char_index": 3},
+        Citation(title="D", quote="q"),
+    ),
+    ({"type": "page_location", "cited_text": "q", "document_title": None}, Citation(quote="q")),
+    ({"type": "content_block_location", "cited_text": "q", "document_title": "D"}, Citation(title="D", quote="q")),
+    (
+        {"type": "search_result_location", "cited_text": "q", "source": "https://s", "title": "S"},
+        Citation(title="S", uri="https://s", quote="q"),
+    ),
+    (
+        {"type": "web_search_result_location", "cited_text": "q", "url": "https://w", "title": "W"},
+        Citation(title="W", uri="https://w", quote="q"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("said", "meant"), SOURCES)
+def test_every_kind_of_source(said: dict[str, Any], meant: Citation) -> None:
+    text = block(
+        {"type": "text", "text": ""}, {"type": "text_delta", "text": "x"}, {"type": "citations_delta", "citation": said}
+    )
+    events = read(START, *text, end(), STOP)
+    assert [event.citation for event in events if isinstance(event, CitationAdded)] == [meant]
+
+
+def test_a_refusal_is_told_in_the_provider_s_words() -> None:
+    details = {"type": "refusal", "category": "bio", "explanation": "I cannot help with that."}
+    events = read(START, end("refusal", stop_details=details), STOP)
+    assert events[-2:] == [
+        RefusalDelta(0, "I cannot help with that."),
+        Stopped(FinishReason.REFUSAL, "refusal", "m1"),
+    ]
+
+
+def test_what_is_unknown_is_counted_and_skipped() -> None:
+    reading = reader()
+    text = block({"type": "text", "text": ""}, {"type": "glitter_delta", "x": 1}, {"type": "text_delta", "text": "hi"})
+    events = read(START, {"type": "ping"}, {"type": "weather_report"}, *text, end(), STOP, reading=reading)
+    assert TextDelta(0, "hi") in events
+    assert (reading.unknown, reading.dialect) == (2, "anthropic_messages")
+
+
+def test_what_an_advisor_used_is_part_of_the_usage() -> None:
+    own, advisor = {"input_tokens": 20, "output_tokens": 7}, {"input_tokens": 100, "output_tokens": 30}
+    iterations = [{**own, "type": "message"}, {**advisor, "type": "advisor_message", "model": "another"}]
+    events = read(START, end(usage={**own, "iterations": iterations}), STOP)
+    (usage,) = [event.usage for event in events if isinstance(event, UsageUpdated)][-1:]
+    assert (usage.input_uncached_tokens, usage.output_tokens) == (120, 37)
