@@ -3,7 +3,9 @@
 Every connection takes the role ``janus_app`` when it opens: no owner, no
 superuser, no BYPASSRLS, so that row-level security holds whoever the URL's
 user is. ``tenant`` opens a transaction that sees one tenant's rows; ``worker``
-one as ``janus_worker``, for the few tables that work across tenants.
+one as ``janus_worker``, for the few tables that work across tenants. All state
+is a transaction's own (``SET LOCAL``, ``pg_advisory_xact_lock``), so that a
+connection needs no cleaning between two of them, which would be a round trip.
 
 Whatever keeps Postgres from answering becomes ``Unavailable("postgres")``;
 what it says goes to the log. The pool connects on first use, and again when
@@ -12,8 +14,8 @@ Postgres is back, without a restart.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
 import asyncpg
@@ -51,8 +53,18 @@ _AWAY: tuple[type[BaseException], ...] = (
     asyncpg.PostgresSystemError,
 )
 
+# A connection that cannot be made: also for a role or database that is yet to be made, and an address that is none.
+_UNREACHABLE: tuple[type[BaseException], ...] = (asyncpg.PostgresError, ValueError, OverflowError, *_AWAY)
+
 # A lost listener is tried again after these seconds.
 _LISTEN_BACKOFF_S = 0.5
+
+
+class _Stateless(asyncpg.Connection):  # type: ignore[misc] # the driver has no types
+    """A transaction that was left open is rolled back when its connection is given back; there is nothing else."""
+
+    def get_reset_query(self) -> str:
+        return ""
 
 
 class Notification(NamedTuple):
@@ -73,6 +85,9 @@ class Database:
         # The pool's own queue cannot tell "all busy" from "cannot connect"; with
         # this in front of it, waiting means busy and nothing else.
         self._free = asyncio.Semaphore(settings.pool_max)
+        # The connection of ``worker_statement``, which one call at a time has.
+        self._line: Connection | None = None
+        self._line_is_free = asyncio.Lock()
 
     @asynccontextmanager
     async def tenant(self, tenant: str) -> AsyncIterator[Connection]:
@@ -90,6 +105,19 @@ class Database:
         async with self._transaction() as connection:
             await connection.execute(f"SET LOCAL ROLE {WORKER_ROLE}")
             yield connection
+
+    async def worker_statement(self, sql: str, *arguments: object) -> None:
+        """One statement as ``janus_worker``, committed by itself; one at a time.
+
+        On a connection that has the role already: a round trip where ``worker``
+        takes four. Raises Unavailable.
+        """
+        async with self._line_is_free:
+            line = self._line
+            if line is None or line.is_closed():
+                line = self._line = await self._connected(WORKER_ROLE)
+            with self._translating(line):
+                await line.execute(sql, *arguments)
 
     async def ping(self) -> None:
         """Raise Unavailable unless Postgres answers a query; never waits for a free slot."""
@@ -144,12 +172,8 @@ class Database:
         try:
             connection = await self._acquire()
             try:
-                yield connection
-            except (asyncpg.QueryCanceledError, *_AWAY) as error:
-                translated = self._translated(error, connection)
-                if translated is None:
-                    raise
-                raise translated from error
+                with self._translating(connection):
+                    yield connection
             finally:
                 await self._release(connection)
         finally:
@@ -160,9 +184,18 @@ class Database:
             connection = await asyncpg.connect(**self._connect_arguments())
         except asyncpg.TooManyConnectionsError:
             return  # an answer too
-        except (asyncpg.PostgresError, ValueError, OverflowError, *_AWAY) as error:
-            raise Unavailable("postgres", "postgres is not available") from error
+        except _UNREACHABLE as error:
+            raise _unreachable(error) from error
         connection.terminate()
+
+    async def _connected(self, role: str) -> Connection:
+        """A connection beside the pool."""
+        if self._pool is None:
+            raise Unavailable("postgres", "the database pool is closed")
+        try:
+            return await asyncpg.connect(**self._connect_arguments(role))
+        except _UNREACHABLE as error:
+            raise _unreachable(error) from error
 
     async def _wait_for_slot(self) -> None:
         began = time.monotonic()
@@ -186,10 +219,8 @@ class Database:
             raise Unavailable("postgres", "the database pool is closed")
         try:
             return await self._pool.acquire(timeout=self._settings.connect_timeout_s)
-        except (asyncpg.PostgresError, ValueError, OverflowError, *_AWAY) as error:
-            # Also a role or database that is yet to be made, and an address that is none.
-            _log.warning("postgres_unreachable", error=_described(error))
-            raise Unavailable("postgres", "postgres is not available") from error
+        except _UNREACHABLE as error:
+            raise _unreachable(error) from error
 
     async def _release(self, connection: Connection) -> None:
         assert self._pool is not None
@@ -198,6 +229,16 @@ class Database:
         except (asyncpg.PostgresError, *_AWAY):
             if not _is_lost(connection):
                 connection.terminate()
+
+    @contextmanager
+    def _translating(self, connection: Connection) -> Iterator[None]:
+        try:
+            yield
+        except (asyncpg.QueryCanceledError, *_AWAY) as error:
+            translated = self._translated(error, connection)
+            if translated is None:
+                raise
+            raise translated from error
 
     def _translated(self, error: BaseException, connection: Connection) -> JanusError | None:
         """What the caller is told; None for a mistake of ours in how we use the driver."""
@@ -213,7 +254,7 @@ class Database:
         _log.warning("postgres_lost", error=_described(error))
         return Unavailable("postgres", "postgres is not available")
 
-    def _connect_arguments(self) -> dict[str, Any]:
+    def _connect_arguments(self, role: str = APP_ROLE) -> dict[str, Any]:
         settings = self._settings
         return {
             "dsn": settings.url.get_secret_value(),
@@ -221,7 +262,7 @@ class Database:
             # Ends a wait on a dead link; the server's own limit comes first otherwise.
             "command_timeout": settings.statement_timeout_s + 1,
             "server_settings": {
-                "role": APP_ROLE,
+                "role": role,
                 "application_name": self._application,
                 "statement_timeout": str(round(settings.statement_timeout_s * 1000)),
                 "idle_in_transaction_session_timeout": "60000",
@@ -236,6 +277,7 @@ class Database:
             min_size=0,
             max_size=self._settings.pool_max,
             max_inactive_connection_lifetime=300,
+            connection_class=_Stateless,
             init=self._init,
         )
         metrics.watch_db_pool(self._application, self._pool)
@@ -251,6 +293,9 @@ class Database:
 
     async def close(self) -> None:
         """Close all connections, by force when they do not end in 2 s."""
+        line, self._line = self._line, None
+        if line is not None:
+            line.terminate()
         pool, self._pool = self._pool, None
         if pool is None:
             return
@@ -288,6 +333,11 @@ def _is_lost(connection: Connection) -> bool:
         return bool(connection.is_closed())
     except asyncpg.InterfaceError:
         return True
+
+
+def _unreachable(error: BaseException) -> Unavailable:
+    _log.warning("postgres_unreachable", error=_described(error))
+    return Unavailable("postgres", "postgres is not available")
 
 
 def _described(error: BaseException) -> str:

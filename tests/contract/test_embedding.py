@@ -62,7 +62,7 @@ async def setup_of(stores: Stores, profile: ChatProfile = OPENAI, total_s: float
         embedder = OpenAIEmbeddings("upstream", client, profile, has_key=True, needs_key=True)
         routes = Routes({"upstream": ProviderModels(frozenset(), frozenset(), True)}, {}, "")
         embedding = Embedding({"upstream": embedder}, routes, total_s, stores.desk())
-        await client.get()
+        await client.warm()
         try:
             yield Setup(embedding, wire, gate)
         finally:

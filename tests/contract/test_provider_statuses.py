@@ -20,6 +20,7 @@ from janus_inference.profiles import OPENAI
 from janus_inference.provider_errors import ProviderFailure
 
 KEY = "sk-test-very-secret"
+SDKS = ("openai", "anthropic")
 # Status, the code and reason for the caller, whether to try again here, and whether to try elsewhere.
 STATUSES = [
     (400, "INVALID_ARGUMENT", "PROVIDER_REJECTED_REQUEST", False, False),
@@ -58,6 +59,9 @@ class Both:
             return events, failure
         return events, None
 
+    def provider(self, sdk: str) -> Provider:
+        return self._providers[sdk][0]
+
     def wire(self, sdk: str) -> WireServer:
         return self._providers[sdk][1]
 
@@ -75,13 +79,50 @@ async def built() -> AsyncIterator[Both]:
             await anthropic.close()
 
 
-@pytest.fixture
-async def both() -> AsyncIterator[Both]:
+@pytest.fixture(params=["first", "later"])
+async def both(request: pytest.FixtureRequest) -> AsyncIterator[Both]:
+    """The SDK makes the first request to a path; those after it are that one with another body."""
     async with built() as made:
+        if request.param == "later":
+            for sdk in SDKS:
+                assert await made.ask(sdk, "") != ([], None)
+                made.wire(sdk).exchanges.clear()
         yield made
 
 
-@pytest.mark.parametrize("sdk", ["openai", "anthropic"])
+@pytest.mark.parametrize("sdk", SDKS)
+async def test_a_later_request_is_the_first_one_with_another_body(sdk: str) -> None:
+    async with built() as both:
+        for text in ("hello", "and an answer that is longer, ☃"):
+            ask = Ask(prompt(text), "fake", Unwatched(), 5.0)
+            async with both.provider(sdk).stream(ask) as batches:
+                assert [event async for batch in batches for event in batch]
+        first, later = (exchange.request for exchange in both.wire(sdk).exchanges)
+    assert (later.method, later.path) == (first.method, first.path)
+    assert later.headers == first.headers | {"content-length": str(len(later.body))}
+    assert first.headers["content-length"] == str(len(first.body))
+    assert later.json == first.json | {"messages": later.json["messages"]}
+    assert "and an answer that is longer, ☃" in later.body.decode()
+
+
+@pytest.mark.parametrize("sdk", SDKS)
+async def test_half_a_surrogate_pair_is_sent_as_it_was_said(both: Both, sdk: str) -> None:
+    ask = Ask(prompt(), "fake", Unwatched(), 5.0, options={"metadata": {"user_id": "\ud800"}})
+    async with both.provider(sdk).stream(ask) as batches:
+        assert [event async for batch in batches for event in batch]
+    assert both.wire(sdk).exchanges[-1].request.json["metadata"] == {"user_id": "\ud800"}
+
+
+@pytest.mark.parametrize("sdk", SDKS)
+async def test_a_server_that_has_gone_is_unreachable(both: Both, sdk: str) -> None:
+    await both.wire(sdk).stop()
+    events, failure = await both.ask(sdk, "")
+    assert events == []
+    assert failure is not None
+    assert (failure.error.code, failure.outcome) == ("UNAVAILABLE", "unreachable")
+
+
+@pytest.mark.parametrize("sdk", SDKS)
 @pytest.mark.parametrize(("status", "code", "reason", "retryable", "elsewhere"), STATUSES)
 async def test_every_status_means_the_same_through_either_sdk(
     both: Both, sdk: str, status: int, code: str, reason: str, retryable: bool, elsewhere: bool
@@ -95,7 +136,7 @@ async def test_every_status_means_the_same_through_either_sdk(
     assert len(both.wire(sdk).exchanges) == 1  # the SDK itself tried once
 
 
-@pytest.mark.parametrize("sdk", ["openai", "anthropic"])
+@pytest.mark.parametrize("sdk", SDKS)
 @pytest.mark.parametrize(
     ("headers", "seconds"),
     [
@@ -117,7 +158,7 @@ async def test_how_long_to_wait_is_heard(both: Both, sdk: str, headers: dict[str
     assert failure.retry_after == seconds
 
 
-@pytest.mark.parametrize("sdk", ["openai", "anthropic"])
+@pytest.mark.parametrize("sdk", SDKS)
 @pytest.mark.parametrize(("word", "retryable"), [("true", True), ("false", False)])
 async def test_a_provider_s_word_on_retrying_counts(both: Both, sdk: str, word: str, retryable: bool) -> None:
     for status in (400, 503):
@@ -126,7 +167,7 @@ async def test_a_provider_s_word_on_retrying_counts(both: Both, sdk: str, word: 
         assert failure.retryable is retryable
 
 
-@pytest.mark.parametrize("sdk", ["openai", "anthropic"])
+@pytest.mark.parametrize("sdk", SDKS)
 async def test_an_error_within_an_answer_keeps_what_was_said(both: Both, sdk: str) -> None:
     events, failure = await both.ask(sdk, ";error=2")
     assert sum(isinstance(event, TextDelta) for event in events) == 2

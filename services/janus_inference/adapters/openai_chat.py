@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from janus_inference.adapters.openai_client import OpenAIClient, sdk
+from janus_inference.adapters.openai_client import OpenAIClient
 from janus_inference.adapters.options import with_options
 from janus_inference.adapters.upstream import answering
 from janus_inference.dialects.openai_chat_request import RESERVED, chat_body
@@ -46,9 +46,6 @@ class OpenAIChat:
             raise not_configured(self._name)
         body = chat_body(ask.prompt, ask.model, self._profile, self._issuer)
         extra = with_options(body, ask.options, RESERVED)
-        client = await self._client.get()
-        openai = sdk()
-        timeout = openai.Timeout(None, connect=ask.connect_timeout, pool=ask.connect_timeout)
         reader = ChatReader(
             self._name,
             ask.model,
@@ -57,18 +54,12 @@ class OpenAIChat:
             needs_done=self._profile.needs_done,
         )
         async with answering(
-            lambda: self._client.posted(client, "/chat/completions", body | extra, timeout),
-            sdk=openai,
-            provider=self._name,
-            model=ask.model,
-            connect_timeout=ask.connect_timeout,
-            reader=reader,
-            stopwatch=ask.stopwatch,
+            self._client, "/chat/completions", body | extra, ask, provider=self._name, reader=reader
         ) as batches:
             yield batches
 
     async def warm(self) -> None:
-        await self._client.get()
+        await self._client.warm()
 
     async def close(self) -> None:
         await self._client.close()

@@ -4,16 +4,16 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from janus_inference.adapters.openai_client import OpenAIClient, sdk
+from janus_inference.adapters.openai_client import OpenAIClient
 from janus_inference.adapters.options import with_options
-from janus_inference.adapters.upstream import answering, sdk_failure
+from janus_inference.adapters.upstream import answering, count_in, whole_answer
 from janus_inference.dialects.openai_responses_request import RESERVED, counted, responses_body, with_own
 from janus_inference.dialects.openai_responses_stream import ResponsesReader
 from janus_inference.dialects.parts import CallCheck
 from janus_inference.events import ProviderEvent
 from janus_inference.ports import Ask
 from janus_inference.profiles import OPENAI, ChatProfile
-from janus_inference.provider_errors import broken, not_configured
+from janus_inference.provider_errors import not_configured
 
 
 class OpenAIResponses:
@@ -44,40 +44,24 @@ class OpenAIResponses:
     @asynccontextmanager
     async def stream(self, ask: Ask) -> AsyncIterator[AsyncIterator[Sequence[ProviderEvent]]]:
         body = self._body(ask)
-        client = await self._client.get()
-        openai = sdk()
-        timeout = openai.Timeout(None, connect=ask.connect_timeout, pool=ask.connect_timeout)
-        async with answering(
-            lambda: self._client.posted(client, "/responses", body, timeout),
-            sdk=openai,
-            provider=self._name,
-            model=ask.model,
-            connect_timeout=ask.connect_timeout,
-            reader=ResponsesReader(self._name, ask.model, self._issuer, CallCheck.of(ask.prompt)),
-            stopwatch=ask.stopwatch,
-        ) as batches:
+        reader = ResponsesReader(self._name, ask.model, self._issuer, CallCheck.of(ask.prompt))
+        async with answering(self._client, "/responses", body, ask, provider=self._name, reader=reader) as batches:
             yield batches
 
     async def count_tokens(self, ask: Ask) -> int:
         """Input tokens of the prompt, by the provider's own count. Raises ProviderFailure."""
-        body = counted(self._body(ask))
-        client = await self._client.get()
-        openai = sdk()
-        try:
-            said = await client.responses.input_tokens.count(
-                extra_body=body,
-                extra_headers=self._client.headers(),
-                timeout=openai.Timeout(None, connect=ask.connect_timeout, pool=ask.connect_timeout),
-            )
-        except openai.APIError as error:
-            raise sdk_failure(error, openai, self._name, ask.model) from None
-        tokens: Any = getattr(said, "input_tokens", None)
-        if not isinstance(tokens, int) or tokens < 0:
-            raise broken(self._name, "the count is not of the expected form")
-        return tokens
+        answer = await whole_answer(
+            self._client,
+            "/responses/input_tokens",
+            counted(self._body(ask)),
+            provider=self._name,
+            model=ask.model,
+            connect_timeout=ask.connect_timeout,
+        )
+        return count_in(answer, self._name)
 
     async def warm(self) -> None:
-        await self._client.get()
+        await self._client.warm()
 
     async def close(self) -> None:
         await self._client.close()

@@ -66,9 +66,11 @@ class PostgresUsage:
         records = json.dumps([_row(record) for record, _ in batch])
         answers = [answered for _, answered in batch if answered is not None]
         try:
+            if not answers:
+                await self._database.worker_statement(_WRITE, records)
+                return
             async with self._database.worker() as connection:
-                if answers:
-                    await store_answers(connection, answers)
+                await store_answers(connection, answers)
                 await connection.execute(_WRITE, records)
         except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
             raise ValueError(f"{type(error).__name__} {error.sqlstate}") from error

@@ -1,22 +1,17 @@
-"""What the clients of all HTTP providers share: the SDK built late, its errors, its bytes.
-
-The SDKs bring authentication, addresses and error classes. Their retries are
-off, since one place decides about those, and their typed stream objects are
-not used: the bytes go straight to the dialect's reader.
-"""
+"""What all HTTP providers share: an answer's bytes on their way to the dialect's reader, and errors in our terms."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
-from contextvars import ContextVar
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from types import ModuleType
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from janus_inference import telemetry
+from janus_inference.adapters.sdk_client import SdkClient, lost_connection, stopwatch_of_call
 from janus_inference.dialects.json_text import NotJson, parse_object
 from janus_inference.dialects.reader import Reader
 from janus_inference.events import ProviderEvent
-from janus_inference.ports import Stopwatch
+from janus_inference.ports import Ask, Stopwatch
 from janus_inference.provider_errors import (
     ProviderFailure,
     Refused,
@@ -27,119 +22,39 @@ from janus_inference.provider_errors import (
     timed_out,
     unreachable,
 )
-from janus_kit import collector
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
-MAX_CONNECTIONS = 10_000
-"""More than one process serves streams; the limits of calls are elsewhere."""
 _DRAIN_S = 0.1
-
-_Client = TypeVar("_Client")
-
-# Who wants to know when the request of this task leaves; read by the client's request hook.
-_stopwatch: ContextVar[Stopwatch | None] = ContextVar("janus_inference_stopwatch", default=None)
-
-
-class Lazy(Generic[_Client]):
-    """An SDK's client, made at first use and in a thread: importing an SDK takes a second."""
-
-    def __init__(self, make: Callable[[], _Client], close: Callable[[_Client], Awaitable[None]]) -> None:
-        self._make = make
-        self._close = close
-        self._making: asyncio.Task[_Client] | None = None
-
-    async def get(self) -> _Client:
-        """The client. Made once for all that wait, also when one of them gives up."""
-        making = self._making
-        if making is None or (making.done() and (making.cancelled() or making.exception() is not None)):
-            making = self._making = asyncio.create_task(self._made(), name="provider-client")
-        return await asyncio.shield(making)
-
-    async def _made(self) -> _Client:
-        client = await asyncio.to_thread(self._make)
-        collector.settle_more()
-        return client
-
-    async def close(self) -> None:
-        """Close it, if it was ever made."""
-        making, self._making = self._making, None
-        if making is not None:
-            (made,) = await asyncio.gather(making, return_exceptions=True)
-            if not isinstance(made, BaseException):
-                await self._close(made)
-
-
-async def note_sent(request: Any) -> None:
-    """Request hook of the HTTP clients: from here on the time is the provider's."""
-    stopwatch = _stopwatch.get()
-    if stopwatch is not None:
-        stopwatch.sent()
-
-
-@asynccontextmanager
-async def posted(
-    client: Any,
-    path: str,
-    body: Mapping[str, Any],
-    *,
-    timeout: Any,
-    headers: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> AsyncIterator[Any]:
-    """A streamed answer to this body, through an SDK's ``post``: its address, credentials and errors.
-
-    The method that an SDK has for each endpoint first looks through the body,
-    field by field, for what to rewrite; ours is as it must be. ``options`` are
-    further request options of the SDK.
-    """
-    import httpx2
-
-    # A compressor holds tokens back until it has a block of them.
-    said = {"Accept-Encoding": "identity", **(headers or {})}
-    options |= {"timeout": timeout, "headers": said}
-    response = await client.post(path, cast_to=httpx2.Response, body=body, options=options, stream=True)
-    try:
-        yield response
-    finally:
-        await response.aclose()
 
 
 @asynccontextmanager
 async def answering(
-    call: Callable[[], Any],
-    *,
-    sdk: ModuleType,
-    provider: str,
-    model: str,
-    connect_timeout: float,
-    reader: Reader,
-    stopwatch: Stopwatch,
+    client: SdkClient[Any], path: str, body: Mapping[str, object], ask: Ask, *, provider: str, reader: Reader
 ) -> AsyncIterator[AsyncIterator[Sequence[ProviderEvent]]]:
-    """Make the call and read its answer; leaving the block closes the connection.
+    """Ask, and read the answer; leaving the block closes the connection.
 
-    ``call`` makes what ``posted`` does: a context manager of the HTTP response.
     After a whole answer the rest of the body, an end-of-chunks mark as a rule,
     is read, so that the connection can be used again.
     """
-    token = _stopwatch.set(stopwatch)
+    posting = client.posted(path, body, ask.connect_timeout)
+    token = stopwatch_of_call.set(ask.stopwatch)
     try:
-        opening = call()
-        response = await _translated(opening.__aenter__(), sdk, provider, model, connect_timeout)
+        response = await _entered(posting, client.sdk, provider, ask.model, ask.connect_timeout)
     finally:
-        _stopwatch.reset(token)
+        stopwatch_of_call.reset(token)
     try:
-        stopwatch.heard()
+        ask.stopwatch.heard()
         chunks = _bytes(response)
         async with aclosing(chunks):
             kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-            async with aclosing(_batches(chunks, kind, reader, stopwatch, provider)) as batches:
+            async with aclosing(_batches(chunks, kind, reader, ask.stopwatch, provider)) as batches:
                 yield batches
             if reader.whole:
                 await _drain(chunks)
     finally:
         if reader.unknown:
             telemetry.unknown_events_total.labels(reader.dialect).inc(reader.unknown)
-        await opening.__aexit__(None, None, None)
+        await posting.__aexit__(None, None, None)
 
 
 def _bytes(response: Any) -> Any:
@@ -178,14 +93,21 @@ async def _batches(
 
 
 async def whole_answer(
-    call: Callable[[], Any], *, sdk: ModuleType, provider: str, model: str, connect_timeout: float, most_bytes: int
+    client: SdkClient[Any],
+    path: str,
+    body: Mapping[str, object],
+    *,
+    provider: str,
+    model: str,
+    connect_timeout: float,
+    most_bytes: int = MAX_BODY_BYTES,
 ) -> dict[str, Any]:
-    """Make a call that is answered with one JSON object of at most so many bytes. Raises ProviderFailure."""
-    opening = call()
-    response = await _translated(opening.__aenter__(), sdk, provider, model, connect_timeout)
+    """Ask what is answered with one JSON object of at most so many bytes. Raises ProviderFailure."""
+    posting = client.posted(path, body, connect_timeout)
+    response = await _entered(posting, client.sdk, provider, model, connect_timeout)
     data = bytearray()
     try:
-        async for chunk in response.iter_bytes():
+        async for chunk in response.aiter_bytes():
             data += chunk
             if len(data) > most_bytes:
                 raise broken(provider, f"the answer is larger than {most_bytes // (1024 * 1024)} MiB")
@@ -195,15 +117,15 @@ async def whole_answer(
     except NotJson:
         raise broken(provider, "the answer is not of the expected form") from None
     finally:
-        await opening.__aexit__(None, None, None)
+        await posting.__aexit__(None, None, None)
 
 
-def lost_connection() -> tuple[type[BaseException], ...]:
-    """What a connection that breaks while a body is read may raise."""
-    import aiohttp
-    import httpx2
-
-    return (httpx2.HTTPError, httpx2.StreamError, aiohttp.ClientError, OSError)
+def count_in(answer: Mapping[str, Any], provider: str) -> int:
+    """The number of tokens that a provider counted. Raises ProviderFailure."""
+    tokens = answer.get("input_tokens")
+    if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 0:
+        raise broken(provider, "the answer has no number of tokens")
+    return tokens
 
 
 def connection_lost(provider: str, error: BaseException) -> ProviderFailure:
@@ -223,12 +145,12 @@ async def _drain(chunks: AsyncIterator[bytes]) -> None:
         return
 
 
-async def _translated(
-    opening: Awaitable[Any], sdk: ModuleType, provider: str, model: str, connect_timeout: float
+async def _entered(
+    posting: AbstractAsyncContextManager[Any], sdk: ModuleType, provider: str, model: str, connect_timeout: float
 ) -> Any:
     """The response, or the SDK's error in the caller's terms."""
     try:
-        return await opening
+        return await posting.__aenter__()
     except sdk.APIStatusError as error:
         raise classify(provider, model, refused(error)) from None
     except sdk.APITimeoutError as error:
@@ -260,15 +182,6 @@ def refused(error: Any) -> Refused:
         retry_after=retry_after_of(headers),
         should_retry=should_retry,
     )
-
-
-def sdk_failure(error: Exception, sdk: ModuleType, provider: str, model: str) -> ProviderFailure:
-    """The same translation for calls that are not streams."""
-    if isinstance(error, sdk.APIStatusError):
-        return classify(provider, model, refused(error))
-    if isinstance(error, sdk.APIConnectionError):
-        return unreachable(provider, _innermost(error))
-    return _senseless(provider, error)
 
 
 def _senseless(provider: str, error: BaseException) -> ProviderFailure:

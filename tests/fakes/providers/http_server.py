@@ -71,6 +71,21 @@ class WireServer:
         self.open: set[asyncio.Task[None]] = set()
         self.url = ""
         self._arrived = asyncio.Condition()
+        self._server: asyncio.Server
+
+    async def start(self) -> None:
+        """Listen."""
+        self._server = await asyncio.start_server(self.handle, "127.0.0.1", 0, limit=16 * 1024 * 1024)
+        host, port = self._server.sockets[0].getsockname()[:2]
+        self.url = f"http://{host}:{port}"
+
+    async def stop(self) -> None:
+        """End every connection and listen no more."""
+        self._server.close()
+        for task in list(self.open):
+            task.cancel()
+        await asyncio.gather(*self.open, return_exceptions=True)
+        await self._server.wait_closed()
 
     async def exchange(self, number: int = 0) -> Exchange:
         """The request of that number, once it has arrived."""
@@ -126,17 +141,11 @@ class WireServer:
 async def serving(application: Application) -> AsyncIterator[WireServer]:
     """A server on a free loopback port."""
     wire = WireServer(application)
-    server = await asyncio.start_server(wire.handle, "127.0.0.1", 0, limit=16 * 1024 * 1024)
-    host, port = server.sockets[0].getsockname()[:2]
-    wire.url = f"http://{host}:{port}"
+    await wire.start()
     try:
         yield wire
     finally:
-        server.close()
-        for task in list(wire.open):
-            task.cancel()
-        await asyncio.gather(*wire.open, return_exceptions=True)
-        await server.wait_closed()
+        await wire.stop()
 
 
 async def _send(exchange: Exchange, reply: Reply, writer: asyncio.StreamWriter) -> None:

@@ -1,0 +1,181 @@
+"""A provider SDK's client: made late, and asked by the request that it made first.
+
+The SDKs bring authentication, addresses, headers and error classes. Their
+retries are off, since one place decides about those, and their typed stream
+objects are not used. What an SDK puts into the requests to one path is the same
+for all of them but for the body, and putting it together takes longer than
+everything else in a call: so it makes the first one, and those after it are
+that request with another body.
+"""
+
+import asyncio
+import importlib
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from janus_inference.dialects.json_text import compact
+from janus_inference.ports import Stopwatch
+from janus_kit import collector
+
+if TYPE_CHECKING:
+    import httpx2
+
+MAX_CONNECTIONS = 10_000
+"""More than one process serves streams; the limits of calls are elsewhere."""
+# A compressor holds tokens back until it has a block of them.
+_HEADERS = {"Accept-Encoding": "identity"}
+
+_Client = TypeVar("_Client")
+
+# Who wants to know when the request of this task leaves; read by the client's request hook.
+stopwatch_of_call: ContextVar[Stopwatch | None] = ContextVar("janus_inference_stopwatch", default=None)
+
+
+def http_client(sdk: ModuleType) -> "httpx2.AsyncClient":
+    """What an SDK sends with: follows no redirects, and times out nothing by itself but connecting."""
+    import httpx2
+
+    made: httpx2.AsyncClient = sdk.DefaultAioHttpClient(
+        timeout=None,
+        limits=httpx2.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS),
+        follow_redirects=False,
+        event_hooks={"request": [_note_sent]},
+    )
+    return made
+
+
+class SdkClient(Generic[_Client]):
+    """The client of one provider.
+
+    ``make`` makes the SDK's client around an HTTP client, in a thread, since
+    importing an SDK takes a second. ``headers`` and ``options`` of the SDK's
+    requests are the same for every call.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        make: Callable[["httpx2.AsyncClient"], _Client],
+        *,
+        headers: Callable[[], Mapping[str, object]] = dict,
+        **options: object,
+    ) -> None:
+        self._module = module
+        self._make = make
+        self._headers = headers
+        self._options = options
+        self._making: asyncio.Task[tuple[_Client, httpx2.AsyncClient]] | None = None
+        self._first: dict[str, httpx2.Request] = {}
+
+    @property
+    def sdk(self) -> ModuleType:
+        """The SDK's module; known to be imported once ``warm`` has returned."""
+        return importlib.import_module(self._module)
+
+    async def warm(self) -> None:
+        """Make it now, and not within the first call."""
+        await self._made()
+
+    async def close(self) -> None:
+        """Close it, if it was ever made."""
+        making, self._making = self._making, None
+        if making is not None:
+            (made,) = await asyncio.gather(making, return_exceptions=True)
+            if not isinstance(made, BaseException):
+                await made[1].aclose()
+
+    @asynccontextmanager
+    async def posted(
+        self, path: str, body: Mapping[str, object], connect_timeout: float
+    ) -> AsyncIterator["httpx2.Response"]:
+        """A streamed answer to this body; leaving the block closes it. Raises the SDK's errors."""
+        client, http = await self._made()
+        sdk: Any = self.sdk
+        timeout = sdk.Timeout(None, connect=connect_timeout, pool=connect_timeout)
+        first, content = self._first.get(path), _encoded(body)
+        if first is None:
+            response = await self._posted_by_sdk(client, path, content, timeout)
+            self._first[path] = response.request
+        else:
+            response = await self._posted_again(sdk, client, http, first, content, timeout)
+        try:
+            yield response
+        finally:
+            await response.aclose()
+
+    async def _posted_by_sdk(self, client: Any, path: str, content: bytes, timeout: object) -> "httpx2.Response":
+        import httpx2
+
+        options = {**self._options, "timeout": timeout, "headers": {**_HEADERS, **self._headers()}}
+        response: httpx2.Response = await client.post(
+            path, cast_to=httpx2.Response, content=content, options=options, stream=True
+        )
+        return response
+
+    async def _posted_again(
+        self, sdk: Any, client: Any, http: "httpx2.AsyncClient", first: "httpx2.Request", content: bytes, timeout: Any
+    ) -> "httpx2.Response":
+        """What the SDK's ``post`` does, without making the request anew."""
+        import httpx2
+
+        headers = httpx2.Headers(first.headers)
+        del headers["content-length"]
+        request = httpx2.Request(
+            first.method, first.url, headers=headers, content=content, extensions={"timeout": timeout.as_dict()}
+        )
+        try:
+            response = await http.send(request, stream=True)
+        except httpx2.TimeoutException as error:
+            raise sdk.APITimeoutError(request=request) from error
+        except lost_connection() as error:
+            raise sdk.APIConnectionError(request=request) from error
+        if response.is_success:
+            return response
+        try:
+            await response.aread()
+        finally:
+            await response.aclose()
+        raise client._make_status_error_from_response(response)
+
+    async def _made(self) -> "tuple[_Client, httpx2.AsyncClient]":
+        """Made once for all that wait, also when one of them gives up."""
+        making = self._making
+        if making is None or (making.done() and (making.cancelled() or making.exception() is not None)):
+            making = self._making = asyncio.create_task(self._make_it(), name="provider-client")
+        return making.result() if making.done() else await asyncio.shield(making)
+
+    async def _make_it(self) -> "tuple[_Client, httpx2.AsyncClient]":
+        def make() -> "tuple[_Client, httpx2.AsyncClient]":
+            http = http_client(self.sdk)
+            return self._make(http), http
+
+        made = await asyncio.to_thread(make)
+        collector.settle_more()
+        return made
+
+
+def lost_connection() -> tuple[type[BaseException], ...]:
+    """What a connection that cannot be made, or breaks, may raise."""
+    import aiohttp
+    import httpx2
+
+    return (httpx2.HTTPError, httpx2.StreamError, aiohttp.ClientError, OSError)
+
+
+def _encoded(body: Mapping[str, object]) -> bytes:
+    try:
+        return compact(body).encode()
+    except UnicodeEncodeError:
+        # Half of a surrogate pair can only be said as an escape.
+        return json.dumps(body).encode()
+
+
+async def _note_sent(request: object) -> None:
+    """Request hook: from here on the time is the provider's."""
+    stopwatch = stopwatch_of_call.get()
+    if stopwatch is not None:
+        stopwatch.sent()
