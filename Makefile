@@ -57,8 +57,10 @@ gen: install ## Generate gen/janus_api from protos/.
 baseline: install ## Accept the protos as they are as what may not break; part of a release.
 	$(BIN)/python protos/generate.py --baseline
 
-bench: install ## Measure cold start, memory and added time to first token.
-	@$(BIN)/python tests/bench/mesh.py
+bench: install ## Measure the mesh and what inference adds; PEERS=1 measures another gateway as well.
+	@$(BIN)/python -m tests.bench.mesh
+	@echo
+	@$(BIN)/python -m tests.bench.inference
 
 clean: ## Remove everything that was installed or cached here.
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist .coverage htmlcov

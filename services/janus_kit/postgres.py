@@ -14,13 +14,14 @@ Postgres is back, without a restart.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeAlias
 
 import asyncpg
 
-from janus_kit.errors import DeadlineExceeded, JanusError, ResourceExhausted, Unavailable
+from janus_kit.errors import JanusError, ResourceExhausted, Unavailable
+from janus_kit.postgres_errors import AWAY, UNREACHABLE, is_lost, translating, unreachable
 from janus_kit.settings import PostgresSettings
 from janus_kit.telemetry import metrics
 from janus_kit.telemetry.logging import get_logger
@@ -32,29 +33,6 @@ APP_ROLE = "janus_app"
 WORKER_ROLE = "janus_worker"
 
 _log = get_logger(__name__)
-
-# What asyncpg and the server raise when the connection, not the statement, is at
-# fault. Disk full, read-only after a failover and a lost race belong here too:
-# the caller did nothing wrong and may try again.
-_AWAY: tuple[type[BaseException], ...] = (
-    OSError,
-    TimeoutError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.ReadOnlySQLTransactionError,
-    asyncpg.TransactionRollbackError,
-    asyncpg.InvalidAuthorizationSpecificationError,
-    asyncpg.InvalidCatalogNameError,
-    asyncpg.PostgresSystemError,
-)
-
-# A connection that cannot be made: also for a role or database that is yet to be made, and an address that is none.
-_UNREACHABLE: tuple[type[BaseException], ...] = (asyncpg.PostgresError, ValueError, OverflowError, *_AWAY)
 
 # A lost listener is tried again after these seconds.
 _LISTEN_BACKOFF_S = 0.5
@@ -116,7 +94,7 @@ class Database:
             line = self._line
             if line is None or line.is_closed():
                 line = self._line = await self._connected(WORKER_ROLE)
-            with self._translating(line):
+            with translating(line):
                 await line.execute(sql, *arguments)
 
     async def ping(self) -> None:
@@ -143,7 +121,7 @@ class Database:
         while True:
             try:
                 connection = await asyncpg.connect(**self._connect_arguments())
-            except (asyncpg.PostgresError, *_AWAY) as error:
+            except (asyncpg.PostgresError, *AWAY) as error:
                 _log.debug("postgres_listen_failed", error=type(error).__name__)
                 await asyncio.sleep(_LISTEN_BACKOFF_S)
                 continue
@@ -152,7 +130,7 @@ class Database:
                 try:
                     for channel in channels:
                         await connection.add_listener(channel, receive)
-                except (asyncpg.PostgresError, *_AWAY):
+                except (asyncpg.PostgresError, *AWAY):
                     inbox.put_nowait(None)
                 yield Notification("", "")
                 while (notification := await inbox.get()) is not None:
@@ -172,7 +150,7 @@ class Database:
         try:
             connection = await self._acquire()
             try:
-                with self._translating(connection):
+                with translating(connection):
                     yield connection
             finally:
                 await self._release(connection)
@@ -184,8 +162,8 @@ class Database:
             connection = await asyncpg.connect(**self._connect_arguments())
         except asyncpg.TooManyConnectionsError:
             return  # an answer too
-        except _UNREACHABLE as error:
-            raise _unreachable(error) from error
+        except UNREACHABLE as error:
+            raise unreachable(error) from error
         connection.terminate()
 
     async def _connected(self, role: str) -> Connection:
@@ -194,8 +172,8 @@ class Database:
             raise Unavailable("postgres", "the database pool is closed")
         try:
             return await asyncpg.connect(**self._connect_arguments(role))
-        except _UNREACHABLE as error:
-            raise _unreachable(error) from error
+        except UNREACHABLE as error:
+            raise unreachable(error) from error
 
     async def _wait_for_slot(self) -> None:
         began = time.monotonic()
@@ -219,40 +197,16 @@ class Database:
             raise Unavailable("postgres", "the database pool is closed")
         try:
             return await self._pool.acquire(timeout=self._settings.connect_timeout_s)
-        except _UNREACHABLE as error:
-            raise _unreachable(error) from error
+        except UNREACHABLE as error:
+            raise unreachable(error) from error
 
     async def _release(self, connection: Connection) -> None:
         assert self._pool is not None
         try:
             await self._pool.release(connection, timeout=self._settings.connect_timeout_s)
-        except (asyncpg.PostgresError, *_AWAY):
-            if not _is_lost(connection):
+        except (asyncpg.PostgresError, *AWAY):
+            if not is_lost(connection):
                 connection.terminate()
-
-    @contextmanager
-    def _translating(self, connection: Connection) -> Iterator[None]:
-        try:
-            yield
-        except (asyncpg.QueryCanceledError, *_AWAY) as error:
-            translated = self._translated(error, connection)
-            if translated is None:
-                raise
-            raise translated from error
-
-    def _translated(self, error: BaseException, connection: Connection) -> JanusError | None:
-        """What the caller is told; None for a mistake of ours in how we use the driver."""
-        if isinstance(error, asyncpg.InterfaceError) and not _is_lost(connection):
-            return None
-        if isinstance(error, asyncpg.QueryCanceledError):
-            return DeadlineExceeded("postgres", "a database statement took too long")
-        if isinstance(error, TimeoutError | OSError) and not _is_lost(connection):
-            # No answer in time: what the connection is in the middle of is unknown.
-            connection.terminate()
-        if isinstance(error, asyncpg.TransactionRollbackError):
-            return Unavailable("postgres", "the transaction lost a race inside the database", retry_after=0.05)
-        _log.warning("postgres_lost", error=_described(error))
-        return Unavailable("postgres", "postgres is not available")
 
     def _connect_arguments(self, role: str = APP_ROLE) -> dict[str, Any]:
         settings = self._settings
@@ -303,7 +257,7 @@ class Database:
         try:
             async with asyncio.timeout(2):
                 await pool.close()
-        except (TimeoutError, asyncpg.PostgresError, *_AWAY):
+        except (TimeoutError, asyncpg.PostgresError, *AWAY):
             pool.terminate()
 
 
@@ -325,22 +279,3 @@ async def database(
         warming.cancel()
         await asyncio.gather(warming, return_exceptions=True)
         await opened.close()
-
-
-def _is_lost(connection: Connection) -> bool:
-    """Whether the server has gone; the pool takes a connection back at once then."""
-    try:
-        return bool(connection.is_closed())
-    except asyncpg.InterfaceError:
-        return True
-
-
-def _unreachable(error: BaseException) -> Unavailable:
-    _log.warning("postgres_unreachable", error=_described(error))
-    return Unavailable("postgres", "postgres is not available")
-
-
-def _described(error: BaseException) -> str:
-    """For the log: the kind, and the server's words where there are any."""
-    state = getattr(error, "sqlstate", None)
-    return f"{type(error).__name__} {state}" if state else f"{type(error).__name__}: {error}"

@@ -20,6 +20,12 @@ _TIMED = re.compile(rb'"content":"(\d{19}) ')
 _CONTENT = f'"content":"{WORD}"'.encode()
 
 
+def prompt(provider: str, model: str) -> request_pb2.Prompt:
+    """One question."""
+    said = content.Message(role=content.ROLE_USER, parts=[content.Part(text=PROMPT)])
+    return request_pb2.Prompt(model=f"{provider}/{model}", messages=[said])
+
+
 @dataclass
 class Heard:
     """One stream as its client saw it; times are of ``time.perf_counter``."""
@@ -59,7 +65,7 @@ class Grpc:
         self._turn = 0
 
     async def unary(self, model: str) -> None:
-        answer = await self._stub().Generate(pb.GenerateRequest(prompt=self._prompt(model)), timeout=60)
+        answer = await self._stub().Generate(pb.GenerateRequest(prompt=prompt(self._provider, model)), timeout=60)
         assert answer.message.parts[0].text
 
     async def stream(self, model: str, *, timed: bool = False) -> Heard:
@@ -67,7 +73,7 @@ class Grpc:
         began = time.perf_counter()
         ended = False
         async for reply in self._stub().StreamGenerate(
-            pb.StreamGenerateRequest(prompt=self._prompt(model)), timeout=300
+            pb.StreamGenerateRequest(prompt=prompt(self._provider, model)), timeout=300
         ):
             event = reply.event
             if event.HasField("text_delta"):
@@ -93,9 +99,33 @@ class Grpc:
         self._turn += 1
         return cast("rpc.InferenceServiceAsyncStub", self._stubs[self._turn % len(self._stubs)])
 
-    def _prompt(self, model: str) -> request_pb2.Prompt:
-        said = content.Message(role=content.ROLE_USER, parts=[content.Part(text=PROMPT)])
-        return request_pb2.Prompt(model=f"{self._provider}/{model}", messages=[said])
+
+class PlainGrpc:
+    """Janus by gRPC's blocking client, which costs least: for one call at a time."""
+
+    def __init__(self, address: str, provider: str) -> None:
+        self._channel = grpc.insecure_channel(address)
+        self._stub = rpc.InferenceServiceStub(self._channel)
+        self._provider = provider
+
+    async def unary(self, model: str) -> None:
+        answer = self._stub.Generate(pb.GenerateRequest(prompt=prompt(self._provider, model)), timeout=60)
+        assert answer.message.parts[0].text
+
+    async def stream(self, model: str, *, timed: bool = False) -> Heard:
+        heard = Heard()
+        began = time.perf_counter()
+        for reply in self._stub.StreamGenerate(
+            pb.StreamGenerateRequest(prompt=prompt(self._provider, model)), timeout=60
+        ):
+            if reply.event.HasField("text_delta"):
+                heard.first_s = heard.first_s or time.perf_counter() - began
+                heard.messages += 1
+                heard.tokens += reply.event.text_delta.text.count(" ")
+        return heard
+
+    async def close(self) -> None:
+        self._channel.close()
 
 
 class Http:

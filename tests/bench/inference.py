@@ -1,9 +1,14 @@
 """`make bench`, second part: what the inference service adds between a caller and a provider.
 
 The gateway is `janus serve --only inference` as a process, asked over gRPC on TCP. The provider is a
-fake that costs almost nothing; asking it directly, by a bare HTTP client, is the baseline of every
-figure. Provider, gateway and load share the machine in one run; with two cores, run it on a machine
-that does nothing else. CPU is that of the gateway's own process alone.
+fake that costs almost nothing. Each figure has its baselines from the same run, measured in turn:
+
+- direct: the provider asked by a bare HTTP client;
+- bare chain: the least that could translate between the two (`bare_chain.py`), which tells what
+  the SDK, gRPC and this machine cost, and so what of a figure is Janus.
+
+`added` is to direct, `ratio` to the bare chain. Provider, gateway and load share the machine: on two
+cores, run it on a machine that does nothing else. CPU is that of the gateway's own process alone.
 
 With PEERS=1, LiteLLM is installed into an environment of its own (.venv-peers) and measured as well.
 """
@@ -12,157 +17,217 @@ import argparse
 import asyncio
 import gc
 import os
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import uvloop
 from tests.bench import processes
-from tests.bench.clients import Client, Grpc, Heard, Http, total
+from tests.bench.clients import Client, Grpc, Heard, Http, PlainGrpc, total
 from tests.bench.processes import Measured
 from tests.bench.table import at, header, ms, row, us
 
 STREAMS = 32
 MANY = 1_000
 WARM_UP = 20
+PARTS = ("latency", "tokens", "flat", "many")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is measured, what it is compared with, and for how long."""
+
+    gateway: Measured
+    bare: Measured
+    upstream: Measured
+    calls: int
+    seconds: float
+
+
+@dataclass
+class Used:
+    """What some streams of a model took of a process."""
+
+    cpu_s: float = 0.0
+    tokens: int = 0
+    messages: int = 0
+    wall_s: float = 0.0
+
+    @property
+    def per_token(self) -> float:
+        return self.cpu_s / self.tokens
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=500, help="unary calls, and streams for the first token")
     parser.add_argument("--seconds", type=float, default=5.0, help="about how long each throughput is measured")
-    parser.add_argument("--only", default="", help="parts to measure, with commas: latency,tokens,flat,many")
+    parser.add_argument("--only", default=",".join(PARTS), help="parts to measure, with commas")
     parser.add_argument("--peers", action="store_true", default=os.environ.get("PEERS") == "1")
     arguments = parser.parse_args()
-    parts = [part for part in arguments.only.split(",") if part] or ["latency", "tokens", "flat", "many"]
-    with tempfile.TemporaryDirectory(prefix="janus-bench-") as folder, processes.provider() as upstream:
-        header("direct")
-        if set(parts) - {"many"}:
-            with processes.janus(Path(folder) / "first", upstream.address) as gateway:
-                uvloop.run(_figures(gateway, upstream, arguments, parts))
-        if "many" in parts:
-            # A process of its own: memory that others left free would hide what a stream takes.
-            with processes.janus(Path(folder) / "many", upstream.address) as gateway:
-                uvloop.run(_many(gateway, upstream, 2 * arguments.seconds))
+    parts = arguments.only.split(",")
+    with (
+        tempfile.TemporaryDirectory(prefix="janus-bench-") as folder,
+        processes.provider() as upstream,
+        processes.bare_chain(upstream.address) as bare,
+    ):
+        header()
+        for name in ("first", "many"):
+            # A process of its own for many streams: memory that others left free would hide what a stream takes.
+            chosen = [part for part in parts if (part == "many") == (name == "many")]
+            if not chosen:
+                continue
+            with processes.janus(Path(folder) / name, upstream.address) as gateway:
+                uvloop.run(_figures(Bench(gateway, bare, upstream, arguments.calls, arguments.seconds), chosen))
         if arguments.peers:
             from tests.bench import peers
 
             with peers.litellm(Path(folder), upstream.address) as gateway:
-                header("direct")
-                uvloop.run(_peer(gateway, upstream, arguments))
+                header()
+                calls = max(50, arguments.calls // 5)
+                uvloop.run(_peer(Bench(gateway, bare, upstream, calls, arguments.seconds)))
 
 
-async def _figures(gateway: Measured, upstream: Measured, arguments: argparse.Namespace, parts: Sequence[str]) -> None:
-    client, direct = Grpc(gateway.address, "bench", 4), Http(upstream.address)
-    try:
-        if "latency" in parts:
-            await _latency(client, direct, arguments.calls)
-        if "tokens" in parts:
-            await _tokens(client, direct, gateway, arguments.seconds)
-        if "flat" in parts:
-            await _flat(client, gateway, arguments.seconds)
-    finally:
-        await client.close()
-        await direct.close()
+async def _figures(bench: Bench, parts: Sequence[str]) -> None:
+    measures = {"latency": _latency, "tokens": _tokens, "flat": _flat, "many": _many}
+    for part in parts:
+        await measures[part](bench)
 
 
-async def _peer(gateway: Measured, upstream: Measured, arguments: argparse.Namespace) -> None:
-    client, direct = Http(gateway.address), Http(upstream.address)
-    try:
-        await _latency(client, direct, max(50, arguments.calls // 5))
-        await _tokens(client, direct, gateway, arguments.seconds)
-        row("LiteLLM: resident memory", f"{gateway.rss() / 1e6:.0f} MB")
-    finally:
-        await client.close()
-        await direct.close()
+async def _latency(bench: Bench) -> None:
+    """One call in flight, in turn through each."""
+    clients = [PlainGrpc(bench.gateway.address, "bench"), Http(bench.upstream.address)]
+    clients.append(PlainGrpc(bench.bare.address, "bench"))
+    await _one_by_one(clients, bench.calls)
 
 
-async def _latency(client: Client, direct: Client, calls: int) -> None:
-    """One call in flight, through the gateway and directly in turn."""
-    unary: tuple[list[float], list[float]] = ([], [])
-    first: tuple[list[float], list[float]] = ([], [])
+async def _one_by_one(clients: Sequence[Client], calls: int) -> None:
+    unary: list[list[float]] = [[] for _ in clients]
+    first: list[list[float]] = [[] for _ in clients]
     for call in range(calls + WARM_UP):
-        for at_hand, seen_unary, seen_first in zip((client, direct), unary, first, strict=True):
+        for client, seen_unary, seen_first in zip(clients, unary, first, strict=True):
             began = time.perf_counter()
-            await at_hand.unary("tokens-16")
+            await client.unary("tokens-16")
             seconds = time.perf_counter() - began
-            heard = await at_hand.stream("tokens-16")
+            heard = await client.stream("tokens-16")
             if call >= WARM_UP:
                 seen_unary.append(seconds)
                 seen_first.append(heard.first_s)
-    for name, quantile, aim in (("p50", 0.5, "≤ 2 ms"), ("p99", 0.99, "≤ 5 ms")):
-        ours, theirs = at(unary[0], quantile), at(unary[1], quantile)
-        row(f"unary, 1 in flight, {name}: added", ms(ours), ms(theirs), ms(ours - theirs), aim)
-    for name, quantile, aim in (("p50", 0.5, "≤ 2 ms"), ("p99", 0.99, "")):
-        ours, theirs = at(first[0], quantile), at(first[1], quantile)
-        row(f"time to first token, {name}: added", ms(ours), ms(theirs), ms(ours - theirs), aim)
+    for what, seen, aims in (
+        ("unary, 1 in flight", unary, ("≤ 2 ms", "≤ 5 ms")),
+        ("time to first token", first, ("≤ 2 ms", "")),
+    ):
+        for name, quantile, aim in zip(("p50", "p99"), (0.5, 0.99), aims, strict=True):
+            ours, direct, *bare = (at(each, quantile) for each in seen)
+            row(
+                f"{what}, {name}: added",
+                ms(ours),
+                direct=ms(direct),
+                bare=ms(bare[0]) if bare else "",
+                ratio=ms(ours - direct),
+                aim=aim,
+            )
+    for client in clients:
+        await client.close()
 
 
-async def _tokens(client: Client, direct: Client, gateway: Measured, seconds: float) -> None:
+async def _tokens(bench: Bench) -> None:
     """CPU a token at 32 streams."""
+    clients = Grpc(bench.gateway.address, "bench", 4), Grpc(bench.bare.address, "bench", 4)
     for name, model, aim, rate_aim in (
         ("burst", "tokens-200", "≤ 15 µs", "≥ 60,000"),
         ("one token a message", "tokens-200-every-5", "≤ 45 µs", ""),
     ):
-        cpu, tokens, messages, wall = await _rounds(client, gateway, model, STREAMS, seconds)
-        before = _own_cpu()
-        direct_tokens = total(await _round(direct, model, STREAMS, timed=False))[0]
-        bare = (_own_cpu() - before) / direct_tokens
-        row(f"CPU a token, {STREAMS} streams, {name}", us(cpu / tokens), us(bare), f"{cpu / tokens / bare:.1f}", aim)
-        row("  tokens a message", f"{tokens / messages:.1f}")
+        ours, bare = await _in_turn(
+            [(clients[0], bench.gateway, model, STREAMS), (clients[1], bench.bare, model, STREAMS)], bench.seconds
+        )
+        _cpu_row(f"CPU a token, {STREAMS} streams, {name}", ours, bare, aim)
         if rate_aim:
-            row("  tokens/s of one core", f"{tokens / cpu:,.0f}", "", "", rate_aim)
-        row("  tokens/s in all, the load on the same cores", f"{tokens / wall:,.0f}")
+            row(
+                "  tokens/s of one core",
+                f"{1 / ours.per_token:,.0f}",
+                bare=f"{1 / bare.per_token:,.0f}",
+                ratio=f"{bare.per_token / ours.per_token:.2f}",
+                aim=rate_aim,
+            )
+        rates = [f"{each.tokens / each.wall_s:,.0f}" for each in (ours, bare)]
+        row("  tokens/s in all, the load on the same cores", rates[0], bare=rates[1])
+    for client in clients:
+        await client.close()
 
 
-async def _flat(client: Client, gateway: Measured, seconds: float) -> None:
+def _cpu_row(what: str, ours: Used, bare: Used, aim: str) -> None:
+    row(what, us(ours.per_token), bare=us(bare.per_token), ratio=f"{ours.per_token / bare.per_token:.2f}", aim=aim)
+    row(
+        "  tokens a message",
+        f"{ours.tokens / ours.messages:.1f}",
+        bare=f"{bare.tokens / bare.messages:.1f}",
+    )
+
+
+async def _flat(bench: Bench) -> None:
     """Whether a token costs the same among many streams and in a long answer."""
-    cost: dict[str, float] = {}
+    client = Grpc(bench.gateway.address, "bench", 4)
+    base = (client, bench.gateway, "tokens-200", STREAMS)
     for name, model, streams in (
-        ("32 streams of 200", "tokens-200", STREAMS),
         ("1,000 streams of 200", "tokens-200", MANY),
         ("32 streams of 2,000", "tokens-2000", STREAMS),
         ("32 streams of 20,000", "tokens-20000", STREAMS),
     ):
-        cpu, tokens, messages, _ = await _rounds(client, gateway, model, streams, seconds)
-        cost[name] = cpu / tokens
-        base = cost["32 streams of 200"]
-        row(
-            f"CPU a token, {name} tokens, burst",
-            us(cpu / tokens),
-            us(base),
-            f"{cpu / tokens / base:.2f}",
-            "flat" if streams == MANY or "20,000" in name else "",
-        )
-        row("  tokens a message", f"{tokens / messages:.1f}")
+        ours, usual = await _in_turn([(client, bench.gateway, model, streams), base], bench.seconds)
+        what = f"CPU a token, {name} tokens, to 32 of 200"
+        row(what, us(ours.per_token), ratio=f"{ours.per_token / usual.per_token:.2f}", aim="flat: about 1 or less")
+    await client.close()
 
 
-async def _many(gateway: Measured, upstream: Measured, seconds: float) -> None:
+async def _many(bench: Bench) -> None:
     """1,000 streams at 20 tokens a second each."""
-    client, direct = Grpc(gateway.address, "bench", 8), Http(upstream.address)
-    lead = 4.0
+    client, direct = Grpc(bench.gateway.address, "bench", 8), Http(bench.upstream.address)
+    bare = Grpc(bench.bare.address, "bench", 8)
+    seconds, lead = 2 * bench.seconds, 4.0
     model = f"tokens-{int((seconds + 2 * lead) * 20)}-every-50"
+    await _round(client, "tokens-200", STREAMS)
+    gc.disable()
     try:
-        await _round(client, "tokens-200", STREAMS)
-        gc.disable()
-        bare = await _paced(direct, model, lead, seconds)
-        idle, before = gateway.rss(), gateway.cpu_s()
+        straight = await _paced(direct, model, lead, seconds)
+        before = bench.bare.cpu_s()
+        chained = await _paced(bare, model, lead, seconds)
+        chained_cpu = bench.bare.cpu_s() - before
+        idle, before = bench.gateway.rss(), bench.gateway.cpu_s()
         samples: list[int] = []
-        ours = await _paced(client, model, lead, seconds, lambda: samples.append(gateway.rss()))
-        cpu = gateway.cpu_s() - before
+        ours = await _paced(client, model, lead, seconds, lambda: samples.append(bench.gateway.rss()))
+        cpu = bench.gateway.cpu_s() - before
     finally:
         gc.enable()
-        await client.close()
-        await direct.close()
+    for each in (client, direct, bare):
+        await each.close()
     name = f"{MANY:,} streams at 20 tokens/s"
     for label, pick, aim in (("gap between tokens", 0, "≤ 50 ms"), ("token under way", 1, "")):
-        mine, theirs = at(ours[pick], 0.99), at(bare[pick], 0.99)
-        row(f"{name}, {label}, p99: added", ms(mine), ms(theirs), ms(mine - theirs), aim)
-    row(f"{name}, memory a stream", f"{(max(samples) - idle) / MANY / 1e3:.0f} KB", "", "", "≤ 100 KB")
-    row(f"{name}, CPU a token", us(cpu / ours[2]), "", "", "")
+        mine, theirs, least = (at(each[pick], 0.99) for each in (ours, straight, chained))
+        what = f"{name}, {label}, p99: added"
+        row(what, ms(mine), direct=ms(theirs), bare=ms(least), ratio=ms(mine - theirs), aim=aim)
+    row(f"{name}, memory a stream", f"{(max(samples) - idle) / MANY / 1e3:.0f} KB", aim="≤ 100 KB")
+    mine, least = cpu / ours[2], chained_cpu / chained[2]
+    row(f"{name}, CPU a token", us(mine), bare=us(least), ratio=f"{mine / least:.2f}")
+
+
+async def _peer(bench: Bench) -> None:
+    """Another gateway, asked over HTTP as its clients do."""
+    client = Http(bench.gateway.address)
+    await _one_by_one([Http(bench.gateway.address), Http(bench.upstream.address)], bench.calls)
+    bare = Grpc(bench.bare.address, "bench", 4)
+    for name, model in (("burst", "tokens-200"), ("one token a message", "tokens-200-every-5")):
+        ours, least = await _in_turn(
+            [(client, bench.gateway, model, STREAMS), (bare, bench.bare, model, STREAMS)], bench.seconds
+        )
+        _cpu_row(f"CPU a token, {STREAMS} streams, {name}", ours, least, "")
+        row("  tokens/s in all, the load on the same cores", f"{ours.tokens / ours.wall_s:,.0f}")
+    row("resident memory", f"{bench.gateway.rss() / 1e6:.0f} MB")
+    await client.close()
+    await bare.close()
 
 
 async def _paced(
@@ -192,28 +257,25 @@ async def _paced(
     return gaps, transits, total(heard)[0]
 
 
-async def _rounds(
-    client: Client, gateway: Measured, model: str, streams: int, seconds: float
-) -> tuple[float, int, int, float]:
-    """The gateway's CPU seconds, tokens, messages and seconds of several rounds."""
-    await _round(client, "tokens-200", streams)
-    began, before = time.perf_counter(), gateway.cpu_s()
-    tokens = messages = 0
-    while time.perf_counter() < began + seconds:
-        more, parts = total(await _round(client, model, streams))
-        tokens, messages = tokens + more, messages + parts
-    return gateway.cpu_s() - before, tokens, messages, time.perf_counter() - began
+async def _in_turn(cases: Sequence[tuple[Client, Measured, str, int]], seconds: float) -> list[Used]:
+    """What each case used; a round of one follows a round of the other, so that all see the same machine."""
+    for client, _, _, _ in cases:
+        await _round(client, "tokens-200", STREAMS)
+    used = [Used() for _ in cases]
+    while min(each.wall_s for each in used) < seconds:
+        for (client, process, model, streams), mine in zip(cases, used, strict=True):
+            began, before = time.perf_counter(), process.cpu_s()
+            while time.perf_counter() < began + 0.5:
+                tokens, messages = total(await _round(client, model, streams))
+                mine.tokens, mine.messages = mine.tokens + tokens, mine.messages + messages
+            mine.cpu_s += process.cpu_s() - before
+            mine.wall_s += time.perf_counter() - began
+    return used
 
 
-async def _round(client: Client, model: str, streams: int, *, timed: bool = False) -> Sequence[Heard]:
+async def _round(client: Client, model: str, streams: int) -> Sequence[Heard]:
     """So many streams at once, each to its end."""
-    paced = "-every-" in model
-    return await asyncio.gather(*[client.stream(model, timed=paced or timed) for _ in range(streams)])
-
-
-def _own_cpu() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
+    return await asyncio.gather(*[client.stream(model, timed="-every-" in model) for _ in range(streams)])
 
 
 if __name__ == "__main__":

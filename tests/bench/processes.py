@@ -40,11 +40,22 @@ class Measured:
 @contextmanager
 def provider() -> Iterator[Measured]:
     """The fake provider; its address is `127.0.0.1:port`."""
+    with _announced("tests.fakes.bench_provider") as process:
+        yield process
+
+
+@contextmanager
+def bare_chain(upstream: str) -> Iterator[Measured]:
+    """The bare chain in front of the provider at ``upstream``."""
+    with _announced("tests.bench.bare_chain", f"http://{upstream}/v1") as process:
+        yield process
+
+
+@contextmanager
+def _announced(*command: str) -> Iterator[Measured]:
+    """A module that prints its port and ends with its stdin."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.fakes.bench_provider"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=ROOT,
+        [sys.executable, "-m", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
     )
     assert process.stdin
     assert process.stdout

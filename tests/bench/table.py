@@ -1,16 +1,16 @@
-"""The table that a benchmark prints: each figure beside the baseline of the same run."""
+"""The table that a benchmark prints: each figure beside the baselines of the same run."""
 
 from collections.abc import Sequence
 
-WHAT = 52
+WHAT = 56
 
 
-def header(baseline: str) -> None:
-    print(f"{'':{WHAT}}{'measured':>14}{baseline:>14}{'ratio/added':>14}  aim", flush=True)
+def header() -> None:
+    print(f"{'':{WHAT}}{'measured':>12}{'direct':>12}{'bare chain':>12}{'added/ratio':>13}  aim", flush=True)
 
 
-def row(what: str, measured: str, baseline: str = "", ratio: str = "", aim: str = "") -> None:
-    print(f"{what:{WHAT}}{measured:>14}{baseline:>14}{ratio:>14}  {aim}", flush=True)
+def row(what: str, measured: str, *, direct: str = "", bare: str = "", ratio: str = "", aim: str = "") -> None:
+    print(f"{what:{WHAT}}{measured:>12}{direct:>12}{bare:>12}{ratio:>13}  {aim}".rstrip(), flush=True)
 
 
 def ms(seconds: float) -> str:

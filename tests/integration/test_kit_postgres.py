@@ -1,14 +1,17 @@
 """The Postgres factory against a real server: roles, tenants, limits, losses and recovery."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from pathlib import Path
 
 import asyncpg
 import pytest
 from prometheus_client import REGISTRY
 from pydantic import SecretStr
 
+from janus_kit import migrations
 from janus_kit.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted, Unavailable
 from janus_kit.migrations import migrate
 from janus_kit.postgres import Database, database
@@ -95,6 +98,63 @@ async def test_a_worker_sees_what_is_granted_to_it_across_tenants_and_nothing_el
             await connection.fetch("SELECT * FROM probe.note")
     async with db.tenant("acme") as connection:
         assert await connection.fetchval("SELECT current_user") == "janus_app"
+
+
+async def test_a_single_statement_works_as_the_worker_and_is_committed(db):
+    async with db.tenant("acme") as connection:
+        await connection.execute("INSERT INTO probe.outbox VALUES ('acme'), ('globex')")
+    await db.worker_statement("DELETE FROM probe.outbox WHERE tenant = $1", "acme")
+    async with db.worker() as connection:
+        assert await connection.fetchval("SELECT string_agg(tenant, ',') FROM probe.outbox") == "globex"
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await db.worker_statement("INSERT INTO probe.note VALUES ('acme', 'text')")
+
+
+async def test_single_statements_find_a_server_that_closed_their_connection(url, db):
+    await db.worker_statement("SELECT 1")
+    owner = await asyncpg.connect(url)
+    await owner.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'test'")
+    await owner.close()
+
+    async with asyncio.timeout(5):
+        for _ in range(100):
+            with suppress(Unavailable):
+                await db.worker_statement("SELECT 1")
+                break
+            await asyncio.sleep(0.04)
+    await db.worker_statement("SELECT 1")
+
+
+async def test_a_transaction_that_is_left_open_leaves_nothing_behind(url):
+    settings = PostgresSettings(url=SecretStr(url), pool_max=1)
+    async with database(settings, application="single") as db:
+        with suppress(RuntimeError):
+            async with db.tenant("acme") as connection:
+                pid = connection.get_server_pid()
+                await connection.execute("INSERT INTO probe.note VALUES ('acme', 'text')")
+                await connection.execute("SELECT pg_advisory_xact_lock(7)")
+                raise RuntimeError
+        async with db.tenant("acme") as connection:
+            assert connection.get_server_pid() == pid
+            assert await connection.fetchval("SELECT count(*) FROM probe.note") == 0
+            held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+            assert await connection.fetchval(held) == 0
+
+
+def test_no_statement_sets_what_would_outlive_its_transaction():
+    """Connections are not cleaned between two callers, who may be of two tenants."""
+    services = Path(migrations.__file__).parents[2]
+    outliving = re.compile(
+        r"\bSET\s+(SESSION|ROLE|janus\.|search_path)|\bset_config\([^)]*false|pg_(try_)?advisory_lock|"
+        r"\b(DECLARE\s.*CURSOR\s+WITH\s+HOLD|CREATE\s+TEMP)",
+    )
+    found = [
+        f"{path.name}: {match[0]}"
+        for path in services.rglob("*.py")
+        if path.parent.name != "migrations"  # which have connections of their own
+        for match in outliving.finditer(path.read_text())
+    ]
+    assert found == []
 
 
 async def test_a_failure_rolls_everything_back(db):
