@@ -14,7 +14,7 @@ from functools import partial
 from janus_inference.accounting import summed
 from janus_inference.asking import Desk
 from janus_inference.embedding_batches import batches, require_room, tokens_of
-from janus_inference.events import Usage
+from janus_inference.events import Cost, Usage
 from janus_inference.families import family
 from janus_inference.joining import MOST_JOINED_INPUTS, Lanes
 from janus_inference.limits import Estimate, Hold
@@ -42,6 +42,7 @@ class Embedded:
     vectors: tuple[Sequence[float], ...]
     target: Target
     usage: Usage
+    cost: Cost | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,8 @@ class Embedding:
                 if not timeout.expired():
                     raise
                 raise timed_out(target.provider, "total", limit).error from None
-        return Embedded(made.values, target, made.usage)
+        cost = self._desk.prices.cost(target.provider, target.model, made.usage)
+        return Embedded(made.values, target, made.usage, cost)
 
     async def close(self) -> None:
         """End what is under way."""

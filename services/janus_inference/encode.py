@@ -93,7 +93,7 @@ def embedded_to(made: Embedded) -> service_pb.EmbedResponse:
         vectors=[service_pb.Vector(values=vector) for vector in made.vectors],
         model=made.target.name,
         dimensions=len(made.vectors[0]),
-        usage=usage_to(made.usage),
+        usage=usage_to(made.usage, made.cost),
     )
 
 

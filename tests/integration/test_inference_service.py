@@ -124,6 +124,16 @@ async def test_vectors_come_in_the_order_of_the_texts(inference: Service, model:
     assert (made.dimensions, made.usage.input_uncached_tokens) == (3, 5)
 
 
+async def test_vectors_say_what_they_cost_where_the_price_is_known(postgres_url: str, redis_url: str) -> None:
+    prices = {"openai/text-embedding-3-small": {"input_usd": 20, "output_usd": 0}}
+    async with running(postgres_url, redis_url, prices=prices) as inference:
+        priced = await inference.stub.Embed(pb.EmbedRequest(inputs=["a", "bb", "ccc"]))
+        unpriced = await inference.stub.Embed(pb.EmbedRequest(model="compatible/fake-embed", inputs=["a"]))
+    assert (priced.usage.input_uncached_tokens, priced.usage.cost_micro_usd) == (5, 100)
+    assert priced.usage.price_version
+    assert not unpriced.usage.HasField("cost_micro_usd")
+
+
 async def test_vectors_can_be_shortened(inference: Service) -> None:
     made = await inference.stub.Embed(pb.EmbedRequest(inputs=["a"], dimensions=2))
     assert (made.dimensions, len(made.vectors[0].values)) == (2, 2)
