@@ -63,5 +63,5 @@ bench: install ## Measure the mesh and what inference adds; PEERS=1 measures ano
 	@$(BIN)/python -m tests.bench.inference
 
 clean: ## Remove everything that was installed or cached here.
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist .coverage htmlcov
+	rm -rf .venv .venv-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist .coverage htmlcov
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -91,7 +91,6 @@ class Call:
     legs: Legs
     watch: Watch
     options: Mapping[str, object]
-    streaming: bool
 
     def prompt_tokens(self) -> int:
         """An estimate."""
@@ -111,9 +110,7 @@ class Asking:
         self._stack = AsyncExitStack()
         with_content = desk.naming.record_content
         describe = partial(asked, call.prompt, call.generation_id, number, with_content=with_content)
-        self._meter = Attempt(
-            "chat", target.provider, target.model, naming=desk.naming, streaming=call.streaming, describe=describe
-        )
+        self._meter = Attempt("chat", target.provider, target.model, naming=desk.naming, describe=describe)
         self._said: Said | None = None
         self._hold: Hold | None = None
         self._first: Sequence[ProviderEvent] = ()

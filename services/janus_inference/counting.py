@@ -3,11 +3,11 @@
 import asyncio
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from janus_inference.accounting import estimated_prompt_tokens
 from janus_inference.deadlines import TimeLimits
-from janus_inference.model import Prompt
+from janus_inference.model import CachePolicy, Prompt, Routing, Timeouts
 from janus_inference.ports import Ask, TokenCounter
 from janus_inference.provider_errors import ProviderFailure, timed_out
 from janus_inference.routing import Routes, Target
@@ -54,6 +54,17 @@ class Counting:
         ``remaining`` seconds are left to the call. A provider that counts and
         fails is an error, never a silent estimate. Raises JanusError.
         """
+        # What says how, when and for whom to ask is not counted, so it cannot be wrong either.
+        prompt = replace(
+            prompt,
+            timeouts=Timeouts(),
+            routing=Routing(),
+            cache=CachePolicy(),
+            labels={},
+            resumable=False,
+            linger=None,
+            request_id="",
+        )
         validate(prompt)
         target = self._routes.route(prompt.model).targets[0]
         counter = self._counters.get(target.provider)
@@ -62,7 +73,7 @@ class Counting:
         return Counted(await self._asked(counter, target, prompt, remaining), exact=True)
 
     async def _asked(self, counter: TokenCounter, target: Target, prompt: Prompt, remaining: float | None) -> int:
-        limits = self._limits.of(prompt.timeouts)
+        limits = self._limits
         options = json.loads(prompt.provider_options_json) if prompt.provider_options_json else {}
         ask = Ask(prompt, target.model, _Unwatched(), limits.connect, options)
         # The whole answer is one event, so that its limit is the first event's.

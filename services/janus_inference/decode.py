@@ -12,9 +12,11 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message as ProtoMessage
 
 from janus_api.content.v1 import message_pb2 as content
-from janus_api.inference.v1 import inference_service_pb2
+from janus_api.inference.v1 import inference_service_pb2, model_pb2
 from janus_api.inference.v1 import request_pb2 as pb
+from janus_inference.catalogue import Kind
 from janus_inference.model import (
+    MOST_PARTS,
     Audio,
     CachePolicy,
     Citation,
@@ -50,7 +52,6 @@ from janus_inference.validation import (
     MAX_INPUTS,
     MAX_LABELS,
     MAX_MESSAGES,
-    MAX_PARTS,
     MAX_RESULT_PARTS,
     MAX_STOPS,
     MAX_TOOLS,
@@ -71,6 +72,11 @@ _MODES: dict[int, ToolChoiceMode] = {
     pb.TOOL_CHOICE_MODE_NONE: ToolChoiceMode.NONE,
     pb.TOOL_CHOICE_MODE_REQUIRED: ToolChoiceMode.REQUIRED,
     pb.TOOL_CHOICE_MODE_NAMED: ToolChoiceMode.NAMED,
+}
+_KINDS: dict[int, Kind] = {
+    model_pb2.MODEL_KIND_GENERATIVE: Kind.GENERATIVE,
+    model_pb2.MODEL_KIND_EMBEDDING: Kind.EMBEDDING,
+    model_pb2.MODEL_KIND_ALIAS: Kind.ALIAS,
 }
 _PURPOSES: dict[int, EmbedPurpose] = {
     inference_service_pb2.EMBED_PURPOSE_DOCUMENT: EmbedPurpose.DOCUMENT,
@@ -138,6 +144,13 @@ def purpose_from(request: inference_service_pb2.EmbedRequest) -> EmbedPurpose | 
     if request.purpose not in inference_service_pb2.EmbedPurpose.values():
         raise InvalidArgument("purpose", "must be a value of the enum")
     return _PURPOSES.get(request.purpose)
+
+
+def kind_from(request: inference_service_pb2.ListModelsRequest) -> Kind | None:
+    """The kind of models that is wanted; None for all. Raises InvalidArgument for an unknown number."""
+    if request.kind not in model_pb2.ModelKind.values():
+        raise InvalidArgument("kind", "must be a value of the enum")
+    return _KINDS.get(request.kind)
 
 
 def _message(message: content.Message) -> Message:
@@ -272,6 +285,9 @@ def _refuse_unknown(prompt: pb.Prompt) -> None:
         ("prompt.cache.mode", prompt.cache.mode, pb.CacheMode),
     ):
         check.require(number in known.values(), field, "must be a value of the enum")
+    chosen = prompt.tool_choice
+    unsaid = chosen.mode == pb.TOOL_CHOICE_MODE_UNSPECIFIED and chosen.name
+    check.require(not unsaid, "prompt.tool_choice.name", "is allowed only with TOOL_CHOICE_MODE_NAMED")
     check.done()
 
 
@@ -292,7 +308,7 @@ def _refuse_too_many(prompt: pb.Prompt) -> None:
     check.done()
     for index, message in enumerate(prompt.messages):
         path = f"prompt.messages[{index}]"
-        _at_most(check, f"{path}.parts", message.parts, MAX_PARTS, at_least=1)
+        _at_most(check, f"{path}.parts", message.parts, MOST_PARTS, at_least=1)
         # The first message that is too long is enough: the rest may be just as long.
         check.done()
         _results(check, path, message.parts)

@@ -188,12 +188,15 @@ class Embedding:
                 attempt.failed(failure.outcome)
                 self._desk.standings.failed(target.provider, failure)
                 if failure.reached:
-                    self._desk.ledger.record_later(closed(failure.outcome, likely if failure.worked else Usage()))
+                    used = likely if failure.worked else Usage()
+                    attempt.used(used)
+                    self._desk.ledger.record_later(closed(failure.outcome, used))
                 elif hold is not None:
                     hold.refund()
                 raise failure.error from None
             except asyncio.CancelledError:
                 attempt.cancelling()
+                attempt.used(likely)
                 self._desk.ledger.record_later(closed("cancelled", likely))
                 raise
             usage = likely if made.usage.estimated else made.usage

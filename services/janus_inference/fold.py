@@ -22,6 +22,7 @@ from janus_inference.events import (
     UsageUpdated,
 )
 from janus_inference.model import (
+    MOST_PARTS,
     Citation,
     Message,
     Part,
@@ -109,7 +110,7 @@ class Fold:
         places = {index: place for place, index in enumerate(sorted(made))}
         for index in sorted(made):
             yield made[index]
-        for cited in self._citations:
+        for cited in self._citations[: max(0, MOST_PARTS - len(made))]:
             place = places.get(cited.part_index, 0)
             yield Citation(cited.start, cited.end, cited.title, cited.uri, cited.quote, place)
 

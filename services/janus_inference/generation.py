@@ -197,7 +197,7 @@ class _Run:
         self._prompt, self._caller, self._route, self._claim = prompt, caller, route, claim
         options = json.loads(prompt.provider_options_json) if prompt.provider_options_json else MappingProxyType({})
         legs = Legs(desk.time_limits.of(prompt.timeouts), None if prompt.resumable else remaining)
-        self._call = Call(prompt, caller, claim.generation_id, legs, watch, options, streaming)
+        self._call = Call(prompt, caller, claim.generation_id, legs, watch, options)
         first = route.targets[0]
         self._served = Served("chat", desk.naming, first.provider, first.model, watch.began, streaming=streaming)
         self._keeps = claim.request is not None or prompt.cache.write

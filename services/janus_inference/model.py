@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
 
+MOST_PARTS = 1024
+"""Parts of one message."""
+
 
 class Role(Enum):
     """Who speaks."""

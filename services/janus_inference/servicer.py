@@ -10,8 +10,8 @@ import grpc
 from janus_api.inference.v1 import inference_service_pb2 as pb
 from janus_api.inference.v1 import inference_service_pb2_grpc as rpc
 from janus_api.inference.v1 import model_pb2, request_pb2
-from janus_inference.catalogue import Catalogue, Entry, Kind
-from janus_inference.decode import inputs_from, prompt_from, purpose_from, resume_from
+from janus_inference.catalogue import Catalogue, Entry
+from janus_inference.decode import inputs_from, kind_from, prompt_from, purpose_from, resume_from
 from janus_inference.encode import answer_to, embedded_to, entry_to, event_to, streamed_to
 from janus_inference.engine import Engine
 from janus_inference.inference import Inference
@@ -25,12 +25,6 @@ from janus_kit.interceptors.context import remaining_seconds
 
 SERVICE = "janus.inference.v1.InferenceService"
 Context = grpc.aio.ServicerContext[Any, Any]
-
-_KINDS = {
-    model_pb2.MODEL_KIND_GENERATIVE: Kind.GENERATIVE,
-    model_pb2.MODEL_KIND_EMBEDDING: Kind.EMBEDDING,
-    model_pb2.MODEL_KIND_ALIAS: Kind.ALIAS,
-}
 
 
 class InferenceServicer(rpc.InferenceServiceServicer):
@@ -94,7 +88,7 @@ class InferenceServicer(rpc.InferenceServiceServicer):
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         catalogue = self._engine.current.catalogue
-        page = catalogue.page(request.page_size, request.page_token, _KINDS.get(request.kind))
+        page = catalogue.page(request.page_size, request.page_token, kind_from(request))
         return pb.ListModelsResponse(
             models=[_model(catalogue, entry) for entry in page.entries], next_page_token=page.next_token
         )

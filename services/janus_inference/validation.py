@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from janus_inference.dialects.json_text import object_problem, schema_problem
 from janus_inference.model import (
+    MOST_PARTS,
     Audio,
     Citation,
     Document,
@@ -31,10 +32,11 @@ from janus_kit.validate import Violations
 KiB = 1024
 MiB = 1024 * KiB
 MAX_MESSAGES = 10_000
-MAX_PARTS = 256
 MAX_ALL_PARTS = 20_000
 MAX_TEXT_BYTES = MiB
 MAX_MEDIA_BYTES = 3 * MiB
+MAX_OPAQUE_BYTES = 3 * MiB
+MAX_ISSUER_CHARS = 64
 MAX_RESULT_PARTS = 64
 MAX_TOOLS = 128
 MAX_STOPS = 16
@@ -108,7 +110,7 @@ def _messages(check: Violations, messages: tuple[Message, ...]) -> None:
         check.require(message.role is not Role.UNSPECIFIED, f"{path}.role", "must be set to a value of the enum")
         check.length(f"{path}.name", message.name, at_most=128)
         check.id(f"{path}.id", message.id, optional=True)
-        check.count(f"{path}.parts", message.parts, at_least=1, at_most=MAX_PARTS)
+        check.count(f"{path}.parts", message.parts, at_least=1, at_most=MOST_PARTS)
         if message.role is Role.ASSISTANT:
             calls = [part.call_id for part in message.parts if isinstance(part, ToolCall)]
             open_calls = set(calls)
@@ -158,8 +160,33 @@ def _part(check: Violations, path: str, part: Part, role: Role) -> None:
                 _result_part(check, f"{path}.tool_result.parts[{at}]", inner)
         case Refusal(text=text):
             _text(check, f"{path}.refusal", text, 64 * KiB)
-        case _:
-            pass
+        case Reasoning():
+            _reasoning(check, f"{path}.reasoning", part)
+        case Citation():
+            _citation(check, f"{path}.citation", part)
+        case Opaque():
+            check.length(f"{path}.opaque.issuer", part.issuer, at_least=1, at_most=MAX_ISSUER_CHARS)
+            check.length(f"{path}.opaque.type", part.type, at_least=1, at_most=128)
+            check.size(f"{path}.opaque.data", part.data, at_most=MAX_OPAQUE_BYTES)
+
+
+def _reasoning(check: Violations, path: str, part: Reasoning) -> None:
+    _text(check, f"{path}.text", part.text or "", MAX_TEXT_BYTES)
+    _text(check, f"{path}.summary", part.summary or "", MAX_TEXT_BYTES)
+    check.size(f"{path}.redacted", part.redacted or b"", at_most=MAX_TEXT_BYTES)
+    check.size(f"{path}.signature", part.signature, at_most=MAX_TEXT_BYTES)
+    check.length(f"{path}.issuer", part.issuer, at_most=MAX_ISSUER_CHARS)
+    proven = bool(part.signature) or part.redacted is not None
+    check.require(bool(part.issuer) or not proven, f"{path}.issuer", "must be set with `signature` or `redacted`")
+
+
+def _citation(check: Violations, path: str, part: Citation) -> None:
+    check.require(part.start >= 0, f"{path}.start", "must not be negative")
+    check.require(part.end >= part.start, f"{path}.end", "must not be before the start")
+    check.length(f"{path}.title", part.title, at_most=1024)
+    check.length(f"{path}.uri", part.uri, at_most=2048)
+    _text(check, f"{path}.quote", part.quote, 64 * KiB)
+    check.require(0 <= part.part_index < MOST_PARTS, f"{path}.part_index", "must be the index of a part")
 
 
 def _result_part(check: Violations, path: str, part: Part) -> None:

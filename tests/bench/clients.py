@@ -115,6 +115,7 @@ class PlainGrpc:
     async def stream(self, model: str, *, timed: bool = False) -> Heard:
         heard = Heard()
         began = time.perf_counter()
+        ended = False
         for reply in self._stub.StreamGenerate(
             pb.StreamGenerateRequest(prompt=prompt(self._provider, model)), timeout=60
         ):
@@ -122,6 +123,8 @@ class PlainGrpc:
                 heard.first_s = heard.first_s or time.perf_counter() - began
                 heard.messages += 1
                 heard.tokens += reply.event.text_delta.text.count(" ")
+            ended = reply.event.HasField("finished")
+        assert ended, "a stream ended without its end"
         return heard
 
     async def close(self) -> None:

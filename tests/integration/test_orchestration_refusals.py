@@ -144,7 +144,7 @@ CASES: list[tuple[str, Any, list[str]]] = [
     ("StartRun", run(*[content.Message()] * 400_000), ["input.messages"]),
     ("Converse", pb.ConverseRequest(input=run(*[content.Message()] * 400_000).input), ["input.messages"]),
     ("CreateThread", pb.CreateThreadRequest(messages=[content.Message()] * 400_000), ["messages"]),
-    ("StartRun", run(user(*[content.Part()] * 257)), ["input.messages[0].parts"]),
+    ("StartRun", run(user(*[content.Part()] * 1025)), ["input.messages[0].parts"]),
     ("StartRun", run(user()), ["input.messages[0].parts"]),
     ("StartRun", run(user("")), ["input.messages[0].parts[0].text"]),
     ("StartRun", run(user("hi"), user(" \n")), ["input.messages[1].parts[0].text"]),

@@ -17,6 +17,8 @@ from janus_app.embedded.process import Command
 # What is written survives a kill at once and a power cut after a second: Redis
 # holds only what may be lost or rebuilt. Under memory pressure keys go that
 # have a time to live, the soonest to end first.
+# What was not used for longest goes first when memory is full: cached answers that nobody asks for, and
+# not the counters, leases and streams, which are used all the time.
 _CONFIGURATION = """\
 bind {host}
 port {port}
@@ -28,7 +30,8 @@ appendonly yes
 appendfsync always
 save ""
 maxmemory 512mb
-maxmemory-policy volatile-ttl
+maxmemory-policy volatile-lru
+maxmemory-samples 10
 """
 _BROKEN = "Bad file format reading the append only file"
 

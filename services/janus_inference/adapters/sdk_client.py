@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from janus_inference.dialects.json_text import compact
 from janus_inference.ports import Stopwatch
 from janus_kit import collector
+from janus_kit.telemetry.logging import hush
 
 if TYPE_CHECKING:
     import httpx2
@@ -154,6 +155,7 @@ class SdkClient(Generic[_Client]):
             return self._make(http), http
 
         made = await asyncio.to_thread(make)
+        hush()
         collector.settle_more()
         return made
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from janus_inference.dialects.parts import citation as bounded
 from janus_inference.events import TokenLogprob
 from janus_inference.model import Citation
 
@@ -25,10 +26,8 @@ def citation(said: Mapping[str, Any], part_index: int) -> Citation:
     if said.get("type") == "file_citation":
         start = end = said.get("index")
     ids = (said.get("container_id"), said.get("file_id"))
-    return Citation(
-        start=start if isinstance(start, int) else 0,
-        end=end if isinstance(end, int) else 0,
-        title=str(said.get("title") or said.get("filename") or ""),
-        uri=str(said.get("url") or "/".join(str(identity) for identity in ids if identity)),
-        part_index=part_index,
-    )
+    source = {
+        "title": said.get("title") or said.get("filename"),
+        "url": said.get("url") or "/".join(str(identity) for identity in ids if identity),
+    }
+    return bounded(source, part_index, start=start, end=end)

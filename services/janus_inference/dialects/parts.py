@@ -79,10 +79,10 @@ class CallCheck:
 
 def citation(said: Mapping[str, Any], part_index: int, *, start: object = 0, end: object = 0) -> Citation:
     """A source in the contract's bounds, under whatever names a provider has for its title and address."""
-    places = [place if isinstance(place, int) and place > 0 else 0 for place in (start, end)]
+    first, last = (place if isinstance(place, int) and place > 0 else 0 for place in (start, end))
     return Citation(
-        start=places[0],
-        end=places[1],
+        start=first,
+        end=max(first, last),
         title=_first(said, ("title", "document_title"), 1024),
         uri=_first(said, ("url", "source"), 2048),
         quote=_first(said, ("cited_text", "content"), 16 * 1024),

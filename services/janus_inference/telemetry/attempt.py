@@ -34,12 +34,10 @@ class Attempt:
         model: str,
         *,
         naming: Naming = PLAIN,
-        streaming: bool = False,
         describe: Callable[[], Attributes] | None = None,
     ) -> None:
         self._operation, self._provider, self._model = operation, provider, model
         self._naming = naming
-        self._streaming = streaming
         self._describe = describe
         self._labels = naming.labels(operation, provider, model)
         self._outcome = "cancelled"
@@ -158,7 +156,8 @@ class Attempt:
             names.PROVIDER: self._provider,
         }
         if self._operation == "chat":
-            attributes[names.GEN_AI_REQUEST_STREAM] = self._streaming
+            # Providers are always asked for a stream, whatever Janus was asked for.
+            attributes[names.GEN_AI_REQUEST_STREAM] = True
         if peer.address:
             attributes[names.SERVER_ADDRESS] = peer.address
             if peer.port:
@@ -179,3 +178,5 @@ class Attempt:
         ):
             if tokens:
                 counter.labels(*labels).inc(tokens)
+        metrics.input_tokens.labels(*self._labels).observe(usage.input_tokens)
+        metrics.output_tokens.labels(*self._labels).observe(usage.output_tokens)

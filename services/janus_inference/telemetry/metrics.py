@@ -9,6 +9,7 @@ _OVERHEAD_BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.025, 0.
 _CANCEL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 # Tokens come faster than answers begin.
 _TOKEN_BUCKETS = (0.001, 0.0025, 0.005, *names.GEN_AI_BUCKETS)
+_TOKENS = tuple(4.0**power for power in range(14))
 _CALL = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
 
 # Janus's own.
@@ -90,7 +91,13 @@ token_usage = Histogram(
     names.GEN_AI_CLIENT_TOKEN_USAGE,
     "Tokens of one attempt that used any, as its usage record has them: estimated where the provider told none.",
     [*_CALL, "gen_ai_token_type"],
-    buckets=tuple(4.0**power for power in range(14)),
+    buckets=_TOKENS,
+)
+input_tokens = Histogram(
+    names.GEN_AI_CLIENT_OPERATION_INPUT_TOKENS, "Input tokens of one attempt that used any.", _CALL, buckets=_TOKENS
+)
+output_tokens = Histogram(
+    names.GEN_AI_CLIENT_OPERATION_OUTPUT_TOKENS, "Output tokens of one attempt that used any.", _CALL, buckets=_TOKENS
 )
 _USAGE = [*_CALL, "gen_ai_token_modality"]
 input_tokens_total = Counter(names.GEN_AI_CLIENT_INPUT_TOKENS, "Input tokens, cached ones included.", _USAGE)

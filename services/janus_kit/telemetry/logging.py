@@ -83,8 +83,16 @@ def configure(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(_LEVELS[level])
+    hush()
+
+
+def hush() -> None:
+    """Keep libraries quiet, also one that was imported since and took a level from its own environment variable.
+
+    What they report at debug holds what people write.
+    """
     for name in _QUIET:
-        logging.getLogger(name).setLevel(max(_LEVELS[level], logging.WARNING))
+        logging.getLogger(name).setLevel(max(logging.getLogger().level, logging.WARNING))
 
 
 def get_logger(name: str) -> FilteringBoundLogger:

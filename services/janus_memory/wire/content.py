@@ -10,6 +10,7 @@ from janus_memory.window import message_tokens
 
 MiB = 1024 * 1024
 _MAX_TEXT = MiB
+MOST_PARTS = 1024
 _MAX_MEDIA = 3 * MiB
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 
@@ -26,7 +27,7 @@ class MessageFacts:
 
 def count_parts(check: Violations, path: str, message: content.Message) -> int | None:
     """Parts of a message, those of tool results included; None when they are too many, which is reported."""
-    if not check.count(f"{path}.parts", message.parts, at_most=256):
+    if not check.count(f"{path}.parts", message.parts, at_most=MOST_PARTS):
         return None
     total, few = len(message.parts), True
     for place, part in enumerate(message.parts):
@@ -41,7 +42,7 @@ def count_parts(check: Violations, path: str, message: content.Message) -> int |
 def check_message(check: Violations, path: str, message: content.Message) -> None:
     """Every documented rule of a message, under a field path, but for too many parts: see count_parts."""
     check.specified(f"{path}.role", message.role, content.Role.values())
-    check.require(len(message.parts) > 0, f"{path}.parts", "must have 1 to 256 items")
+    check.require(len(message.parts) > 0, f"{path}.parts", f"must have 1 to {MOST_PARTS} items")
     check.length(f"{path}.name", message.name, at_most=128)
     check.id(f"{path}.id", message.id, optional=True)
     for place, part in enumerate(message.parts):

@@ -14,7 +14,7 @@ from janus_kit.clock import Clock
 from janus_kit.errors import ResourceExhausted, Unavailable
 from janus_kit.rpc_errors import from_rpc, from_status
 from janus_orchestration.model import MOST_BYTES, Answer, Failure, ModelEvent, ModelEventKind, Prompt
-from janus_orchestration.wire.content import ROLE_NUMBERS, completed, usage_from
+from janus_orchestration.wire.content import MOST_PARTS, ROLE_NUMBERS, completed, usage_from
 
 _STATUS_WAIT_S = 1.0
 _NOTES = frozenset({"started", "route_changed", "tool_call_completed"})
@@ -120,10 +120,20 @@ class _AnswerBuilder:
                 self._part(event.opaque.part_index).opaque.CopyFrom(event.opaque.part)
             case "started":
                 self._model = f"{event.started.provider}/{event.started.model}"
+            case "route_changed":
+                self._model = event.route_changed.to
 
     def whole(self, finished: event_pb2.GenerationFinished, clock: Clock) -> Answer:
         """The answer, once the model said that it is whole."""
-        parts = [whole for index in sorted(self._parts) for whole in self._whole_part(index)] + self._citations
+        parts: list[message_pb2.Part] = []
+        places: dict[int, int] = {}
+        for index in sorted(self._parts):
+            places[index] = len(parts)
+            parts += self._whole_part(index)
+        for part in self._citations[: max(0, MOST_PARTS - len(parts))]:
+            # It names its text by the number that it had in the stream.
+            part.citation.part_index = places.get(part.citation.part_index, 0)
+            parts.append(part)
         message = message_pb2.Message(role=message_pb2.ROLE_ASSISTANT, parts=parts)
         kept = completed(message, clock.now()) if parts else None
         if kept is not None and len(kept.wire) > MOST_BYTES:

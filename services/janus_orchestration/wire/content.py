@@ -14,6 +14,7 @@ from janus_kit.validate import Violations
 from janus_orchestration.model import Message, Role, Usage
 
 MAX_TEXT_BYTES = 1024 * 1024
+MOST_PARTS = 1024
 MAX_MEDIA_BYTES = 3 * 1024 * 1024
 MAX_JSON_BYTES = 16 * 1024
 MAX_JSON_DEPTH = 8
@@ -98,7 +99,7 @@ def _check_message(check: Violations, where: str, message: message_pb2.Message, 
         f"{where}.role",
         "must be " + " or ".join(f"ROLE_{role.name}" for role in sorted(roles, reverse=True)),
     )
-    if not check.count(f"{where}.parts", message.parts, at_least=1, at_most=256):
+    if not check.count(f"{where}.parts", message.parts, at_least=1, at_most=MOST_PARTS):
         return
     check.length(f"{where}.name", message.name, at_most=128)
     check.id(f"{where}.id", message.id, optional=True)

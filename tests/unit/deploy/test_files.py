@@ -135,7 +135,7 @@ async def test_redis_starts_with_its_configuration_and_wants_the_password(redis_
             except RedisConnectionError:
                 await asyncio.sleep(0.05)
         assert (await client.config_get("appendonly"))["appendonly"] == "yes"
-        assert (await client.config_get("maxmemory-policy"))["maxmemory-policy"] == "volatile-ttl"
+        assert (await client.config_get("maxmemory-policy"))["maxmemory-policy"] == "volatile-lru"
     async with Redis(port=redis_port) as stranger:
         with pytest.raises(AuthenticationError):
             await stranger.ping()

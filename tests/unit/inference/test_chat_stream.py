@@ -175,7 +175,7 @@ def test_citations_and_blocks_of_the_issuer_alone_are_kept() -> None:
     ]
     events = read(chunk({"content": "x", "annotations": [note]}), *map(chunk, details), chunk({}, "stop"), DONE)
     whole = b'[{"type":"reasoning.text","index":0,"text":"hm","signature":"s"}]'
-    assert CitationAdded(Citation(start=1, title="A", uri="https://a")) in events
+    assert CitationAdded(Citation(start=1, end=1, title="A", uri="https://a")) in events
     assert OpaqueAdded(1, Opaque("upstream", "reasoning_details", whole)) in events
 
 

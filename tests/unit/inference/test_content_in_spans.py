@@ -184,7 +184,7 @@ async def test_what_was_asked_and_answered_is_in_the_span_when_that_is_wanted(
     )
     conversation = (
         Message(Role.USER, (Text("look"), Image(Media("image/png", data=b"\x89PNG secret"))), name="ann"),
-        Message(Role.ASSISTANT, (Reasoning(summary="hm", signature=b"proof"), call)),
+        Message(Role.ASSISTANT, (Reasoning(summary="hm", signature=b"proof", issuer="openai"), call)),
         Message(Role.TOOL, (ToolResult("call_1", (Text("sun"),)),)),
         Message(Role.USER, (Document(Media("application/pdf", uri="https://example.org/a.pdf")),)),
     )

@@ -35,7 +35,7 @@ def violations(prompt: request_pb2.Prompt) -> list[FieldViolation]:
 
 TOO_MANY: list[tuple[str, str, request_pb2.Prompt]] = [
     ("prompt.messages", "1 to 10000", request_pb2.Prompt(messages=[content.Message()] * 500_000)),
-    ("prompt.messages[1].parts", "1 to 256", request_pb2.Prompt(messages=[user(), user(257), user(257)])),
+    ("prompt.messages[1].parts", "1 to 1024", request_pb2.Prompt(messages=[user(), user(1025), user(1025)])),
     ("prompt.messages[0].parts[1].tool_result.parts", "0 to 64", with_parts(TEXT, results([TEXT] * 65))),
     (
         "prompt.messages[0].parts[0].tool_result.parts[0].tool_result.parts",

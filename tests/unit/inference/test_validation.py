@@ -8,12 +8,14 @@ import pytest
 from tests.fakes.providers.prompts import prompt
 
 from janus_inference.model import (
+    Citation,
     Effort,
     Empty,
     Image,
     JsonSchemaFormat,
     Media,
     Message,
+    Opaque,
     Prompt,
     Reasoning,
     ReasoningOptions,
@@ -68,8 +70,29 @@ BAD: list[tuple[str, Prompt]] = [
     ("prompt.messages[0].name", with_messages(user(name="n" * 129))),
     ("prompt.messages[0].id", with_messages(user(id="no spaces"))),
     ("prompt.messages[0].parts", with_messages(Message(Role.USER, ()))),
-    ("prompt.messages[1].parts", with_messages(user(), user(*[Text("x")] * 257))),
+    ("prompt.messages[1].parts", with_messages(user(), user(*[Text("x")] * 1025))),
     ("prompt.messages[0].parts[1]", with_messages(user(Text("x"), Empty()))),
+    *(
+        (f"prompt.messages[0].parts[0].{field}", with_part(part, Role.ASSISTANT))
+        for field, part in (
+            ("reasoning.text", Reasoning(text="x" * (1024**2 + 1))),
+            ("reasoning.summary", Reasoning(summary="ü" * (1024**2 // 2 + 1))),
+            ("reasoning.redacted", Reasoning(redacted=b"x" * (1024**2 + 1), issuer="openai")),
+            ("reasoning.signature", Reasoning(signature=b"x" * (1024**2 + 1), issuer="openai")),
+            ("reasoning.issuer", Reasoning(text="x", signature=b"proof")),
+            ("reasoning.issuer", Reasoning(redacted=b"x")),
+            ("reasoning.issuer", Reasoning(text="x", issuer="i" * 65)),
+            ("citation.start", Citation(start=-1)),
+            ("citation.end", Citation(start=2, end=1)),
+            ("citation.title", Citation(title="t" * 1025)),
+            ("citation.uri", Citation(uri="u" * 2049)),
+            ("citation.quote", Citation(quote="q" * (64 * 1024 + 1))),
+            ("citation.part_index", Citation(part_index=-1)),
+            ("opaque.issuer", Opaque("", "kind", b"x")),
+            ("opaque.type", Opaque("openai", "", b"x")),
+            ("opaque.data", Opaque("openai", "kind", b"x" * (3 * 1024**2 + 1))),
+        )
+    ),
     ("prompt.messages[0].parts[0].text", with_part(Text("x" * (1024 * 1024 + 1)))),
     ("prompt.messages[0].parts[0].image", with_image(Media("image/png"))),
     ("prompt.messages[0].parts[0].image.mime_type", with_image(Media("", data=b"x"))),

@@ -99,7 +99,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_PROVIDER_RATE_LIMITED: _ErrorReason.ValueType  # 71
     """RESOURCE_EXHAUSTED. The provider limits us. Metadata: `provider`. With
-    `RetryInfo`.
+    `RetryInfo` unless waiting would not help.
     """
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 72
     """RESOURCE_EXHAUSTED. The server has no capacity for the call now (pool,
@@ -228,7 +228,7 @@ With `QuotaFailure` and `RetryInfo`.
 """
 ERROR_REASON_PROVIDER_RATE_LIMITED: ErrorReason.ValueType  # 71
 """RESOURCE_EXHAUSTED. The provider limits us. Metadata: `provider`. With
-`RetryInfo`.
+`RetryInfo` unless waiting would not help.
 """
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 72
 """RESOURCE_EXHAUSTED. The server has no capacity for the call now (pool,

@@ -80,7 +80,9 @@ class Message(_message.Message):
     """
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Part]:
-        """1 to 256 parts, in order."""
+        """1 to 1,024 parts, in order. An answer never has more: citations beyond
+        that are left out.
+        """
 
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
@@ -419,7 +421,7 @@ class OpaquePart(_message.Message):
     type: _builtins.str
     """The provider's name for this kind of block, 1 to 128 characters. Required."""
     data: _builtins.bytes
-    """The block as it came, at most 1 MiB; JSON for today's providers."""
+    """The block as it came, at most 3 MiB; JSON for today's providers."""
     def __init__(
         self,
         *,

@@ -733,8 +733,9 @@ class Timings(_message.Message):
 
     @_builtins.property
     def overhead(self) -> _duration_pb2.Duration:
-        """Janus's own share of time_to_first_event: all but waiting for the
-        provider.
+        """Janus's own share of time_to_first_event: until its first request leaves,
+        and from the provider's last word on. Failed attempts and waits between
+        attempts lie in between and are not in it.
         """
 
     def __init__(

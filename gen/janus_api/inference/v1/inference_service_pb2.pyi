@@ -91,7 +91,7 @@ class GenerateRequest(_message.Message):
     PROMPT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def prompt(self) -> _request_pb2.Prompt:
-        """What is asked. Required. `resumable` and `linger` are ignored."""
+        """What is asked. Required. `resumable` is ignored."""
 
     def __init__(
         self,
@@ -424,7 +424,8 @@ class CountTokensRequest(_message.Message):
     @_builtins.property
     def prompt(self) -> _request_pb2.Prompt:
         """What to count. Required. Only what a provider would see matters:
-        request_id, timeouts, routing and cache are ignored.
+        request_id, timeouts, routing, cache, labels, resumable and linger are
+        ignored.
         """
 
     def __init__(

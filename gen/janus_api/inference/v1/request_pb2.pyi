@@ -182,8 +182,9 @@ class Prompt(_message.Message):
     sets.
     """
     resumable: _builtins.bool
-    """Keep the events so that ResumeGenerate can go on after a cut. Default
-    false.
+    """Keep the events so that ResumeGenerate can go on after a cut: while it runs
+    and, by default, 10 min after its end. Default false. One whose events are
+    more than 16 MiB ends in `failed`, RESOURCE_EXHAUSTED / MESSAGE_TOO_LARGE.
     """
     request_id: _builtins.str
     """Makes the call idempotent for 24 h: the same id and body give the stored
@@ -243,7 +244,7 @@ class Prompt(_message.Message):
     @_builtins.property
     def linger(self) -> _duration_pb2.Duration:
         """How long a resumable generation goes on without a reader, 0 to 10 min.
-        Unset: 30 s.
+        Unset: the server's setting, default 30 s.
         """
 
     def __init__(
