@@ -33,6 +33,8 @@ _TOKENS_PER_ADDRESS = 1000
 # Of a page of 50 KB about 2,000 tokens are made, of a second of speech about 10.
 _PDF_BYTES_PER_TOKEN = 25
 _SOUND_BYTES_PER_TOKEN = 1600
+# No call has more: a larger number makes no sense, and sums of such would not fit anywhere.
+_MOST_TOKENS = 2**40
 
 
 def openai_usage(said: Mapping[str, Any]) -> Usage:
@@ -84,7 +86,8 @@ def anthropic_usage(said: Mapping[str, Any]) -> Usage:
     own = replace(whole, reasoning_tokens=min(thinking, whole.output_tokens))
     iterations = said.get("iterations")
     others = [each for each in iterations if _is_others(each)] if isinstance(iterations, list) else []
-    return summed([own, *map(_anthropic_tokens, others)])
+    total = summed([own, *map(_anthropic_tokens, others)])
+    return replace(total, is_mixed=any(isinstance(each.get("model"), str) for each in others))
 
 
 def _anthropic_tokens(said: Mapping[str, Any]) -> Usage:
@@ -111,6 +114,7 @@ def summed(usages: Iterable[Usage]) -> Usage:
             output_tokens=total.output_tokens + usage.output_tokens,
             reasoning_tokens=total.reasoning_tokens + usage.reasoning_tokens,
             estimated=total.estimated or usage.estimated,
+            is_mixed=total.is_mixed or usage.is_mixed,
         )
     return total
 
@@ -123,8 +127,11 @@ def apportioned(usage: Usage, weights: Sequence[int]) -> list[Usage]:
     if len(weights) == 1:
         return [usage]
     names = ("input_uncached_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
-    columns = {name: _split(getattr(usage, name), weights) for name in names}
-    return [Usage(**{name: columns[name][index] for name in names}, estimated=True) for index in range(len(weights))]
+    columns = [_split(getattr(usage, name), weights) for name in names]
+    return [
+        Usage(uncached, read, write, output, reasoning, estimated=True, is_mixed=usage.is_mixed)
+        for uncached, read, write, output, reasoning in zip(*columns, strict=True)
+    ]
 
 
 def _split(total: int, weights: Sequence[int]) -> list[int]:
@@ -201,7 +208,7 @@ def _media_tokens(part: Part) -> int:
 
 
 def _count(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < _MOST_TOKENS else 0
 
 
 def _first(*values: Any) -> int:

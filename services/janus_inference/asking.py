@@ -1,5 +1,6 @@
 """One attempt: from its reservation to the closed connection and the usage record that it leaves behind."""
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -39,9 +40,6 @@ from janus_kit.telemetry.logging import get_logger
 
 _log = get_logger(__name__)
 
-# What says that a target is in trouble whoever asks it.
-_TROUBLE = {"unavailable", "unreachable", "broken", "timeout", "rate_limited", "auth", "billing"}
-_UNREACHED = {"unreachable", "refused"}
 # An answer is reserved as so long where neither the prompt nor the model says how long it may be.
 _LIKELY_OUTPUT_TOKENS = 1024
 
@@ -83,7 +81,11 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What all attempts of one call share. ``options`` are the prompt's provider options, parsed."""
+    """What all attempts of one call share.
+
+    ``options`` are the prompt's provider options, parsed. ``at_list_price``:
+    they ask for nothing that is charged at another price.
+    """
 
     prompt: Prompt
     caller: Caller
@@ -91,6 +93,7 @@ class Call:
     legs: Legs
     watch: Watch
     options: Mapping[str, object]
+    at_list_price: bool
 
     def prompt_tokens(self) -> int:
         """An estimate."""
@@ -108,6 +111,9 @@ class Asking:
         self._provider = desk.providers[target.provider]
         self._waits = Waits()
         self._stack = AsyncExitStack()
+        self._upstream = AsyncExitStack()
+        self._is_waiting = False
+        self._expired: asyncio.Task[None] | None = None
         with_content = desk.naming.record_content
         describe = partial(asked, call.prompt, call.generation_id, number, with_content=with_content)
         self._meter = Attempt("chat", target.provider, target.model, naming=desk.naming, describe=describe)
@@ -138,7 +144,7 @@ class Asking:
             return
         output = call.prompt.max_output_tokens or _LIKELY_OUTPUT_TOKENS
         likely = Usage(input_uncached_tokens=call.prompt_tokens(), output_tokens=output)
-        cost = self._cost(likely)
+        cost = self.cost(likely)
         estimate = Estimate(likely.input_tokens, output, cost.micro_usd if cost is not None else None)
         self._hold = await limiter.reserve(call.caller, self.target.name, estimate)
 
@@ -154,7 +160,9 @@ class Asking:
             self._said = Said()
         ask = Ask(call.prompt, self.target.model, self, call.legs.limits.connect, call.options)
         try:
-            self._batches = await self._waits.within(limit, self._stack.enter_async_context(self._provider.stream(ask)))
+            self._stack.push_async_callback(self._upstream.aclose)
+            opening = self._upstream.enter_async_context(self._provider.stream(ask))
+            self._batches = await self._waits.within(limit, opening)
             while True:
                 batch = await self._waits.within(limit, anext(self._batches, None))
                 if batch is None:
@@ -166,23 +174,36 @@ class Asking:
             raise self._timed_out(reached.limit) from None
         self._first = batch
         self.spoke = True
+        self._desk.breakers.spoke(self.target.name)
         first = time.perf_counter() - self._began
         self._meter.first_event(first, call.watch.overhead(), self._provider.dialect, self._heard_at)
 
     async def batches(self) -> AsyncGenerator[Sequence[ProviderEvent], None]:
-        """All that the provider says, each wait under its limit. Raises ProviderFailure."""
-        yield self._first
-        self._first = ()
+        """All that the provider says, each wait under its limit. Raises ProviderFailure.
+
+        The limit of the whole call holds also while nobody reads.
+        """
         legs, waits, upstream = self._call.legs, self._waits, self._batches
+        timer = asyncio.get_running_loop().call_at(legs.whole.until, self._expire)
+        batch: Sequence[ProviderEvent] | None = self._first
+        self._first = ()
         limit = legs.idle()
         try:
-            while (batch := await waits.within(limit, anext(upstream, None))) is not None:
-                self._meter.chunk(self._heard_at)
+            while batch is not None:
                 yield batch
+                if self._expired is not None:
+                    raise self._timed_out(legs.whole)
                 if len(batch) > 1 or type(batch[0]) is not UsageUpdated:
                     limit = legs.idle()
+                self._is_waiting = True
+                batch = await waits.within(limit, anext(upstream, None))
+                self._is_waiting = False
+                if batch is not None:
+                    self._meter.chunk(self._heard_at)
         except LimitReached as reached:
             raise self._timed_out(reached.limit) from None
+        finally:
+            timer.cancel()
 
     def note(self, event: ProviderEvent) -> None:
         """Count what was said, for an estimate of its tokens and for what the provider reports."""
@@ -203,7 +224,7 @@ class Asking:
         self._meter.answered(stopped.reason, stopped.response_id, stopped.model)
         self._desk.standings.succeeded(self.target.provider)
         self._desk.breakers.succeeded(self.target.name)
-        return self._end("ok", usage, stopped.reason)
+        return self._end("ok", usage, stopped.reason, reached=True)
 
     def failed(self, failure: ProviderFailure) -> UsageRecord | None:
         """It failed; None when no provider was reached."""
@@ -219,21 +240,22 @@ class Asking:
         )
         self._meter.failed(failure.outcome, partial=self.spoke)
         self._desk.standings.failed(self.target.provider, failure)
-        if failure.outcome in _TROUBLE and self._is_fair(failure):
+        if failure.is_trouble and self._is_fair(failure):
             self._desk.breakers.failed(self.target.name, failure)
-        elif self._was_sent and failure.outcome not in _UNREACHED:
-            self._desk.breakers.succeeded(self.target.name)
-        else:
+        elif failure.is_trouble or not failure.reached:
             self._desk.breakers.left(self.target.name)
+        else:
+            self._desk.breakers.succeeded(self.target.name)
         used = failure.worked or self.spoke
         reason = FinishReason.CONTENT_FILTER if failure.filtered else None
-        return self._end(failure.outcome, self._so_far() if used else Usage(), reason)
+        usage = self._so_far() if used else Usage()
+        return self._end(failure.outcome, usage, reason, reached=self._was_sent and failure.reached)
 
     def refused(self) -> None:
         """The dialect could not say it, or a limit of the caller's stood in the way; nothing was sent."""
         self._meter.failed("refused")
         self._desk.breakers.left(self.target.name)
-        self._end("refused", Usage())
+        self._end("refused", Usage(), reached=False)
 
     def abandoned(self) -> UsageRecord | None:
         """Nobody wants the answer any more; from now on every moment costs tokens."""
@@ -241,19 +263,27 @@ class Asking:
             return None
         self._meter.cancelling()
         self._desk.breakers.left(self.target.name)
-        return self._end("cancelled", self._so_far())
+        return self._end("cancelled", self._so_far(), reached=self._was_sent)
 
     async def close(self) -> None:
         """Close the provider's connection."""
         self._waits.close()
+        if self._expired is not None:
+            await asyncio.gather(self._expired, return_exceptions=True)
         await self._stack.aclose()
 
-    def _end(self, outcome: str, usage: Usage, reason: FinishReason | None = None) -> UsageRecord | None:
+    def _expire(self) -> None:
+        """The whole call's time is up. A wait of ours has this limit itself; while there is none, nobody reads."""
+        if not self._is_waiting:
+            self._expired = asyncio.create_task(self._upstream.aclose(), name=f"expire-{self._call.generation_id}")
+
+    def _end(
+        self, outcome: str, usage: Usage, reason: FinishReason | None = None, *, reached: bool
+    ) -> UsageRecord | None:
         self._ended = True
         if self._said is not None:
             self._meter.tell(self._said.attributes(reason))
-        reached = self._was_sent and outcome not in _UNREACHED
-        cost = self._cost(usage) if reached else None
+        cost = self.cost(usage) if reached else None
         if self._hold is not None:
             if reached:
                 self._hold.settle(usage, cost)
@@ -299,7 +329,10 @@ class Asking:
     def _estimate(self) -> Usage:
         return accounting.estimate(self._call.prompt_tokens(), self._output_bytes)
 
-    def _cost(self, usage: Usage) -> Cost | None:
+    def cost(self, usage: Usage) -> Cost | None:
+        """What so much usage of this target costs; None when that is not known."""
+        if not self._call.at_list_price:
+            return None
         return self._desk.prices.cost(self.target.provider, self.target.model, usage)
 
     def _note_usage(self, batch: Sequence[ProviderEvent]) -> None:

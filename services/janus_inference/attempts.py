@@ -4,17 +4,19 @@ All of it happens before the first semantic event has been delivered. Targets
 are asked in the order of the route, each at once after the one before it
 failed in a way that another may not; when all have failed, those that may do
 better later are tried again after a wait. Every attempt but the first must fit
-into the retry budget of its provider, and none goes to a target whose circuit
+into the retry budget of the provider that was asked first, and none goes to a target whose circuit
 breaker is open.
 """
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from janus_inference import telemetry
 from janus_inference.asking import Asking, Call, Desk
+from janus_inference.ports import UsageRecord
 from janus_inference.provider_errors import ProviderFailure
 from janus_inference.routing import Route, Target
 from janus_kit.errors import InvalidArgument, JanusError, ResourceExhausted
@@ -35,6 +37,10 @@ class Began:
     reason: str = ""
 
 
+class _NotAdmitted(Exception):
+    """A hedge that the caller's limits have no room for."""
+
+
 @dataclass(slots=True)
 class _Tried:
     """What is known of a target in this call."""
@@ -52,6 +58,8 @@ class Attempts:
         self._rules = desk.routing
         self._clock = asyncio.get_running_loop().time
         self._made = 0
+        # Whose calls the extra attempts are charged to.
+        self._first: str | None = None
         self._tried: dict[Target, _Tried] = {}
         self._verdict: JanusError | None = None
         self._failure: ProviderFailure | None = None
@@ -59,6 +67,8 @@ class Attempts:
         self._open: set[Asking] = set()
         self._racing: dict[asyncio.Task[None], Asking] = {}
         self._leaving: set[asyncio.Task[None]] = set()
+        self.recorded: UsageRecord | None = None
+        """The last attempt that is on record, or will be, without an answer."""
 
     async def speaking(self) -> AsyncGenerator[Began | Asking, None]:
         """Every attempt that begins, and last the one whose provider speaks.
@@ -86,6 +96,21 @@ class Attempts:
         """End what is still under way, and close every connection."""
         for task in self._racing:
             task.cancel()
+        for asking in self._open:
+            self._abandon(asking)
+        closing = asyncio.create_task(self._closed(), name=f"close-{self._call.generation_id}")
+        cancelled: asyncio.CancelledError | None = None
+        while not closing.done():
+            # A deadline may cancel a call that is being cancelled already; connections are closed all the same.
+            try:
+                await asyncio.shield(closing)
+            except asyncio.CancelledError as error:
+                cancelled = error
+        closing.result()
+        if cancelled is not None:
+            raise cancelled
+
+    async def _closed(self) -> None:
         await asyncio.gather(*self._racing, *self._leaving, return_exceptions=True)
         for asking in tuple(self._open):
             await self._let_go(asking)
@@ -108,12 +133,8 @@ class Attempts:
             )
             if not done:
                 may_hedge = False
-                other = self._other()
-                if other is not None:
-                    asking = self._asking(other)
-                    if await self._reserved(asking):
-                        telemetry.hedges_total.labels(other.provider).inc()
-                        self._start(asking)
+                if (other := self._other()) is not None:
+                    self._start(self._asking(other), self._hedged)
                 continue
             # Of two that spoke in the same moment the one that was asked first wins.
             winner: Asking | None = None
@@ -121,6 +142,8 @@ class Attempts:
                 asking, error = self._racing.pop(task), task.exception()
                 if error is None and winner is None:
                     winner = asking
+                elif isinstance(error, _NotAdmitted):
+                    await self._not_made(asking)
                 elif isinstance(error, ProviderFailure | JanusError):
                     await self._note(asking, error)
                 elif error is not None:
@@ -135,12 +158,22 @@ class Attempts:
                 return winner
         return None
 
-    def _start(self, asking: Asking) -> None:
-        task = asyncio.create_task(asking.open(), name=f"attempt-{self._call.generation_id}-{asking.number}")
+    def _start(self, asking: Asking, begin: Callable[[Asking], Coroutine[Any, Any, None]] = Asking.open) -> None:
+        task = asyncio.create_task(begin(asking), name=f"attempt-{self._call.generation_id}-{asking.number}")
         self._racing[task] = asking
 
+    async def _hedged(self, asking: Asking) -> None:
+        """An attempt beside another one: where the caller's limits have no room for it, it is not made."""
+        try:
+            await asking.reserve()
+        except JanusError as error:
+            raise _NotAdmitted from error
+        telemetry.hedges_total.labels(asking.target.provider).inc()
+        await asking.open()
+
     def _leave(self, asking: Asking, opening: asyncio.Task[None] | None = None) -> None:
-        """Close a loser's connection without making the winner wait."""
+        """Close a loser's connection without making the winner wait; its record comes before the winner's."""
+        self._abandon(asking)
 
         async def leave() -> None:
             if opening is not None:
@@ -153,9 +186,16 @@ class Attempts:
 
     async def _let_go(self, asking: Asking) -> None:
         self._open.discard(asking)
-        if (record := asking.abandoned()) is not None:
-            self._desk.ledger.record_later(record)
+        self._abandon(asking)
         await asking.close()
+
+    def _abandon(self, asking: Asking) -> None:
+        if (record := asking.abandoned()) is not None:
+            self._record_later(record)
+
+    def _record_later(self, record: UsageRecord) -> None:
+        self.recorded = record
+        self._desk.ledger.record_later(record)
 
     async def _next(self) -> Target | None:
         """The next target to ask, after any wait; None when there is none."""
@@ -194,13 +234,23 @@ class Attempts:
             self._tried.setdefault(target, _Tried())
             self._refuse_for(target)
             return False
-        if not self._made:
+        if self._first is None:
+            self._first = target.provider
             self._desk.budget.first(target.provider)
-        elif not self._desk.budget.take(target.provider):
+        elif not self._desk.budget.take(self._first):
             breakers.left(target.name)
             self._tried.setdefault(target, _Tried())
             return False
         return True
+
+    def _unmade(self, asking: Asking) -> None:
+        """An attempt that sent nothing is none: neither for the budget nor for the most there may be."""
+        self._made -= 1
+        if self._first is None:
+            return
+        self._desk.budget.back(self._first, is_first=not self._made)
+        if not self._made:
+            self._first = None
 
     def _asking(self, target: Target) -> Asking:
         self._made += 1
@@ -213,16 +263,21 @@ class Attempts:
         """Whether the caller's limits have room for this attempt."""
         try:
             await asking.reserve()
-        except ResourceExhausted as error:
-            # Another model may be under another limit.
-            self._open.discard(asking)
-            self._made -= 1
-            asking.refused()
-            await asking.close()
-            self._tried[asking.target].retryable = False
+        except JanusError as error:
+            if not isinstance(error, ResourceExhausted) and error.reason != "PRICE_UNKNOWN":
+                raise
+            # Another model may be under another limit, or have a price.
+            await self._not_made(asking)
             self._verdict = self._verdict or error
             return False
         return True
+
+    async def _not_made(self, asking: Asking) -> None:
+        self._open.discard(asking)
+        self._unmade(asking)
+        self._tried[asking.target].retryable = False
+        asking.refused()
+        await asking.close()
 
     def _began(self, asking: Asking, reason: str | None = None) -> Began:
         previous, self._previous = self._previous, asking.target
@@ -242,12 +297,13 @@ class Attempts:
             await asking.close()
             if not (isinstance(error, InvalidArgument) and error.reason == "CAPABILITY_UNSUPPORTED"):
                 raise error
+            self._unmade(asking)
             self._verdict = self._verdict or error
             return
         record = asking.failed(error)
         await asking.close()
         if record is not None:
-            self._desk.ledger.record_later(record)
+            self._record_later(record)
         over = error.outcome == "timeout" and error.detail in ("total", "call")
         if over or error.filtered or not (error.elsewhere or error.retryable):
             raise error

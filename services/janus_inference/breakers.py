@@ -11,6 +11,9 @@ from enum import Enum
 from janus_inference.provider_errors import ProviderFailure
 from janus_kit.clock import Clock
 
+_MOST_DOUBLINGS = 20
+_MOST_TARGETS = 4096
+
 
 class BreakerState(Enum):
     """The value is what the gauge shows."""
@@ -60,8 +63,22 @@ class Breakers:
         """It answered, or refused in a way that shows it to be well."""
         self._breakers.pop(target, None)
 
+    def spoke(self, target: str) -> None:
+        """An answer began: a trial is over, however long the answer takes; the next failure ends what it won."""
+        breaker = self._breakers.get(target)
+        if breaker is not None and breaker.on_trial:
+            breaker.opened, breaker.on_trial, breaker.failures = 0, False, self.rules.failures - 1
+
+    def forget(self, provider: str) -> None:
+        """Its settings are others now, so what is known of it does not hold."""
+        for target in [each for each in self._breakers if each.partition("/")[0] == provider]:
+            del self._breakers[target]
+
     def failed(self, target: str, failure: ProviderFailure) -> None:
         """It is in trouble; what it asked for itself (``retry-after``) may keep it open for longer."""
+        if target not in self._breakers and len(self._breakers) >= _MOST_TARGETS:
+            # Callers may make up names of models; the one that was heard of first goes.
+            del self._breakers[next(iter(self._breakers))]
         breaker = self._breakers.setdefault(target, _Breaker())
         breaker.failures += 1
         breaker.why = failure
@@ -69,7 +86,7 @@ class Breakers:
             return
         if breaker.opened and not breaker.on_trial:
             return  # a call from before it opened
-        wait = min(self.rules.open_s * 2.0**breaker.opened, self.rules.open_most_s)
+        wait = min(self.rules.open_s * 2.0 ** min(breaker.opened, _MOST_DOUBLINGS), self.rules.open_most_s)
         if failure.retry_after is not None:
             wait = min(max(wait, failure.retry_after), self.rules.open_most_s)
         breaker.opened += 1

@@ -1,7 +1,7 @@
 """From settings to use cases: the one place that knows every provider's class."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 from janus_inference.adapters.anthropic import Anthropic
@@ -66,6 +66,8 @@ class Process:
     cache: AnswerCache
     resumables: Resumables
     codec: EventCodec
+    known: dict[str, ProviderSettings] = field(default_factory=dict)
+    """The providers as they are configured now."""
 
 
 async def build(process: Process, settings: InferenceSettings) -> Inference:
@@ -82,6 +84,7 @@ async def build(process: Process, settings: InferenceSettings) -> Inference:
     )
     process.budget.ratio = settings.routing.retry_budget_ratio
     process.budget.least = settings.routing.retry_budget_least
+    _forget_changed(process, settings.all_providers())
     return made
 
 
@@ -93,6 +96,16 @@ def _refuse_unknown_profiles(settings: InferenceSettings) -> None:
     ]
     if problems:
         raise SettingsError(problems)
+
+
+def _forget_changed(process: Process, configured: Mapping[str, ProviderSettings]) -> None:
+    """What is known of a provider does not hold once it has another address or key."""
+    for name, provider in configured.items():
+        if process.known.get(name, provider) != provider:
+            process.breakers.forget(name)
+            process.standings.succeeded(name)
+    process.known.clear()
+    process.known.update(configured)
 
 
 def _made(process: Process, settings: InferenceSettings, holding: Holding[Upstream]) -> Inference:
@@ -113,6 +126,7 @@ def _made(process: Process, settings: InferenceSettings, holding: Holding[Upstre
         settings.total_timeout_s,
     )
     naming = Naming.of_settings(settings, prices)
+    entries = _entries(configured, prices)
     desk = Desk(
         providers={name: each.provider for name, each in upstreams.items()},
         time_limits=limits,
@@ -141,7 +155,7 @@ def _made(process: Process, settings: InferenceSettings, holding: Holding[Upstre
             {name: each.counter for name, each in upstreams.items() if each.counter is not None}, routes, limits, naming
         ),
         catalogue=Catalogue(
-            [*_entries(configured, prices), *_alias_entries(aliases)],
+            [*entries, *_alias_entries(aliases, entries, configured, prices)],
             process.breakers,
             partial(_unlisted, configured, prices),
         ),
@@ -247,5 +261,36 @@ def _unlisted(providers: Mapping[str, ProviderSettings], prices: PriceTable, nam
     return _entry(provider, known, ModelSettings(name=model, kind=kind), prices)  # type: ignore[arg-type]
 
 
-def _alias_entries(aliases: Mapping[str, Alias]) -> list[Entry]:
-    return [Entry(name, Kind.ALIAS, targets=alias.targets) for name, alias in aliases.items()]
+def _alias_entries(
+    aliases: Mapping[str, Alias],
+    entries: Sequence[Entry],
+    providers: Mapping[str, ProviderSettings],
+    prices: PriceTable,
+) -> list[Entry]:
+    """Aliases, each with what all of its targets can do; a price only where they have the same."""
+    known = {entry.name: entry for entry in entries}
+
+    def entry(name: str, alias: Alias) -> Entry:
+        targets = [known.get(each) or _unlisted(providers, prices, each) for each in alias.names]
+        found = [each for each in targets if each is not None]
+        if not found or len(found) < len(targets):
+            return Entry(name, Kind.ALIAS, targets=alias.targets)
+        of_one_price = len({each.price for each in found}) == 1
+        return Entry(
+            name,
+            Kind.ALIAS,
+            targets=alias.targets,
+            context_window_tokens=_least([each.context_window_tokens for each in found]),
+            max_output_tokens=_least([each.max_output_tokens for each in found]),
+            capabilities=tuple(sorted(set.intersection(*(set(each.capabilities) for each in found)))),
+            price=found[0].price if of_one_price else None,
+            price_version=found[0].price_version if of_one_price else "",
+        )
+
+    return [entry(name, alias) for name, alias in aliases.items()]
+
+
+def _least(numbers: Sequence[int | None]) -> int | None:
+    """The least of them; None where one is not known."""
+    known = [number for number in numbers if number is not None]
+    return min(known) if len(known) == len(numbers) else None

@@ -61,6 +61,11 @@ class Legs:
             self._last = min(self._last, Limit(now + remaining, "call", remaining))
 
     @property
+    def whole(self) -> Limit:
+        """The limit of the whole call."""
+        return self._last
+
+    @property
     def remaining(self) -> float:
         """Seconds that are left to the whole call."""
         return max(0.0, self._last.until - self._clock())

@@ -110,8 +110,7 @@ class Embedding:
                 if not timeout.expired():
                     raise
                 raise timed_out(target.provider, "total", limit).error from None
-        cost = self._desk.prices.cost(target.provider, target.model, made.usage)
-        return Embedded(made.values, target, made.usage, cost)
+        return Embedded(made.values, target, made.usage, self._cost(lot, made.usage))
 
     async def close(self) -> None:
         """End what is under way."""
@@ -131,19 +130,24 @@ class Embedding:
         """All parts, a few at a time; the first failure ends the others."""
         turns = asyncio.Semaphore(_MOST_AT_ONCE)
         count = sum(map(len, parts))
+        used: list[Usage] = []
 
         async def part(inputs: Sequence[str]) -> Vectors:
             async with turns:
-                made = await self._asked(lot, inputs, until)
+                made = await self._recorded(lot, inputs, until, used)
             require_room(count, len(made.values[0]))
             return made
 
+        # To the caller's limits they are one call.
+        hold = await self._reserved(lot, [text for inputs in parts for text in inputs])
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(part(inputs)) for inputs in parts]
         except* JanusError as failed:
             # Whichever came first: the others were ended by it, or failed alike.
             raise _first(failed) from None
+        finally:
+            self._settle(lot, hold, used)
         made = [task.result() for task in tasks]
         values = tuple(vector for each in made for vector in each.values)
         if len({len(vector) for vector in values}) != 1:
@@ -152,19 +156,46 @@ class Embedding:
 
     async def _asked(self, lot: Lot, inputs: Sequence[str], until: float) -> Vectors:
         """One upstream request within its caller's limits, and on record. Raises JanusError."""
-        target, limiter = lot.target, self._desk.limiter
-        likely = Usage(input_uncached_tokens=tokens_of(inputs), estimated=True)
-        hold: Hold | None = None
-        if limiter.applies(lot.caller, target.name):
-            cost = self._desk.prices.cost(target.provider, target.model, likely)
-            estimate = Estimate(likely.input_tokens, 0, cost.micro_usd if cost is not None else None)
-            hold = await limiter.reserve(lot.caller, target.name, estimate)
+        used: list[Usage] = []
+        hold = await self._reserved(lot, inputs)
+        try:
+            return await self._recorded(lot, inputs, until, used)
+        finally:
+            self._settle(lot, hold, used)
+
+    async def _reserved(self, lot: Lot, inputs: Sequence[str]) -> Hold | None:
+        """What the caller's limits hold for these texts; None where no limit applies. Raises JanusError."""
+        limiter = self._desk.limiter
+        if not limiter.applies(lot.caller, lot.target.name):
+            return None
+        likely = _likely(inputs)
+        cost = self._cost(lot, likely)
+        estimate = Estimate(likely.input_tokens, 0, cost.micro_usd if cost is not None else None)
+        return await limiter.reserve(lot.caller, lot.target.name, estimate)
+
+    def _settle(self, lot: Lot, hold: Hold | None, used: Sequence[Usage]) -> None:
+        """Put right what was reserved; ``used`` are the requests that reached the provider."""
+        if hold is None:
+            return
+        if used:
+            usage = summed(used)
+            hold.settle(usage, self._cost(lot, usage))
+        else:
+            hold.refund()
+
+    async def _recorded(self, lot: Lot, inputs: Sequence[str], until: float, used: list[Usage]) -> Vectors:
+        """One upstream request, whose usage is on record before its end is told, and in ``used``. Raises JanusError."""
+        target, breakers, ledger = lot.target, self._desk.breakers, self._desk.ledger
+        likely = _likely(inputs)
         began, started_at = time.perf_counter(), self._desk.clock.now()
+        if not breakers.enter(target.name):
+            why = breakers.why(target.name)
+            assert why is not None
+            raise why.error.again(breakers.wait(target.name))
 
         def closed(outcome: str, usage: Usage) -> UsageRecord:
-            cost = self._desk.prices.cost(target.provider, target.model, usage)
-            if hold is not None:
-                hold.settle(usage, cost)
+            attempt.used(usage)
+            used.append(usage)
             return UsageRecord(
                 caller=lot.caller,
                 generation_id=new_id("emb"),
@@ -177,7 +208,7 @@ class Embedding:
                 duration_s=time.perf_counter() - began,
                 outcome=outcome,
                 usage=usage,
-                cost=cost,
+                cost=self._cost(lot, usage),
             )
 
         naming, describe = self._desk.naming, partial(_described, lot)
@@ -187,26 +218,31 @@ class Embedding:
             except ProviderFailure as failure:
                 attempt.failed(failure.outcome)
                 self._desk.standings.failed(target.provider, failure)
+                if failure.is_trouble:
+                    breakers.failed(target.name, failure)
+                else:
+                    breakers.left(target.name)
                 if failure.reached:
-                    used = likely if failure.worked else Usage()
-                    attempt.used(used)
-                    self._desk.ledger.record_later(closed(failure.outcome, used))
-                elif hold is not None:
-                    hold.refund()
+                    ledger.record_later(closed(failure.outcome, likely if failure.worked else Usage()))
+                    await ledger.flushed()
                 raise failure.error from None
             except asyncio.CancelledError:
                 attempt.cancelling()
-                attempt.used(likely)
-                self._desk.ledger.record_later(closed("cancelled", likely))
+                breakers.left(target.name)
+                ledger.record_later(closed("cancelled", likely))
                 raise
             usage = likely if made.usage.estimated else made.usage
             attempt.succeeded()
-            attempt.used(usage)
             self._desk.standings.succeeded(target.provider)
-        await self._desk.ledger.record(closed("ok", usage))
+            breakers.succeeded(target.name)
+            record = closed("ok", usage)
+        await ledger.record(record)
         self._note_length(lot, len(made.values[0]))
         require_room(len(inputs), len(made.values[0]))
         return Vectors(made.values, usage)
+
+    def _cost(self, lot: Lot, usage: Usage) -> Cost | None:
+        return self._desk.prices.cost(lot.target.provider, lot.target.model, usage)
 
     async def _answered(self, lot: Lot, inputs: Sequence[str], until: float) -> Vectors:
         """What the provider answers by ``until``, a time of the loop's clock. Raises ProviderFailure."""
@@ -235,6 +271,10 @@ class Embedding:
                 reason="CAPABILITY_UNSUPPORTED",
                 metadata={"model": lot.target.name, "capability": "dimensions"},
             )
+
+
+def _likely(inputs: Sequence[str]) -> Usage:
+    return Usage(input_uncached_tokens=tokens_of(inputs), estimated=True)
 
 
 def _check(provider: str, vectors: tuple[Sequence[float], ...], wanted: int) -> None:

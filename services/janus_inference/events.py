@@ -35,6 +35,8 @@ class Usage:
     output_tokens: int = 0
     reasoning_tokens: int = 0
     estimated: bool = False
+    is_mixed: bool = False
+    """Part of it was used by another model that worked within the same call."""
 
     @property
     def input_tokens(self) -> int:

@@ -37,16 +37,16 @@ from janus_inference.events import (
     UsageUpdated,
 )
 from janus_inference.fold import Fold
-from janus_inference.ledger import Ledger
 from janus_inference.model import Caller, Prompt
-from janus_inference.ports import AnsweredRequest, EventCodec, Request, UsageRecord
+from janus_inference.ports import AnsweredRequest, EventCodec, Pledge, Request, UsageRecord
+from janus_inference.prices import is_at_list_price
 from janus_inference.provider_errors import ProviderFailure
 from janus_inference.requests import Begun, Requests, Running, Stored
 from janus_inference.resuming import Resumables
 from janus_inference.routing import Route, Routes
 from janus_inference.telemetry import Served
 from janus_inference.validation import validate
-from janus_kit.errors import Aborted, JanusError
+from janus_kit.errors import Aborted, JanusError, NotFound
 from janus_kit.ids import new_id
 
 _COME_BACK_S = 1.0
@@ -123,14 +123,17 @@ class Generation:
                 return
         claim = _Claim(self.requests, request, generation_id)
         try:
-            cached = await self.cache.get(caller, prompt, route.names) if prompt.cache.read else None
+            cached = await self.cache.get(caller, prompt, route.means) if prompt.cache.read else None
             run = _Run(self, prompt, caller, route, claim, remaining, watch, streaming=method != "Generate")
             events = run.from_cache(cached) if cached is not None else run.events()
             if prompt.resumable:
                 # What is refused before anybody is asked is the caller's own error, and not an event.
                 first = await anext(events)
                 linger = self.linger_s if prompt.linger is None else prompt.linger
-                events = self.resumables.start(caller, generation_id, _continued(first, events, claim, keep), linger)
+                continued = _continued(first, events, claim, keep)
+                events = self.resumables.start(
+                    caller, generation_id, continued, linger, pledge=run.pledge(), spent=run.spent
+                )
             async with aclosing(events):
                 async for numbered in events:
                     if prompt.resumable:
@@ -147,11 +150,19 @@ class Generation:
                 yield numbered
             return
         if not prompt.resumable:
-            text = "a call with this request_id is still being worked on"
-            raise Aborted("REQUEST_IN_PROGRESS", text, {"generation_id": found.generation_id}, _COME_BACK_S)
-        async with aclosing(self.resume(found.generation_id, caller, 0)) as events:
-            async for numbered in events:
-                yield numbered
+            raise _in_progress(found.generation_id)
+        try:
+            async with aclosing(self.resume(found.generation_id, caller, 0)) as events:
+                async for numbered in events:
+                    yield numbered
+        except NotFound:
+            # Its owner has yet to begin, or has just given it up.
+            raise _in_progress(found.generation_id) from None
+
+
+def _in_progress(generation_id: str) -> Aborted:
+    text = "a call with this request_id is still being worked on"
+    return Aborted("REQUEST_IN_PROGRESS", text, {"generation_id": generation_id}, _COME_BACK_S)
 
 
 class _Claim:
@@ -197,19 +208,22 @@ class _Run:
         self._prompt, self._caller, self._route, self._claim = prompt, caller, route, claim
         options = json.loads(prompt.provider_options_json) if prompt.provider_options_json else MappingProxyType({})
         legs = Legs(desk.time_limits.of(prompt.timeouts), None if prompt.resumable else remaining)
-        self._call = Call(prompt, caller, claim.generation_id, legs, watch, options)
+        self._call = Call(prompt, caller, claim.generation_id, legs, watch, options, is_at_list_price(options))
         first = route.targets[0]
         self._served = Served("chat", desk.naming, first.provider, first.model, watch.began, streaming=streaming)
         self._keeps = claim.request is not None or prompt.cache.write
-        # What a copy of the answer is made of, where one is wanted.
+        # What a copy of the answer is made of, where one is wanted; of a stream that can be resumed, all
+        # of it as it was numbered.
         self._heads: list[Event] = []
         self._kept: list[ProviderEvent] = []
+        self._as_numbered: list[Numbered] | None = [] if claim.request is not None and prompt.resumable else None
+        self._attempts: Attempts | None = None
         self._sequence = 0
         self._timings = Timings(0.0, 0.0, 0.0)
 
     async def events(self) -> AsyncGenerator[Numbered, None]:
         """Ask, relay, and end in exactly one terminal event. Raises JanusError before the first event."""
-        attempts = Attempts(self._desk, self._call, self._route)
+        attempts = self._attempts = Attempts(self._desk, self._call, self._route)
         waiting: list[Event] = []
         try:
             try:
@@ -222,16 +236,20 @@ class _Run:
                         else:
                             waiting.append(self._begun(step))
             except ProviderFailure as failure:
+                # What the attempts used is on record before the end is told.
+                await self._desk.ledger.flushed()
                 if not failure.filtered and not self._prompt.resumable:
                     raise failure.error from None
                 for event in waiting:
                     yield self._number(event)
-                yield self._number(self._ended(failure, None, None, partial=False))
+                yield await self._failed(failure, attempts.recorded, partial=False)
                 return
             except JanusError as error:
+                await self._desk.ledger.flushed()
                 if not self._sequence:
                     raise
-                yield self._number(Failed(error, error.retry_after is not None, partial=False, usage=Usage()))
+                usage, cost = self.spent() or (Usage(), None)
+                yield self._number(Failed(error, error.retry_after is not None, partial=False, usage=usage, cost=cost))
                 return
             self._speaks()
             for event in waiting:
@@ -246,6 +264,18 @@ class _Run:
             raise
         finally:
             await attempts.aclose()
+            if self._prompt.resumable:
+                # Whoever ended it tells its end next.
+                await self._desk.ledger.flushed()
+
+    def pledge(self) -> Pledge:
+        """What a record of this generation needs that its events do not say."""
+        return Pledge(self._caller.subject, self._prompt.labels, self._desk.clock.now(), self._call.prompt_tokens())
+
+    def spent(self) -> tuple[Usage, Cost | None] | None:
+        """What the last attempt without an answer used, once it is over; None when nothing was used."""
+        record = self._attempts.recorded if self._attempts is not None else None
+        return (record.usage, record.cost) if record is not None else None
 
     async def from_cache(self, events: Sequence[Event]) -> AsyncGenerator[Numbered, None]:
         """A stored answer, told anew: nothing is asked and nothing is used."""
@@ -269,6 +299,7 @@ class _Run:
     async def _relayed(self, asking: Asking) -> AsyncGenerator[Numbered, None]:
         """What the provider says, to the end."""
         keep = self._kept.append if self._keeps else None
+        as_numbered = self._as_numbered
         try:
             async with aclosing(asking.batches()) as batches:
                 async for batch in batches:
@@ -282,14 +313,18 @@ class _Run:
                         if keep is not None:
                             keep(event)
                         self._sequence += 1
-                        yield Numbered(self._sequence, event)
+                        numbered = Numbered(self._sequence, event)
+                        if as_numbered is not None:
+                            as_numbered.append(numbered)
+                        yield numbered
         except ProviderFailure as failure:
             record = asking.failed(failure)
+            # First what costs tokens.
+            await asking.close()
             if record is not None:
-                await _recorded(self._desk.ledger, record)
-            used = record.usage if record is not None else Usage()
-            cost = record.cost if record is not None else None
-            yield self._number(self._ended(failure, used, cost, partial=True))
+                self._desk.ledger.record_later(record)
+                await self._desk.ledger.flushed()
+            yield await self._failed(failure, record, partial=True)
 
     async def _finished(self, asking: Asking, stopped: Stopped) -> Numbered:
         """The end of a whole answer, once its usage is on record."""
@@ -300,14 +335,13 @@ class _Run:
         event = self._timed(finished)
         answered = self._claim.answered(self._stored(event)) if self._claim.request is not None else None
         try:
-            if record is not None:
-                await self._desk.ledger.record(record, answered)
+            if record is not None and await self._desk.ledger.record(record, answered):
+                self._claim.kept()
         except JanusError as error:
             # An end that is not on record is not said.
             return self._number(Failed(error, True, partial=True, usage=usage, cost=cost))
-        self._claim.kept()
         if self._prompt.cache.write:
-            await self._generation.cache.put(self._caller, self._prompt, self._route.names, self._told(event))
+            await self._generation.cache.put(self._caller, self._prompt, self._route.means, self._told(event))
         return self._number(event)
 
     def _begun(self, began: Began) -> Event:
@@ -329,34 +363,39 @@ class _Run:
         return replace(finished, timings=replace(self._timings, total=total))
 
     def _usage(self, asking: Asking, usage: Usage) -> UsageUpdated:
-        return UsageUpdated(usage, self._desk.prices.cost(asking.target.provider, asking.target.model, usage))
+        return UsageUpdated(usage, asking.cost(usage))
 
-    def _ended(self, failure: ProviderFailure, usage: Usage | None, cost: Cost | None, *, partial: bool) -> Event:
-        """The terminal event of a failure; what a provider's filter stopped has finished."""
-        used = usage or Usage()
-        if failure.filtered:
-            reason = FinishReason.CONTENT_FILTER
-            return self._timed(Finished(reason, "content_filter", used, self._timings, cost=cost))
-        return Failed(failure.error, failure.retryable, partial=partial, usage=used, cost=cost)
+    async def _failed(self, failure: ProviderFailure, record: UsageRecord | None, *, partial: bool) -> Numbered:
+        """The terminal event of a failure; what a provider's filter stopped has finished, and is stored as such."""
+        usage = record.usage if record is not None else Usage()
+        cost = record.cost if record is not None else None
+        if not failure.filtered:
+            return self._number(Failed(failure.error, failure.retryable, partial=partial, usage=usage, cost=cost))
+        finished = Finished(FinishReason.CONTENT_FILTER, "content_filter", usage, self._timings, cost=cost)
+        event = self._timed(finished)
+        if (answered := self._claim.answered(self._stored(event))) is not None:
+            with suppress(JanusError):
+                await self._generation.requests.answer(answered)
+                self._claim.kept()
+        return self._number(event)
 
     def _told(self, finished: Finished) -> list[Event]:
         """The whole answer in as few events as say the same."""
         return [*self._heads, *(event for event in coalesced(self._kept) if not isinstance(event, Stopped)), finished]
 
     def _stored(self, finished: Finished) -> bytes:
+        if self._as_numbered is not None:
+            return self._generation.codec.dump([*self._as_numbered, Numbered(self._sequence + 1, finished)])
         numbered = [Numbered(number, event) for number, event in enumerate(self._told(finished), 1)]
         return self._generation.codec.dump(numbered)
 
     def _number(self, event: Event) -> Numbered:
         self._served.note(event)
         self._sequence += 1
-        return Numbered(self._sequence, event)
-
-
-async def _recorded(ledger: Ledger, record: UsageRecord) -> None:
-    """The failure that is told is the provider's, also when the record has to wait for Postgres."""
-    with suppress(JanusError):
-        await ledger.record(record)
+        numbered = Numbered(self._sequence, event)
+        if self._as_numbered is not None:
+            self._as_numbered.append(numbered)
+        return numbered
 
 
 async def _continued(

@@ -11,7 +11,8 @@ end of that answer was never told.
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 from janus_inference import telemetry
 from janus_inference.ports import AnsweredRequest, UsageRecord, UsageStore
@@ -34,17 +35,19 @@ _BACKOFF_S, _BACKOFF_MOST_S = 0.05, 1.0
 
 @dataclass(eq=False, slots=True)
 class _Entry:
-    """``stir`` wakes its caller: it is written, or nobody else will do it."""
+    """``stirs`` wake those who wait: it is written, or nobody else will do it."""
 
     record: UsageRecord
     answered: AnsweredRequest | None
     is_written: bool = False
     incident: str = ""
-    stir: asyncio.Future[None] | None = None
+    stirs: list[asyncio.Future[None]] = field(default_factory=list)
 
     def stirred(self) -> None:
-        if self.stir is not None and not self.stir.done():
-            self.stir.set_result(None)
+        for stir in self.stirs:
+            if not stir.done():
+                stir.set_result(None)
+        self.stirs.clear()
 
 
 class Ledger:
@@ -67,9 +70,10 @@ class Ledger:
         self._backoff_s = 0.0
         self._at_work = False
 
-    async def record(self, record: UsageRecord, answered: AnsweredRequest | None = None) -> None:
+    async def record(self, record: UsageRecord, answered: AnsweredRequest | None = None) -> bool:
         """Return once the record is committed, with the answer of the idempotent request in the same commit.
 
+        False when the answer was not kept with it: too many wait, or there is none.
         Raises Unavailable when that takes too long, and ResourceExhausted when
         too many wait already; the record is kept and written all the same.
         Raises Internal for a record that no database would take.
@@ -101,6 +105,15 @@ class Ledger:
             raise Unavailable("postgres", "the usage record could not be written in time") from None
         if entry.incident:
             raise Internal(entry.incident)
+        return entry.answered is not None
+
+    async def flushed(self) -> None:
+        """Return once all that is queued now is committed, or ``wait_s`` have passed: for an end that costs nothing."""
+        if not self._queue:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._wait_s):
+                await self._written(self._queue[-1])
 
     def record_later(self, record: UsageRecord) -> None:
         """Have it written; never blocks. Only when the memory for records is full is it dropped, counted and logged."""
@@ -134,8 +147,9 @@ class Ledger:
         """Wait for ``run``. Before it begins and after it has ended, callers write for themselves."""
         while not entry.is_written:
             if self._at_work:
-                entry.stir = asyncio.get_running_loop().create_future()
-                await entry.stir
+                stir = asyncio.get_running_loop().create_future()
+                entry.stirs.append(stir)
+                await stir
             else:
                 await self._write_some()
                 await asyncio.sleep(self._backoff_s)

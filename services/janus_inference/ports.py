@@ -235,6 +235,16 @@ class ReplayLost(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Pledge:
+    """What the usage record of a generation needs that its events do not say; ``prompt_tokens`` is an estimate."""
+
+    subject: str
+    labels: Mapping[str, str]
+    started_at: datetime
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class ReplayHead:
     """What is known of a generation.
 

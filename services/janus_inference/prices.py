@@ -101,8 +101,23 @@ class PriceTable:
     def cost(self, provider: str, model: str, usage: Usage) -> Cost | None:
         """What a call cost; None when the price is unknown."""
         price = self.of(provider, model)
-        micro_usd = price.cost(usage) if price is not None else None
+        # Of what another model did within the call the price is not this one.
+        micro_usd = price.cost(usage) if price is not None and not usage.is_mixed else None
         return Cost(micro_usd, self.version) if micro_usd is not None else None
+
+
+def is_at_list_price(options: Mapping[str, object]) -> bool:
+    """Whether further fields of a provider's request leave its price what the table says.
+
+    A tier, a speed, a place or a longer cache are charged at other prices,
+    which no answer states in full: such a cost is unknown, not approximate.
+    """
+    if not options:
+        return True
+    tier, speed = options.get("service_tier"), options.get("speed")
+    if tier not in (None, "auto", "default", "standard", "standard_only") or speed not in (None, "standard"):
+        return False
+    return "inference_geo" not in options and '"ttl"' not in json.dumps(dict(options))
 
 
 def undated(model: str) -> str:

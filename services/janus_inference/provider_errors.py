@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from janus_inference.families import family
 from janus_kit.errors import (
     DeadlineExceeded,
     FailedPrecondition,
@@ -33,7 +34,8 @@ _TOO_LONG_TEXT = re.compile(
 )
 _TOKENS = re.compile(r"(\d[\d,]{2,})\s*(?:input\s+|prompt\s+)?tokens?", re.IGNORECASE)
 _LIMIT = re.compile(
-    r"(?:maximum(?: context length)?(?: is)?|limit of|up to|max(?:imum)? of|>)\s*(\d[\d,]{2,})", re.IGNORECASE
+    r"(?:maximum(?: context length)?(?: is)?|limit of|up to|max(?:imum)? of|context size \(|>)\s*(\d[\d,]{2,})",
+    re.IGNORECASE,
 )
 
 _TOO_LONG = {
@@ -83,6 +85,8 @@ STATUS_OF_TYPE = {
 }
 
 
+# What says that a target is in trouble whoever asks it.
+_TROUBLE = {"unavailable", "unreachable", "broken", "timeout", "rate_limited", "auth", "billing"}
 _AFTER_WORK = {"broken", "timeout", "content_filter"}
 
 
@@ -120,9 +124,14 @@ class ProviderFailure(Exception):
         self.detail = detail
 
     @property
+    def is_trouble(self) -> bool:
+        """Whether it says that the target is in trouble, whoever asks it."""
+        return self.outcome in _TROUBLE
+
+    @property
     def worked(self) -> bool:
         """Whether the provider may have worked on the request before it failed, so that tokens were used."""
-        return self.outcome in _AFTER_WORK
+        return self.reached and self.outcome in _AFTER_WORK
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +178,8 @@ def classify(provider: str, model: str, said: Refused) -> ProviderFailure:
         return failure(FailedPrecondition("PROVIDER_AUTH", text, who, subject=provider), "auth")
     if status == 429 or (status == 413 and "rate_limit_exceeded" in codes):
         text = f"provider '{provider}' limits the rate of requests"
-        error = ResourceExhausted("PROVIDER_RATE_LIMITED", text, who, retry_after)
+        quota = (f"provider:{provider}", "the provider's own limit for this server's account")
+        error = ResourceExhausted("PROVIDER_RATE_LIMITED", text, who, retry_after, quota)
         # 413: more than is allowed in a minute at once, so that waiting does not help.
         return failure(error, "rate_limited", retryable=status == 429)
     if status in (408, 504):
@@ -225,6 +235,7 @@ def timed_out(provider: str, leg: str, seconds: float) -> ProviderFailure:
         retryable=True,
         outcome="timeout",
         elsewhere=leg not in ("total", "call"),
+        reached=leg != "connect",
         detail=leg,
     )
 
@@ -237,7 +248,7 @@ def not_configured(provider: str) -> ProviderFailure:
 
 
 def retry_after_of(headers: Mapping[str, str], now: float | None = None) -> float | None:
-    """Seconds from ``retry-after-ms`` or ``retry-after``, a number or a date; None when absent or absurd.
+    """Seconds from ``retry-after-ms`` or ``retry-after``, a number or a date, an hour at most; None when not said.
 
     A date is counted from the answer's own ``date``, so that clocks need not
     agree; without one from ``now``, in seconds since 1970, default the clock's.
@@ -247,22 +258,26 @@ def retry_after_of(headers: Mapping[str, str], now: float | None = None) -> floa
             seconds = float(headers.get(name, "")) * unit
         except ValueError:
             continue
-        if 0 <= seconds <= _LONGEST_RETRY_AFTER_S:
-            return seconds
+        if seconds >= 0:
+            return min(seconds, _LONGEST_RETRY_AFTER_S)
     until = _date(headers.get("retry-after", ""))
     if until is None:
         return None
     sent = _date(headers.get("date", ""))
     if sent is None:
         sent = time.time() if now is None else now
-    seconds = max(0.0, until - sent)
-    return seconds if seconds <= _LONGEST_RETRY_AFTER_S else None
+    return min(max(0.0, until - sent), _LONGEST_RETRY_AFTER_S)
 
 
 def is_flagged(error: Mapping[str, Any]) -> bool:
     """Whether a router says with its error that moderation refused the input."""
     about = error.get("metadata")
     return isinstance(about, Mapping) and isinstance(about.get("reasons"), list) and "flagged_input" in about
+
+
+def status_in(code: object) -> int | None:
+    """The HTTP status that a code is in digits; None for any other code."""
+    return int(code) if isinstance(code, str) and re.fullmatch(r"[45]\d\d", code) else None
 
 
 def _date(text: str) -> float | None:
@@ -293,6 +308,8 @@ def _too_long(provider: str, model: str, said: Refused, who: dict[str, str]) -> 
     numbers = {}
     if limit := _LIMIT.search(said.message):
         numbers["limit_tokens"] = limit[1].replace(",", "")
+    elif (window := family(model).context_window) is not None:
+        numbers["limit_tokens"] = str(window)
     counts = [found.replace(",", "") for found in _TOKENS.findall(said.message)]
     asked = [count for count in counts if count != numbers.get("limit_tokens")]
     if asked:

@@ -47,7 +47,10 @@ class RetryBudget:
         minute.firsts += 1
 
     def take(self, provider: str) -> bool:
-        """Whether an extra attempt may go to this provider; it is counted when it may."""
+        """Whether a call that went to this provider first may make an extra attempt, wherever it goes.
+
+        It is counted when it may.
+        """
         minute = self._minutes[provider]
         entry = minute.now(self._second())
         if minute.extras + 1 > max(self.least, self.ratio * minute.firsts):
@@ -55,6 +58,15 @@ class RetryBudget:
         entry[2] += 1
         minute.extras += 1
         return True
+
+    def back(self, provider: str, *, is_first: bool) -> None:
+        """An attempt that was counted a moment ago was not made."""
+        minute = self._minutes[provider]
+        entry = minute.now(self._second())
+        if is_first:
+            entry[1], minute.firsts = entry[1] - 1, minute.firsts - 1
+        else:
+            entry[2], minute.extras = entry[2] - 1, minute.extras - 1
 
     def used(self, provider: str) -> float:
         """Share of the budget that the last minute used, 0 to 1. Changes nothing, so it is safe from any thread."""

@@ -52,15 +52,15 @@ class Alias:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Targets in the order in which they are asked, each once, and when to hedge, in seconds."""
+    """Targets in the order in which they are asked, each once, and when to hedge, in seconds.
+
+    ``means``: what was asked for, as `provider/model` and, of an alias by
+    weight, its shares; the same for every draw.
+    """
 
     targets: tuple[Target, ...]
     hedge_after: float | None = None
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The targets as `provider/model`."""
-        return tuple(target.name for target in self.targets)
+    means: tuple[str, ...] = ()
 
 
 class Routes:
@@ -87,12 +87,14 @@ class Routes:
         alias = self._aliases.get(name)
         names = self._ordered(alias) if alias is not None else [name]
         targets = [self._generative(each, field) for each in names]
+        means = _means(alias) if alias is not None else names
         for index, fallback in enumerate(asked.fallbacks):
             path = f"prompt.routing.fallbacks[{index}]"
             known = self._aliases.get(fallback)
             targets += [self._generative(each, path) for each in (self._ordered(known) if known else [fallback])]
+            means = [*means, *(_means(known) if known else [fallback])]
         hedge = asked.hedge_after if asked.hedge_after is not None else (alias.hedge_after if alias else None)
-        return Route(tuple(dict.fromkeys(targets)), hedge)
+        return Route(tuple(dict.fromkeys(targets)), hedge, tuple(means))
 
     def embedding(self, name: str, field: str = "model") -> Target:
         """The target of an embedding. Raises MODEL_NOT_FOUND."""
@@ -139,6 +141,10 @@ class Routes:
         if not known.open_ended and model not in known.generative | known.embedding:
             raise _not_found(name, field, f"provider '{provider}' has no such model configured")
         return Target(provider, model)
+
+
+def _means(alias: Alias) -> Sequence[str]:
+    return [f"{name} {weight}" if weight else name for name, weight in alias.targets]
 
 
 def _not_found(name: str, field: str, rule: str) -> InvalidArgument:

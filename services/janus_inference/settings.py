@@ -2,6 +2,7 @@
 
 import re
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
@@ -73,7 +74,22 @@ class ProviderSettings(Settings):
     def _has_scheme(cls, value: str) -> str:
         if value and not value.startswith(("http://", "https://")):
             raise ValueError("must begin with http:// or https://")
+        if value:
+            try:
+                parts = urlsplit(value)
+                is_one = bool(parts.hostname) and parts.port != 0
+            except ValueError:
+                is_one = False
+            if not is_one:
+                raise ValueError("must be an address: http://host:port/path")
         return value.rstrip("/")
+
+    @field_validator("api_key")
+    @classmethod
+    def _can_be_sent(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.fullmatch(r"[\x21-\x7e]*", value.get_secret_value()):
+            raise ValueError("must be printable ASCII without spaces, since it is sent in a header")
+        return value
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:

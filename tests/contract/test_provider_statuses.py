@@ -1,5 +1,6 @@
 """What every refusal of a provider means, through the real SDKs: before an answer, and within one."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 from tests.fakes.providers import anthropic_wire, openai_wire
-from tests.fakes.providers.http_server import Reply, Request, WireServer, serving
+from tests.fakes.providers.http_server import Cut, Reply, Request, WireServer, serving
 from tests.fakes.providers.prompts import Unwatched, prompt
 
 from janus_inference.adapters.anthropic import Anthropic
@@ -119,7 +120,11 @@ async def test_a_server_that_has_gone_is_unreachable(both: Both, sdk: str) -> No
     events, failure = await both.ask(sdk, "")
     assert events == []
     assert failure is not None
-    assert (failure.error.code, failure.outcome) == ("UNAVAILABLE", "unreachable")
+    # A connection that was kept is lost, which looks like one that was lost while the provider worked.
+    assert (failure.error.code, failure.outcome) in (("UNAVAILABLE", "unreachable"), ("UNAVAILABLE", "broken"))
+    again = (await both.ask(sdk, ""))[1]
+    assert again is not None
+    assert (again.error.code, again.outcome) == ("UNAVAILABLE", "unreachable")
 
 
 @pytest.mark.parametrize("sdk", SDKS)
@@ -165,6 +170,64 @@ async def test_a_provider_s_word_on_retrying_counts(both: Both, sdk: str, word: 
         _, failure = await both.ask(sdk, f";status={status};should-retry={word}")
         assert failure is not None
         assert failure.retryable is retryable
+
+
+async def cut() -> AsyncIterator[bytes]:
+    yield b'{"error": {"mess'
+    raise Cut
+
+
+async def hanging() -> AsyncIterator[bytes]:
+    yield b'{"error": {"mess'
+    await asyncio.Event().wait()
+
+
+async def endless() -> AsyncIterator[bytes]:
+    while True:
+        yield b"x" * 65_536
+
+
+async def broken_gzip() -> AsyncIterator[bytes]:
+    yield b"\x1f\x8b this is no gzip"
+
+
+@pytest.mark.parametrize("sdk", SDKS)
+@pytest.mark.parametrize(
+    ("pieces", "headers"),
+    [(cut, {}), (hanging, {}), (endless, {}), (broken_gzip, {"content-encoding": "gzip"})],
+)
+async def test_an_error_means_what_its_status_says_whatever_becomes_of_its_body(
+    both: Both, sdk: str, pieces: Any, headers: dict[str, str]
+) -> None:
+    said = {"retry-after": "7", **headers}
+    both.wire(sdk).application = lambda request: Reply(pieces(), 529, "application/json", said)
+    async with asyncio.timeout(5):
+        _, failure = await both.ask(sdk, "")
+    assert failure is not None
+    assert (failure.error.reason, failure.retry_after) == ("PROVIDER_UNAVAILABLE", 7.0)
+
+
+@pytest.mark.parametrize("sdk", SDKS)
+@pytest.mark.parametrize(
+    "first", [b"HTTP/9.9 what\r\n\r\n", b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n"]
+)
+async def test_what_is_no_http_is_a_broken_answer(sdk: str, first: bytes) -> None:
+    async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(first)
+        writer.close()
+
+    server = await asyncio.start_server(babble, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    client = OpenAIClient(f"{url}/v1", KEY)
+    openai = OpenAIChat("upstream", client, OPENAI, issuer="openai", has_key=True, needs_key=True)
+    provider: Provider = openai if sdk == "openai" else Anthropic("upstream", url, KEY)
+    with pytest.raises(ProviderFailure) as raised:
+        async with provider.stream(Ask(prompt(), "fake", Unwatched(), 5.0)):
+            pytest.fail("there was no answer")
+    await provider.close()
+    server.close()
+    assert (raised.value.error.code, raised.value.outcome) == ("UNAVAILABLE", "broken")
 
 
 @pytest.mark.parametrize("sdk", SDKS)

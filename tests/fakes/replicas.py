@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
 
 from pydantic import SecretStr
 
 from janus_inference.adapters.redis_replay import RedisReplay
 from janus_inference.events import Event, Finished, FinishReason, Numbered, Started, TextDelta, Timings, Usage
 from janus_inference.model import Caller
+from janus_inference.ports import Pledge
 from janus_inference.resuming import Resumables
 from janus_inference.stored import ProtobufEvents
 from janus_kit.redis import RedisClient, redis
@@ -16,6 +18,7 @@ from janus_kit.settings import RedisSettings
 
 ANNA = Caller("anna", "a")
 BOB = Caller("bob", "b")
+PLEDGE = Pledge("anna", {}, datetime(2026, 1, 1, tzinfo=UTC), 10)
 
 
 class Replica:
@@ -28,7 +31,9 @@ class Replica:
     def start(
         self, generation_id: str, speaker: "Speaker", *, linger_s: float = 30.0, caller: Caller = ANNA
     ) -> AsyncGenerator[Numbered, None]:
-        return self.resumables.start(caller, generation_id, speaker.events(), linger_s)
+        return self.resumables.start(
+            caller, generation_id, speaker.events(), linger_s, pledge=PLEDGE, spent=lambda: None
+        )
 
     def follow(self, generation_id: str, after: int = 0, caller: Caller = ANNA) -> AsyncGenerator[Numbered, None]:
         return self.resumables.follow(caller, generation_id, after)

@@ -173,7 +173,7 @@ async def test_a_record_that_no_database_takes_does_not_hold_up_the_others(db: D
     async with keeping(PostgresUsage(db)) as ledger:
         calls = [ledger.record(record("poison", labels={"team": "\x00"} if number == 3 else {})) for number in range(8)]
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes if outcome is not None] == [Internal]
+    assert [type(outcome) for outcome in outcomes if outcome is not False] == [Internal]
     assert isinstance(outcomes[3], Internal)
     assert await count(postgres_url, "poison") == 7
     assert dropped() == before + 1

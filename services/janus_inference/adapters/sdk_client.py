@@ -12,7 +12,7 @@ import asyncio
 import importlib
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -29,6 +29,9 @@ MAX_CONNECTIONS = 10_000
 """More than one process serves streams; the limits of calls are elsewhere."""
 # A compressor holds tokens back until it has a block of them.
 _HEADERS = {"Accept-Encoding": "identity"}
+_OF_BODY = frozenset({"content-encoding", "content-length", "transfer-encoding"})
+_ERROR_BODY_BYTES = 64 * 1024
+_ERROR_BODY_S = 1.0
 
 _Client = TypeVar("_Client")
 
@@ -44,7 +47,7 @@ def http_client(sdk: ModuleType) -> "httpx2.AsyncClient":
         timeout=None,
         limits=httpx2.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS),
         follow_redirects=False,
-        event_hooks={"request": [_note_sent]},
+        event_hooks={"request": [_note_sent], "response": [_refuse]},
     )
     return made
 
@@ -96,13 +99,22 @@ class SdkClient(Generic[_Client]):
         """A streamed answer to this body; leaving the block closes it. Raises the SDK's errors."""
         client, http = await self._made()
         sdk: Any = self.sdk
+        maker: Any = client
         timeout = sdk.Timeout(None, connect=connect_timeout, pool=connect_timeout)
         first, content = self._first.get(path), _encoded(body)
-        if first is None:
-            response = await self._posted_by_sdk(client, path, content, timeout)
-            self._first[path] = response.request
-        else:
-            response = await self._posted_again(sdk, client, http, first, content, timeout)
+        try:
+            if first is None:
+                response = await self._posted_by_sdk(client, path, content, timeout)
+                self._first[path] = response.request
+            else:
+                response = await self._posted_again(sdk, http, first, content, timeout)
+        except (_Refused, sdk.APIConnectionError) as error:
+            # One SDK takes whatever is raised while it sends for a lost connection.
+            refused = error if isinstance(error, _Refused) else error.__cause__
+            if not isinstance(refused, _Refused):
+                raise
+            # The SDK's own class for this status, as its ``post`` would raise it.
+            raise maker._make_status_error_from_response(refused.response) from None
         try:
             yield response
         finally:
@@ -118,7 +130,7 @@ class SdkClient(Generic[_Client]):
         return response
 
     async def _posted_again(
-        self, sdk: Any, client: Any, http: "httpx2.AsyncClient", first: "httpx2.Request", content: bytes, timeout: Any
+        self, sdk: Any, http: "httpx2.AsyncClient", first: "httpx2.Request", content: bytes, timeout: Any
     ) -> "httpx2.Response":
         """What the SDK's ``post`` does, without making the request anew."""
         import httpx2
@@ -129,18 +141,11 @@ class SdkClient(Generic[_Client]):
             first.method, first.url, headers=headers, content=content, extensions={"timeout": timeout.as_dict()}
         )
         try:
-            response = await http.send(request, stream=True)
+            return await http.send(request, stream=True)
         except httpx2.TimeoutException as error:
             raise sdk.APITimeoutError(request=request) from error
         except lost_connection() as error:
             raise sdk.APIConnectionError(request=request) from error
-        if response.is_success:
-            return response
-        try:
-            await response.aread()
-        finally:
-            await response.aclose()
-        raise client._make_status_error_from_response(response)
 
     async def _made(self) -> "tuple[_Client, httpx2.AsyncClient]":
         """Made once for all that wait, also when one of them gives up."""
@@ -174,6 +179,33 @@ def _encoded(body: Mapping[str, object]) -> bytes:
     except UnicodeEncodeError:
         # Half of a surrogate pair can only be said as an escape.
         return json.dumps(body).encode()
+
+
+class _Refused(Exception):
+    """An answer that is an error; ``response`` has as much of its body as came soon."""
+
+    def __init__(self, response: "httpx2.Response") -> None:
+        super().__init__(response.status_code)
+        self.response = response
+
+
+async def _refuse(response: "httpx2.Response") -> None:
+    """Response hook: what an error means is in its status and headers, so its body is not waited for."""
+    import httpx2
+
+    if response.is_success:
+        return
+    body = bytearray()
+    with suppress(TimeoutError, *lost_connection()):
+        async with asyncio.timeout(_ERROR_BODY_S):
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) >= _ERROR_BODY_BYTES:
+                    break
+    await response.aclose()
+    headers = [(name, value) for name, value in response.headers.multi_items() if name.lower() not in _OF_BODY]
+    whole = bytes(body[:_ERROR_BODY_BYTES])
+    raise _Refused(httpx2.Response(response.status_code, headers=headers, content=whole, request=response.request))
 
 
 async def _note_sent(request: object) -> None:

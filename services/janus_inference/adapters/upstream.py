@@ -153,15 +153,18 @@ async def _entered(
         return await posting.__aenter__()
     except sdk.APIStatusError as error:
         raise classify(provider, model, refused(error)) from None
-    except sdk.APITimeoutError as error:
-        # aiohttp's lost connections arrive under this name as well.
+    except sdk.APIConnectionError as error:
         if _caused_by(error, TimeoutError):
             raise timed_out(provider, "connect", connect_timeout) from None
-        raise unreachable(provider, _innermost(error)) from None
-    except sdk.APIConnectionError as error:
+        if _was_connected(error):
+            # It had the request, or some of it, and may have worked on it.
+            raise connection_lost(provider, error) from None
         raise unreachable(provider, _innermost(error)) from None
     except sdk.APIError as error:
         raise _senseless(provider, error) from None
+    except lost_connection() as error:
+        # What is no HTTP at all reaches us as it is.
+        raise connection_lost(provider, error) from None
 
 
 def refused(error: Any) -> Refused:
@@ -200,6 +203,20 @@ def _innermost(error: BaseException) -> str:
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
     return type(error).__name__
+
+
+def _was_connected(error: BaseException) -> bool:
+    """Whether a connection was there to be lost."""
+    import aiohttp
+
+    lost = (
+        aiohttp.ServerDisconnectedError,
+        aiohttp.ClientPayloadError,
+        aiohttp.ClientResponseError,
+        ConnectionResetError,
+        BrokenPipeError,
+    )
+    return not _caused_by(error, aiohttp.ClientConnectorError) and any(_caused_by(error, each) for each in lost)
 
 
 def _caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:

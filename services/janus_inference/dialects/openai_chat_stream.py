@@ -23,7 +23,7 @@ from janus_inference.events import (
     UsageUpdated,
 )
 from janus_inference.model import Citation, Opaque
-from janus_inference.provider_errors import STATUS_OF_TYPE, Refused, broken, classify, is_flagged
+from janus_inference.provider_errors import STATUS_OF_TYPE, Refused, broken, classify, is_flagged, status_in
 
 _REASONS = {
     "stop": FinishReason.STOP,
@@ -244,7 +244,7 @@ def _refused(error: Any) -> Refused:
         code = "content_filter"
     status = error.get("status_code")
     if not isinstance(status, int):
-        status = code if isinstance(code, int) else None
+        status = code if isinstance(code, int) else status_in(code)
     if status is None:
         status = STATUS_OF_TYPE.get(str(code), STATUS_OF_TYPE.get(kind, 500))
     return Refused(

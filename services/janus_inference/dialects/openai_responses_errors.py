@@ -14,11 +14,17 @@ _STATUS_OF_CODE = {
     "failed_to_download_image": 400,
     "unsupported_image_media_type": 400,
     "vector_store_timeout": 504,
+    "invalid_api_key": 401,
+    "model_not_found": 404,
 }
 _BAD_INPUT = ("invalid_", "image_")
 # The wait is said to people only: "Please try again in 1.2s."
-_TRY_AGAIN = re.compile(r"try again in (\d{1,6}(?:\.\d{1,6})?) ?(ms|s|seconds?|m|minutes?)\b", re.IGNORECASE)
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0}
+_NUMBER = r"\d{1,6}(?:\.\d{1,6})?"
+_TRY_AGAIN = re.compile(
+    rf"try again in ((?:{_NUMBER} ?(?:ms|s|seconds?|m|minutes?|h|hours?)\s*)+)(?!\w)", re.IGNORECASE
+)
+_PIECE = re.compile(rf"({_NUMBER}) ?(ms|s|m|h)", re.IGNORECASE)
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST_WAIT_S = 3600.0
 
 
@@ -56,6 +62,5 @@ def _wait(message: str) -> float | None:
     found = _TRY_AGAIN.search(message)
     if found is None:
         return None
-    unit = found[2].lower()
-    seconds = float(found[1]) * _UNITS["ms" if unit == "ms" else unit[0]]
-    return seconds if seconds <= _LONGEST_WAIT_S else None
+    seconds = sum(float(number) * _UNITS[unit.lower()] for number, unit in _PIECE.findall(found[1]))
+    return min(seconds, _LONGEST_WAIT_S)

@@ -40,6 +40,10 @@ _BATCH = 256
 _TAIL_BYTES = 256 * 1024
 
 
+Spent = Callable[[], tuple[Usage, Cost | None] | None]
+"""What a generation used and what that costs, once it is over; None when nothing was used."""
+
+
 class Owned:
     """One generation that this process works on. ``run`` is its task; ``on_end`` is told when it is over."""
 
@@ -51,6 +55,7 @@ class Owned:
         events: AsyncGenerator[Numbered, None],
         linger_s: float,
         lease_s: float,
+        spent: Spent,
         on_end: Callable[["Owned"], None],
     ) -> None:
         self.key = key
@@ -61,6 +66,7 @@ class Owned:
         self.unread_since: float | None = None
         self._store, self._owner, self._lease_s, self._on_end = store, owner, lease_s, on_end
         self._events = events
+        self._spent = spent
         self._queue: deque[Numbered] = deque()
         self._wake, self._room = asyncio.Event(), asyncio.Event()
         self._pulling: asyncio.Task[None] | None = None
@@ -175,7 +181,8 @@ class Owned:
             await self._store.discard(*self.key, self._owner)
             self.feed.fail(why.error)
             return
-        await self._send([why.after(last, spoken=self._spoken, usage=self._usage, cost=self._cost)])
+        usage, cost = self._spent() or (self._usage, self._cost)
+        await self._send([why.after(last, spoken=self._spoken, usage=usage, cost=cost)])
 
     def _failure(self) -> Ending:
         """Why the events stopped without an end."""

@@ -13,12 +13,12 @@ from contextlib import aclosing
 
 from janus_inference.events import Numbered
 from janus_inference.model import Caller
-from janus_inference.ports import ReplayAway, ReplayHead, ReplayStore
+from janus_inference.ports import Pledge, ReplayAway, ReplayHead, ReplayStore
 from janus_inference.resuming import ending
 from janus_inference.resuming.feed import Feed, Subscription, is_terminal
 from janus_inference.resuming.follower import Followed
 from janus_inference.resuming.keeper import LEASE_S, Keeper
-from janus_inference.resuming.owner import Owned
+from janus_inference.resuming.owner import Owned, Spent
 from janus_inference.telemetry import resumes_total
 from janus_kit.errors import InvalidArgument, JanusError, Unavailable
 from janus_kit.ids import require_id
@@ -45,9 +45,19 @@ class Resumables:
         self._closed = False
 
     def start(
-        self, caller: Caller, generation_id: str, events: AsyncGenerator[Numbered, None], linger_s: float
+        self,
+        caller: Caller,
+        generation_id: str,
+        events: AsyncGenerator[Numbered, None],
+        linger_s: float,
+        *,
+        pledge: Pledge,
+        spent: Spent,
     ) -> AsyncGenerator[Numbered, None]:
         """Work on a generation; the first reader's stream.
+
+        ``spent`` says what was used, and what that costs, once ``events`` is
+        closed; None when nothing was.
 
         ``events`` ends with a terminal event and raises nothing but
         CancelledError; it is not begun before the replay is. Closing the stream
@@ -59,7 +69,7 @@ class Resumables:
         cannot be begun, and later when it is lost: such a stream ends without a
         terminal event and can be resumed.
         """
-        return self._started((caller.tenant, generation_id), events, linger_s)
+        return self._started((caller.tenant, generation_id), events, linger_s, spent)
 
     async def follow(self, caller: Caller, generation_id: str, after: int) -> AsyncGenerator[Numbered, None]:
         """Every event after that sequence, to the terminal one.
@@ -102,11 +112,11 @@ class Resumables:
         await self._keeper.close()
 
     async def _started(
-        self, key: Key, events: AsyncGenerator[Numbered, None], linger_s: float
+        self, key: Key, events: AsyncGenerator[Numbered, None], linger_s: float, spent: Spent
     ) -> AsyncGenerator[Numbered, None]:
         if self._closed:
             raise ending.stopping().error
-        owned = Owned(self._store, self._name, key, events, linger_s, LEASE_S, self._owned_ended)
+        owned = Owned(self._store, self._name, key, events, linger_s, LEASE_S, spent, self._owned_ended)
         self._owned[key] = owned
         # Before the task: the generation must not find itself without a reader.
         subscription = owned.feed.join()

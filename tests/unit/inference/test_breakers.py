@@ -52,6 +52,46 @@ def test_it_opens_after_so_many_failures_in_a_row() -> None:
     assert target.wait(TARGET) == 5
 
 
+def test_years_of_failures_leave_it_working() -> None:
+    target, clock = breakers()
+    broken(target)
+    for _ in range(2000):
+        clock.seconds += 20
+        assert target.enter(TARGET)
+        target.failed(TARGET, DOWN)
+    clock.seconds += 20
+    assert target.enter(TARGET)
+
+
+def test_a_trial_is_over_when_an_answer_begins() -> None:
+    target, clock = breakers()
+    broken(target)
+    clock.seconds += 5
+    assert target.enter(TARGET)
+    assert not target.enter(TARGET)
+    target.spoke(TARGET)
+    assert target.enter(TARGET)
+    assert target.state(TARGET) is BreakerState.CLOSED
+    target.failed(TARGET, DOWN)
+    assert target.state(TARGET) is BreakerState.OPEN
+
+
+def test_what_is_known_of_a_provider_can_be_forgotten() -> None:
+    target, _ = breakers()
+    broken(target)
+    target.forget("other")
+    assert target.state(TARGET) is BreakerState.OPEN
+    target.forget("openai")
+    assert target.state(TARGET) is BreakerState.CLOSED
+
+
+def test_made_up_names_do_not_fill_the_memory() -> None:
+    target, _ = breakers()
+    for number in range(5000):
+        target.failed(f"openai/{number}", DOWN)
+    assert len(target._breakers) == 4096
+
+
 def test_after_its_time_one_trial_at_a_time_decides() -> None:
     target, clock = breakers()
     broken(target)

@@ -48,23 +48,24 @@ def test_a_name_is_an_alias_or_a_provider_and_its_model(name: str, target: Targe
 
 
 def test_an_alias_names_its_targets_in_order_and_when_to_hedge() -> None:
-    assert ROUTES.route("sure") == Route((Target("openai", "gpt"), Target("local", "llama")), 0.5)
+    targets = Target("openai", "gpt"), Target("local", "llama")
+    assert ROUTES.route("sure") == Route(targets, 0.5, ("openai/gpt", "local/llama"))
     assert ROUTES.route("sure", Routing(hedge_after=0.1)).hedge_after == 0.1
 
 
 def test_weights_are_shares_of_first_attempts_and_the_rest_follows() -> None:
-    firsts = Counter(ROUTES.route("spread").names[0] for _ in range(4000))
+    firsts = Counter(ROUTES.route("spread").targets[0].name for _ in range(4000))
     assert set(firsts) == {"openai/gpt", "local/llama"}
     assert 2800 < firsts["openai/gpt"] < 3200
     for _ in range(20):
-        names = ROUTES.route("spread").names
+        names = tuple(target.name for target in ROUTES.route("spread").targets)
         assert sorted(names) == ["local/llama", "openai/gpt", "openai/spare"]
         assert names[-1] == "openai/spare"
 
 
 def test_fallbacks_come_after_the_targets_and_nobody_is_asked_twice() -> None:
     route = ROUTES.route("openai/gpt", Routing(("sure", "openai/other")))
-    assert route.names == ("openai/gpt", "local/llama", "openai/other")
+    assert tuple(target.name for target in route.targets) == ("openai/gpt", "local/llama", "openai/other")
     with pytest.raises(InvalidArgument) as raised:
         ROUTES.route("fast", Routing(("sure", "nope")))
     assert raised.value.violations[0].field == "prompt.routing.fallbacks[1]"

@@ -141,7 +141,10 @@ Global___ModelHealth: _TypeAlias = ModelHealth  # noqa: Y015
 
 @_typing.final
 class Model(_message.Message):
-    """A model or an alias that this server can be asked for."""
+    """A model or an alias that this server can be asked for. An alias has what may
+    be counted on whichever target answers: the smallest sizes, the capabilities
+    that all have, and a price where it is the same for all.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
