@@ -19,13 +19,13 @@ from janus_kit.telemetry import logging
 Call = grpc.aio.UnaryStreamCall[Any, Any]
 Leave = Callable[[Call, grpc.aio.Channel], Awaitable[None]]
 
-PROVIDERS = ["openai", "anthropic"]
+PROVIDERS = ["openai", "chat", "anthropic"]
 SECRET_TEXT = "my-private-question"
 
 
 @pytest.fixture
 async def inference(postgres_url: str, redis_url: str) -> AsyncIterator[Service]:
-    async with running(postgres_url, redis_url) as service:
+    async with running(postgres_url, redis_url, beside={"chat": {"kind": "openai", "api": "chat"}}) as service:
         yield service
 
 
@@ -77,7 +77,7 @@ async def test_a_failure_before_the_first_event_is_a_status_that_tells_no_secret
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.parametrize("directives", [";cut=2", ";end=2;unframed=1", ";error=2", ";garbage=2", ";line=5000000"])
+@pytest.mark.parametrize("directives", [";cut=2", ";end=2;unframed=1", ";error=2", ";garbage=2", ";line=10000000"])
 async def test_a_failure_afterwards_is_the_last_event(inference: Service, provider: str, directives: str) -> None:
     events = await inference.stream(asked(provider, f";tokens=5{directives}"))
     kind, failed = events[-1]

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from janus_inference.adapters.openai_client import OpenAIClient
@@ -11,6 +12,7 @@ from janus_inference.dialects.openai_responses_request import RESERVED, counted,
 from janus_inference.dialects.openai_responses_stream import ResponsesReader
 from janus_inference.dialects.parts import CallCheck
 from janus_inference.events import ProviderEvent
+from janus_inference.model import Sampling
 from janus_inference.ports import Ask
 from janus_inference.profiles import OPENAI, ChatProfile
 from janus_inference.provider_errors import not_configured
@@ -50,6 +52,8 @@ class OpenAIResponses:
 
     async def count_tokens(self, ask: Ask) -> int:
         """Input tokens of the prompt, by the provider's own count. Raises ProviderFailure."""
+        # How the answer is drawn and where it ends changes nothing, so it need not be what this API can say.
+        ask = replace(ask, prompt=replace(ask.prompt, stop=(), max_output_tokens=None, sampling=Sampling()))
         answer = await whole_answer(
             self._client,
             "/responses/input_tokens",

@@ -9,6 +9,8 @@ import re
 
 ANTHROPIC = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
+RESPONSES = re.compile(r".{1,64}", re.DOTALL)
+
 
 def fitting(call_id: str, form: re.Pattern[str], length: int) -> str:
     """The id itself where it has the form; else so many characters that always stand for it."""

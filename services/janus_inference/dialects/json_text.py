@@ -25,6 +25,21 @@ def parse_object(data: bytes) -> dict[str, Any]:
     return value
 
 
+def strict_object(data: bytes) -> dict[str, Any]:
+    """One JSON object, kept as it is, without NaN and the like, which no JSON text may hold. Raises NotJson."""
+    try:
+        value = json.loads(data, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        raise NotJson("not JSON") from None
+    if not isinstance(value, dict):
+        raise NotJson("not an object")
+    return value
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(word)
+
+
 def _mended(data: bytes) -> Any:
     """Half of a surrogate pair, which some servers send where they cut a text, becomes U+FFFD."""
     try:

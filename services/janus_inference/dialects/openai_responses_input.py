@@ -1,10 +1,11 @@
 """The `input` of a Responses request: a conversation as a list of items."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from janus_inference.dialects import call_ids
 from janus_inference.dialects.capabilities import malformed, unsupported_part
+from janus_inference.dialects.json_text import NotJson, strict_object
 from janus_inference.dialects.media import data_url, file_name, inline_text, text_of
 from janus_inference.dialects.openai_responses_items import CALL, REASONING, kept
 from janus_inference.model import (
@@ -89,7 +90,7 @@ class ItemWriter:
 
     def _result(self, result: ToolResult, path: str) -> dict[str, Any]:
         """A tool's answer; this dialect has no mark for an error."""
-        item: dict[str, Any] = {"type": "function_call_output", "call_id": result.call_id}
+        item: dict[str, Any] = {"type": "function_call_output", "call_id": _fitting(result.call_id)}
         marked = self._is_marked(result) or any(map(self._is_marked, result.parts))
         if marked or not all(isinstance(part, Text) for part in result.parts):
             blocks = [self._block(part, f"{path}.tool_result.parts[{at}]") for at, part in enumerate(result.parts)]
@@ -101,7 +102,7 @@ class ItemWriter:
         else:
             whole = "\n".join(part.text for part in result.parts if isinstance(part, Text))
             item["output"] = f"Error: {whole}" if result.is_error else whole
-        if caller := self._of_calls.get(result.call_id, {}).get("caller"):
+        if caller := self._of_calls.get(_fitting(result.call_id), {}).get("caller"):
             # A program of the model's made this call; the result goes to that program.
             item["caller"] = caller
         return item
@@ -116,7 +117,7 @@ class ItemWriter:
                     words.append(text)
                     continue
                 case ToolCall():
-                    item: dict[str, Any] | None = _call(part) | self._of_calls.get(part.call_id, {})
+                    item: dict[str, Any] | None = _call(part) | self._of_calls.get(_fitting(part.call_id), {})
                 case Reasoning() if part.issuer == self._issuer:
                     item = _thought(part, f"{path}.parts[{at}]")
                 case Opaque() if part.issuer == self._issuer and part.type not in _OF_CHAT:
@@ -130,7 +131,8 @@ class ItemWriter:
             if "type" in item:
                 yield item
             elif "call_id" in item:
-                self._of_calls[str(item["call_id"])] = item
+                item["call_id"] = _fitting(str(item["call_id"]))
+                self._of_calls[item["call_id"]] = item
             else:
                 about = item
         yield from _said(words, about)
@@ -141,8 +143,18 @@ def _said(words: list[str], about: Mapping[str, Any]) -> Iterable[dict[str, Any]
         yield {"role": "assistant", "content": text, **about}
 
 
+def _fitting(call_id: str) -> str:
+    """Other providers' ids may be longer than this API takes."""
+    return call_ids.fitting(call_id, call_ids.RESPONSES, 32)
+
+
 def _call(call: ToolCall) -> dict[str, Any]:
-    return {"type": CALL, "call_id": call.call_id, "name": call.name, "arguments": call.arguments_json or "{}"}
+    return {
+        "type": CALL,
+        "call_id": _fitting(call.call_id),
+        "name": call.name,
+        "arguments": call.arguments_json or "{}",
+    }
 
 
 def _marked(block: dict[str, Any]) -> dict[str, Any]:
@@ -170,7 +182,6 @@ def _own(part: Opaque, path: str) -> dict[str, Any]:
 
 def _object(data: bytes) -> dict[str, Any] | None:
     try:
-        value = json.loads(data)
-    except ValueError:
+        return strict_object(data)
+    except NotJson:
         return None
-    return value if isinstance(value, dict) else None

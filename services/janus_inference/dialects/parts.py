@@ -79,7 +79,7 @@ class CallCheck:
 
 def citation(said: Mapping[str, Any], part_index: int, *, start: object = 0, end: object = 0) -> Citation:
     """A source in the contract's bounds, under whatever names a provider has for its title and address."""
-    first, last = (place if isinstance(place, int) and place > 0 else 0 for place in (start, end))
+    first, last = (place if isinstance(place, int) and 0 < place < 2**31 else 0 for place in (start, end))
     return Citation(
         start=first,
         end=max(first, last),

@@ -89,7 +89,8 @@ class SseSplitter:
                     self._name = b""
             elif line.startswith(b"data:"):
                 value = line[6:] if line[5:6] == b" " else line[5:]
-                self._data_size += len(value)
+                # An empty line takes room as well.
+                self._data_size += len(value) + 1
                 if self._data_size > self._max_pending:
                     raise EventTooLarge
                 self._data.append(value)

@@ -52,12 +52,17 @@ class Service:
 
 
 @asynccontextmanager
-async def running(postgres_url: str, redis_url: str, **settings: Any) -> AsyncIterator[Service]:
-    """With providers `openai`, `anthropic`, `compatible` and `scripted`; each is asked once and no more."""
+async def running(
+    postgres_url: str, redis_url: str, *, beside: dict[str, dict[str, Any]] | None = None, **settings: Any
+) -> AsyncIterator[Service]:
+    """With providers `openai`, `anthropic`, `compatible` and `scripted`; each is asked once and no more.
+
+    ``beside`` are further ones that speak like OpenAI.
+    """
     async with AsyncExitStack() as stack:
         openai = await stack.enter_async_context(serving(openai_wire.application))
         anthropic = await stack.enter_async_context(serving(anthropic_wire.application))
-        providers = {
+        providers: dict[str, dict[str, Any]] = {
             "openai": {"kind": "openai", "base_url": f"{openai.url}/v1", "api_key": KEY},
             "compatible": {
                 "kind": "openai_compatible",
@@ -66,6 +71,8 @@ async def running(postgres_url: str, redis_url: str, **settings: Any) -> AsyncIt
             },
             "anthropic": {"kind": "anthropic", "base_url": anthropic.url, "api_key": KEY},
         }
+        for name, extra in (beside or {}).items():
+            providers[name] = {"base_url": f"{openai.url}/v1", "api_key": KEY, **extra}
         given = {
             "providers": providers,
             "default_model": "scripted/rehearsal",
