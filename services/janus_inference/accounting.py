@@ -10,7 +10,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from janus_inference.events import Usage
+from janus_inference.events import (
+    Event,
+    OpaqueAdded,
+    ReasoningDelta,
+    RefusalDelta,
+    Stopped,
+    TextDelta,
+    ToolCallArguments,
+    Usage,
+)
 from janus_inference.model import (
     Audio,
     Document,
@@ -158,6 +167,27 @@ def estimate(prompt_tokens: int, output_bytes: int) -> Usage:
         output_tokens=-(-output_bytes // _BYTES_PER_TOKEN),
         estimated=True,
     )
+
+
+def so_far(said: Usage | None, guess: Usage) -> Usage:
+    """Of an answer that did not become whole: what was reported, or more if more was heard."""
+    if said is None:
+        return guess
+    return replace(said, output_tokens=max(said.output_tokens, guess.output_tokens), estimated=True)
+
+
+def said_bytes(event: Event | Stopped) -> int:
+    """Bytes that the model wrote, which an estimate of its tokens is made of."""
+    match event:
+        case TextDelta(text=text) | RefusalDelta(text=text):
+            return len(text) if text.isascii() else len(text.encode())
+        case ReasoningDelta(text=str(text)) | ReasoningDelta(summary=str(text)):
+            return len(text.encode())
+        case ToolCallArguments(fragment=text):
+            return len(text.encode())
+        case OpaqueAdded(part=part):
+            return len(part.data)
+    return 0
 
 
 def estimated_text_tokens(text: str) -> int:

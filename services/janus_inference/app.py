@@ -20,7 +20,7 @@ from janus_inference.ledger import Ledger
 from janus_inference.limits import Holds
 from janus_inference.provider_errors import not_configured
 from janus_inference.requests import Requests
-from janus_inference.resuming import Resumables
+from janus_inference.resuming import Resumables, Settling
 from janus_inference.retry_budget import RetryBudget
 from janus_inference.servicer import SERVICE, InferenceServicer
 from janus_inference.settings import InferenceSettings, ProviderSettings
@@ -59,7 +59,11 @@ async def mount(
         ledger = Ledger(usage, wait_s=settings.usage_wait_s)
         requests = Requests(PostgresRequests(pool), codec)
         holds = Holds(RedisLimits(client))
-        resumables = Resumables(RedisReplay(client, codec, keep_s=settings.replay_s, readers=waiting))
+        replay = RedisReplay(client, codec, keep_s=settings.replay_s, readers=waiting)
+        resumables = Resumables(
+            replay,
+            Settling(replay, ledger.record, lambda *used: engine.current.generation.desk.prices.cost(*used), clock),
+        )
         process = Process(
             clock=clock,
             upstreams=Shared(Upstream.close),
@@ -82,6 +86,7 @@ async def mount(
         stack.push_async_callback(requests.drain)
         stack.push_async_callback(holds.drain)
         stack.push_async_callback(engine.close)
+        stack.push_async_callback(replay.close)
         stack.push_async_callback(resumables.close)
         if reload is not None:
             reload.on_change(engine.apply, fixed=("usage_wait_s", "replay_s", "cache_max_bytes"))

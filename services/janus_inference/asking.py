@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 
@@ -14,13 +14,8 @@ from janus_inference.deadlines import Legs, Limit, LimitReached, TimeLimits, Wai
 from janus_inference.events import (
     Cost,
     FinishReason,
-    OpaqueAdded,
     ProviderEvent,
-    ReasoningDelta,
-    RefusalDelta,
     Stopped,
-    TextDelta,
-    ToolCallArguments,
     Usage,
     UsageUpdated,
 )
@@ -209,13 +204,10 @@ class Asking:
         """Count what was said, for an estimate of its tokens and for what the provider reports."""
         if self._said is not None:
             self._said.add(event)
-        if isinstance(event, TextDelta):
-            text = event.text
-            self._output_bytes += len(text) if text.isascii() else len(text.encode())
-        elif isinstance(event, UsageUpdated):
+        if isinstance(event, UsageUpdated):
             self.usage = event.usage
         else:
-            self._output_bytes += _size(event)
+            self._output_bytes += accounting.said_bytes(event)
 
     def succeeded(self, stopped: Stopped) -> UsageRecord | None:
         """The answer is whole."""
@@ -320,11 +312,8 @@ class Asking:
         )
 
     def _so_far(self) -> Usage:
-        """What was used by an answer that did not become whole: what was reported, or more if more was heard."""
-        guess = self._estimate()
-        if self.usage is None:
-            return guess
-        return replace(self.usage, output_tokens=max(self.usage.output_tokens, guess.output_tokens), estimated=True)
+        """What was used by an answer that did not become whole."""
+        return accounting.so_far(self.usage, self._estimate())
 
     def _estimate(self) -> Usage:
         return accounting.estimate(self._call.prompt_tokens(), self._output_bytes)
@@ -341,15 +330,3 @@ class Asking:
 
     def _timed_out(self, limit: Limit) -> ProviderFailure:
         return timed_out(self.target.provider, limit.leg, limit.seconds)
-
-
-def _size(event: ProviderEvent) -> int:
-    """Bytes that the model wrote."""
-    match event:
-        case RefusalDelta(text=text) | ReasoningDelta(text=str(text)) | ReasoningDelta(summary=str(text)):
-            return len(text.encode())
-        case ToolCallArguments(fragment=text):
-            return len(text.encode())
-        case OpaqueAdded(part=part):
-            return len(part.data)
-    return 0

@@ -270,7 +270,14 @@ class _Run:
 
     def pledge(self) -> Pledge:
         """What a record of this generation needs that its events do not say."""
-        return Pledge(self._caller.subject, self._prompt.labels, self._desk.clock.now(), self._call.prompt_tokens())
+        call = self._call
+        return Pledge(
+            self._caller.subject,
+            self._prompt.labels,
+            self._desk.clock.now(),
+            call.prompt_tokens(),
+            call.at_list_price,
+        )
 
     def spent(self) -> tuple[Usage, Cost | None] | None:
         """What the last attempt without an answer used, once it is over; None when nothing was used."""

@@ -236,12 +236,16 @@ class ReplayLost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Pledge:
-    """What the usage record of a generation needs that its events do not say; ``prompt_tokens`` is an estimate."""
+    """What the usage record of a generation needs that its events do not say.
+
+    ``prompt_tokens`` is an estimate. ``at_list_price``: nothing was asked for that is charged otherwise.
+    """
 
     subject: str
     labels: Mapping[str, str]
     started_at: datetime
     prompt_tokens: int
+    at_list_price: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +262,7 @@ class ReplayHead:
     has_ended: bool
     is_owned: bool
     is_lost: bool = False
+    pledge: Pledge | None = None
 
 
 class ReplayStore(Protocol):
@@ -268,7 +273,7 @@ class ReplayStore(Protocol):
     event; nothing is written after that. Times are in seconds.
     """
 
-    async def open(self, tenant: str, generation_id: str, owner: str, lease_s: float) -> None:
+    async def open(self, tenant: str, generation_id: str, owner: str, lease_s: float, pledge: Pledge) -> None:
         """Begin, or begin again what was forgotten. Raises ReplayFenced."""
         ...
 
@@ -310,7 +315,7 @@ class ReplayStore(Protocol):
         """Keep leases of owned generations and say which ones are read here, in one round trip.
 
         Answers for each owned one how many processes read it, None when it is
-        no longer the owner's.
+        no longer the owner's, and -1 when the store has forgotten it.
         """
         ...
 

@@ -17,15 +17,18 @@ Redis may have lost events that readers have. It is marked as lost instead.
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
 
 from janus_inference.adapters import replay_scripts as scripts
+from janus_inference.adapters.replay_waiter import ReplayWaiter
 from janus_inference.events import Numbered
-from janus_inference.ports import EventCodec, ReplayAway, ReplayFenced, ReplayHead, ReplayLost
+from janus_inference.ports import EventCodec, Pledge, ReplayAway, ReplayFenced, ReplayHead, ReplayLost
 from janus_kit.redis import RedisClient, key
 
 RUNNING_S = 60.0
@@ -38,9 +41,8 @@ _FENCED, _UNKNOWN = -1, -2
 
 
 class RedisReplay:
-    """``readers`` is a client of its own for reads that block, one connection for each
-    generation that is read from elsewhere, so that they never take the connections
-    of those that write. ``keep_s`` and ``timeout_s`` are in seconds.
+    """``readers`` is a client of its own for reads that block, so that they never take
+    the connections of those that write. ``close`` ends them. ``keep_s`` and ``timeout_s`` are in seconds.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class RedisReplay:
         timeout_s: float = 1.0,
     ) -> None:
         self._writer = writer
-        self._readers = readers or writer
+        self._waiter = ReplayWaiter(readers or writer)
         self._codec = codec
         self._timeout_s = timeout_s
         self._keep_ms = max(1, round(keep_s * 1000))
@@ -65,8 +67,8 @@ class RedisReplay:
         self._renew = writer.register_script(scripts.RENEW)
         self._announce = writer.register_script(scripts.ANNOUNCE)
 
-    async def open(self, tenant: str, generation_id: str, owner: str, lease_s: float) -> None:
-        arguments: list[Any] = [owner, round(lease_s * 1000), self._running_ms]
+    async def open(self, tenant: str, generation_id: str, owner: str, lease_s: float, pledge: Pledge) -> None:
+        arguments: list[Any] = [owner, round(lease_s * 1000), self._running_ms, _pledged(pledge)]
         async with self._answering():
             result = await self._open(keys=_keys(tenant, generation_id), args=arguments)
         if result == _FENCED:
@@ -99,12 +101,14 @@ class RedisReplay:
     async def head(self, tenant: str, generation_id: str) -> ReplayHead | None:
         state, _, lease, _ = _keys(tenant, generation_id)
         async with self._answering(), self._writer.pipeline(transaction=False) as pipeline:
-            pipeline.hmget(state, ["last", "spoken", "end"])
+            pipeline.hmget(state, ["last", "spoken", "end", "pledge"])
             pipeline.exists(lease)
-            (last, spoken, end), is_owned = await pipeline.execute()
+            (last, spoken, end, pledge), is_owned = await pipeline.execute()
         if last is None:
             return None
-        return ReplayHead(int(last), spoken == b"1", end is not None, bool(is_owned), is_lost=end == b"lost")
+        return ReplayHead(
+            int(last), spoken == b"1", end is not None, bool(is_owned), end == b"lost", _pledge_of(pledge)
+        )
 
     async def page(self, tenant: str, generation_id: str, after: int) -> list[Numbered]:
         stream = _keys(tenant, generation_id)[1]
@@ -115,10 +119,8 @@ class RedisReplay:
     async def wait(self, tenant: str, generation_id: str, after: int, seconds: float) -> list[Numbered]:
         stream = _keys(tenant, generation_id)[1]
         async with self._answering(seconds):
-            answer: Any = await self._readers.xread(
-                {stream: f"{after}-0"}, count=_PAGE, block=max(1, round(seconds * 1000))
-            )
-        return self._events([entry for _, entries in answer or () for entry in entries], after)
+            entries = await self._waiter.wait(stream, after, seconds)
+        return self._events(entries, after)
 
     async def renew(
         self, owner: str, owned: Sequence[tuple[str, str]], read: Sequence[tuple[str, str]], lease_s: float
@@ -131,11 +133,16 @@ class RedisReplay:
                     *((self._announce, _keys(*each), [owner, _PRESENCE_MS]) for each in read),
                 ]
             )
-        return [None if int(result) == _FENCED else max(0, int(result)) for result in results[: len(owned)]]
+        counts = {_FENCED: None, _UNKNOWN: -1}
+        return [counts.get(int(result), int(result)) for result in results[: len(owned)]]
 
     async def leave(self, owner: str, tenant: str, generation_id: str) -> None:
         async with self._answering():
             await self._writer.zrem(_keys(tenant, generation_id)[3], owner)
+
+    async def close(self) -> None:
+        """End the reads that wait."""
+        await self._waiter.close()
 
     async def _all(self, calls: Sequence[tuple[Any, list[str], list[Any]]]) -> list[Any]:
         """Scripts in one round trip. (A pipeline that runs scripts asks first which ones are known.)"""
@@ -170,6 +177,20 @@ class RedisReplay:
             if task is not None and task.cancelling():
                 raise asyncio.CancelledError from error
             raise ReplayAway(type(error).__name__) from error
+
+
+def _pledged(pledge: Pledge) -> str:
+    said = [pledge.subject, dict(pledge.labels), pledge.started_at.isoformat()]
+    return json.dumps([*said, pledge.prompt_tokens, pledge.at_list_price], ensure_ascii=False)
+
+
+def _pledge_of(data: bytes | None) -> Pledge | None:
+    """None for what another version wrote."""
+    try:
+        subject, labels, started_at, tokens, at_list_price = json.loads(data or b"null")
+        return Pledge(str(subject), dict(labels), datetime.fromisoformat(started_at), int(tokens), bool(at_list_price))
+    except (ValueError, TypeError):
+        return None
 
 
 def _keys(tenant: str, generation_id: str) -> list[str]:

@@ -3,7 +3,7 @@
 KEYS of all: state (hash), events (stream), lease (string), readers (sorted
 set). Fields of the state: `owner`, empty once somebody else ended it; `last`
 sequence; `spoken`; `end`, `done` or `lost`, absent while it runs; `redis`, the
-id of the Redis process that last had all events.
+id of the Redis process that last had all events; `pledge`, what a record of it needs.
 """
 
 _COMMON = """
@@ -16,7 +16,7 @@ local function was_promoted()
 end
 """
 
-# ARGV: owner, lease in ms, time to live in ms. Answers the last sequence; -1 when it is not the owner's.
+# ARGV: owner, lease in ms, time to live in ms, pledge. Answers the last sequence; -1 when it is not the owner's.
 OPEN = (
     _COMMON
     + """
@@ -24,7 +24,7 @@ local state = redis.call('HMGET', KEYS[1], 'owner', 'last', 'end')
 if state[1] and (state[1] ~= ARGV[1] or state[3]) then return -1 end
 if not state[1] then
   redis.call('DEL', KEYS[2])
-  redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'last', '0', 'spoken', '0')
+  redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'last', '0', 'spoken', '0', 'pledge', ARGV[4])
 end
 redis.call('HSET', KEYS[1], 'redis', incarnation())
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
@@ -92,7 +92,7 @@ return 1
 """
 
 # ARGV: owner, lease in ms, time to live in ms. Answers how many processes read it; -1 when it is not the
-# owner's, -2 when it is unknown, which the next append finds out about as well.
+# owner's, -2 when it is unknown.
 RENEW = """
 local state = redis.call('HMGET', KEYS[1], 'owner', 'end')
 if not state[1] then return -2 end

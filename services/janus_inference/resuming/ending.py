@@ -14,7 +14,7 @@ from janus_inference.events import (
 )
 from janus_kit.errors import Cancelled, JanusError, NotFound, OutOfRange, ResourceExhausted, Unavailable
 
-_UNKNOWN = Usage(estimated=True)
+UNKNOWN = Usage(estimated=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Ending:
     error: JanusError
     retryable: bool
 
-    def after(self, last: int, *, spoken: bool, usage: Usage = _UNKNOWN, cost: Cost | None = None) -> Numbered:
+    def after(self, last: int, *, spoken: bool, usage: Usage = UNKNOWN, cost: Cost | None = None) -> Numbered:
         """The terminal event that follows the one of that sequence."""
         return Numbered(last + 1, Failed(self.error, self.retryable, spoken, usage, cost))
 

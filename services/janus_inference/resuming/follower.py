@@ -5,7 +5,9 @@ from collections.abc import Callable
 
 from janus_inference.ports import ReplayAway, ReplayStore
 from janus_inference.resuming import ending
+from janus_inference.resuming.ending import UNKNOWN
 from janus_inference.resuming.feed import Feed, is_terminal
+from janus_inference.resuming.settling import Settling
 from janus_inference.telemetry import broken_off_total
 from janus_kit.errors import JanusError, Unavailable
 from janus_kit.telemetry.logging import get_logger
@@ -26,13 +28,19 @@ class Followed:
     """``run`` is its task; it ends with the generation, or with the last reader by being cancelled."""
 
     def __init__(
-        self, store: ReplayStore, key: tuple[str, str], last: int, on_end: Callable[["Followed"], None]
+        self,
+        store: ReplayStore,
+        key: tuple[str, str],
+        last: int,
+        on_end: Callable[["Followed"], None],
+        settling: Settling | None = None,
     ) -> None:
         self.key = key
         self.feed = Feed(last)
         self.task: asyncio.Task[None] | None = None
         self._store = store
         self._on_end = on_end
+        self._settling = settling
         self._missing_since: float | None = None
         self._is_wanted = True
 
@@ -74,8 +82,8 @@ class Followed:
             return is_terminal(events[-1])
         head = await self._store.head(*self.key)
         if head is None:
-            self._break(ending.not_found(self.key[1]))
-            return True
+            # It was there: its owner gives a store that forgot it all that it needs again.
+            raise ReplayAway("forgotten")
         if head.is_lost:
             self._break(ending.events_lost())
             return True
@@ -88,7 +96,9 @@ class Followed:
             why = ending.owner_gone()
             _log.warning("generation_owner_gone", generation_id=self.key[1], last_sequence=head.last)
             broken_off_total.labels(why.cause).inc()
-            await self._store.break_off(*self.key, why.after(head.last, spoken=head.has_spoken))
+            used = await self._settling.settled(self.key, head) if self._settling is not None else None
+            usage, cost = used or (UNKNOWN, None)
+            await self._store.break_off(*self.key, why.after(head.last, spoken=head.has_spoken, usage=usage, cost=cost))
         return False
 
     def _break(self, error: JanusError) -> None:

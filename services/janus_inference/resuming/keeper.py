@@ -80,6 +80,8 @@ class Keeper:
         for each, count in zip(owned, counts, strict=True):
             if count is None:
                 each.fence()
+            elif count < 0:
+                each.restore()
             else:
                 each.readers_elsewhere = count
         for key in left:

@@ -19,7 +19,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 
 from janus_inference.events import Cost, Numbered, Usage, UsageUpdated
-from janus_inference.ports import ReplayAway, ReplayFenced, ReplayLost, ReplayStore
+from janus_inference.ports import Pledge, ReplayAway, ReplayFenced, ReplayLost, ReplayStore
 from janus_inference.resuming import ending
 from janus_inference.resuming.ending import Ending, is_semantic
 from janus_inference.resuming.feed import Feed, is_terminal
@@ -55,6 +55,7 @@ class Owned:
         events: AsyncGenerator[Numbered, None],
         linger_s: float,
         lease_s: float,
+        pledge: Pledge,
         spent: Spent,
         on_end: Callable[["Owned"], None],
     ) -> None:
@@ -66,7 +67,9 @@ class Owned:
         self.unread_since: float | None = None
         self._store, self._owner, self._lease_s, self._on_end = store, owner, lease_s, on_end
         self._events = events
+        self._pledge = pledge
         self._spent = spent
+        self._must_restore = False
         self._queue: deque[Numbered] = deque()
         self._wake, self._room = asyncio.Event(), asyncio.Event()
         self._pulling: asyncio.Task[None] | None = None
@@ -93,11 +96,16 @@ class Owned:
         self._fenced = True
         self._wake.set()
 
+    def restore(self) -> None:
+        """The store has forgotten it: give it again what is held here, now and not with the next event."""
+        self._must_restore = True
+        self._wake.set()
+
     async def run(self) -> None:
         """From the first event to the last. Raises nothing but CancelledError."""
         broken: JanusError | None = None
         try:
-            await self._store.open(*self.key, self._owner, self._lease_s)
+            await self._opened()
             self.is_open = True
             await self._work()
         except ReplayFenced:
@@ -158,6 +166,8 @@ class Owned:
             self._wake.clear()
             # Before the queue is emptied: what comes after that is for the next round.
             is_over = self._pulling.done()
+            if self._must_restore and not is_over:
+                await self._remembered()
             while self._queue:
                 batch = [self._queue[at] for at in range(min(_BATCH, len(self._queue)))]
                 await self._send(batch)
@@ -211,7 +221,7 @@ class Owned:
             try:
                 if self._must_open:
                     # The store may be another process than before; the lease may have run out.
-                    await self._store.open(*self.key, self._owner, self._lease_s)
+                    await self._opened()
                     self._must_open = False
                 await self._append(batch)
                 return
@@ -224,6 +234,20 @@ class Owned:
                 if loop.time() >= give_up_at:
                     raise
                 await asyncio.sleep(_RETRY_S)
+
+    async def _opened(self) -> None:
+        await self._store.open(*self.key, self._owner, self._lease_s, self._pledge)
+
+    async def _remembered(self) -> None:
+        """Restore what the store forgot; where that cannot be done now, the next append finds out about it as well."""
+        self._must_restore = False
+        try:
+            if not self._tail:
+                await self._opened()
+            elif not await self._restored(0):
+                raise ReplayLost(0)
+        except ReplayAway:
+            self._must_open = True
 
     async def _append(self, batch: list[Numbered]) -> None:
         size = await self._store.append(
@@ -240,7 +264,7 @@ class Owned:
         missing = [batch for batch, _ in self._tail if batch[-1].sequence > last]
         if not missing or missing[0][0].sequence != last + 1:
             return False
-        await self._store.open(*self.key, self._owner, self._lease_s)
+        await self._opened()
         for batch in missing:
             await self._store.append(*self.key, self._owner, batch, spoken=self._spoken, terminal=False)
         _log.warning("generation_restored", generation_id=self.key[1], events_after=last)

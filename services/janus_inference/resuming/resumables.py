@@ -19,6 +19,7 @@ from janus_inference.resuming.feed import Feed, Subscription, is_terminal
 from janus_inference.resuming.follower import Followed
 from janus_inference.resuming.keeper import LEASE_S, Keeper
 from janus_inference.resuming.owner import Owned, Spent
+from janus_inference.resuming.settling import Settling
 from janus_inference.telemetry import resumes_total
 from janus_kit.errors import InvalidArgument, JanusError, Unavailable
 from janus_kit.ids import require_id
@@ -32,10 +33,14 @@ Key = tuple[str, str]
 
 
 class Resumables:
-    """Owned generations, followed ones, and what keeps them alive. ``close`` ends it all."""
+    """Owned generations, followed ones, and what keeps them alive. ``close`` ends it all.
 
-    def __init__(self, store: ReplayStore) -> None:
+    ``settling`` puts on record what a generation used whose owner is gone.
+    """
+
+    def __init__(self, store: ReplayStore, settling: Settling | None = None) -> None:
         self._store = store
+        self._settling = settling
         self._name = uuid.uuid4().hex
         self._owned: dict[Key, Owned] = {}
         self._followed: dict[Key, Followed] = {}
@@ -56,6 +61,7 @@ class Resumables:
     ) -> AsyncGenerator[Numbered, None]:
         """Work on a generation; the first reader's stream.
 
+        ``pledge`` is kept for the record that is made if this process dies.
         ``spent`` says what was used, and what that costs, once ``events`` is
         closed; None when nothing was.
 
@@ -69,7 +75,7 @@ class Resumables:
         cannot be begun, and later when it is lost: such a stream ends without a
         terminal event and can be resumed.
         """
-        return self._started((caller.tenant, generation_id), events, linger_s, spent)
+        return self._started((caller.tenant, generation_id), events, linger_s, pledge, spent)
 
     async def follow(self, caller: Caller, generation_id: str, after: int) -> AsyncGenerator[Numbered, None]:
         """Every event after that sequence, to the terminal one.
@@ -112,11 +118,11 @@ class Resumables:
         await self._keeper.close()
 
     async def _started(
-        self, key: Key, events: AsyncGenerator[Numbered, None], linger_s: float, spent: Spent
+        self, key: Key, events: AsyncGenerator[Numbered, None], linger_s: float, pledge: Pledge, spent: Spent
     ) -> AsyncGenerator[Numbered, None]:
         if self._closed:
             raise ending.stopping().error
-        owned = Owned(self._store, self._name, key, events, linger_s, LEASE_S, spent, self._owned_ended)
+        owned = Owned(self._store, self._name, key, events, linger_s, LEASE_S, pledge, spent, self._owned_ended)
         self._owned[key] = owned
         # Before the task: the generation must not find itself without a reader.
         subscription = owned.feed.join()
@@ -166,7 +172,10 @@ class Resumables:
         owned = self._owned.get(key)
         if owned is not None:
             if is_first and position > owned.feed.published:
-                raise ending.beyond(owned.feed.published)
+                # The store may have what was not confirmed to be there yet.
+                head = await self._head(key)
+                if head is None or position > head.last:
+                    raise ending.beyond(owned.feed.published if head is None else head.last)
             return _entered(owned.feed)
         head = await self._head(key)
         if head is None:
@@ -181,7 +190,7 @@ class Resumables:
         if followed is None:
             if self._closed:
                 raise ending.stopping().error
-            followed = Followed(self._store, key, head.last, self._followed_ended)
+            followed = Followed(self._store, key, head.last, self._followed_ended, self._settling)
             followed.task = asyncio.create_task(followed.run(), name=f"follow-{key[1]}")
             self._following.add(followed.task)
             followed.task.add_done_callback(self._following.discard)
