@@ -287,3 +287,8 @@ class Prompt:
     resumable: bool = False
     linger: float | None = None
     request_id: str = ""
+
+    @property
+    def may_call(self) -> bool:
+        """Whether there is any tool: the caller's, or maybe one of the provider's among its options."""
+        return bool(self.tools or self.provider_options_json)

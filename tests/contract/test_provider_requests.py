@@ -160,7 +160,7 @@ def test_a_whole_conversation_for_messages() -> None:
                 "description": "Tells it",
                 "strict": True,
             },
-            {"name": "clock", "input_schema": {"type": "object"}},
+            {"name": "clock", "input_schema": {"type": "object", "properties": {}}},
         ],
         "tool_choice": {"type": "tool", "name": "weather", "disable_parallel_tool_use": True},
         "stop_sequences": ["END"],

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -157,6 +158,7 @@ def test_recorded_requests_can_be_said_and_come_out_as_they_were() -> None:
         request = exchange["request"]
         try:
             prompt, options = prompt_of(request)
+            prompt = replace(prompt, provider_options_json=json.dumps(options))
         except KeptThere:
             kept_there += 1
             continue

@@ -154,7 +154,7 @@ def test_a_whole_conversation() -> None:
                 "parameters": json.loads(SCHEMA),
                 "strict": True,
             },
-            {"type": "function", "name": "clock", "parameters": {"type": "object"}, "strict": False},
+            {"type": "function", "name": "clock", "parameters": {"type": "object", "properties": {}}, "strict": False},
         ],
         "tool_choice": {"type": "function", "name": "weather"},
         "parallel_tool_calls": False,

@@ -12,6 +12,7 @@ from janus_inference.dialects import call_ids, schemas
 from janus_inference.dialects.anthropic_thinking import thinking_of
 from janus_inference.dialects.breakpoints import MOST_BREAKPOINTS, last_breakpoints
 from janus_inference.dialects.capabilities import malformed, unsupported, unsupported_part
+from janus_inference.dialects.json_text import NotJson, strict_object
 from janus_inference.dialects.media import bare_type, base64_of, text_of
 from janus_inference.families import family
 from janus_inference.model import (
@@ -150,6 +151,8 @@ def _tool(tool: ToolDefinition, index: int, model: str) -> dict[str, Any]:
 
 
 def _tool_choice(prompt: Prompt) -> dict[str, Any] | None:
+    if not prompt.may_call:
+        return None
     given, parallel = prompt.tool_choice, prompt.parallel_tool_calls
     if given is None and parallel is None:
         return None
@@ -216,7 +219,8 @@ class _Writer:
         """None for what is not said to this provider: empty text, others' reasoning, citations."""
         match part:
             case Text(text=text) | Refusal(text=text):
-                return {"type": "text", "text": text} if text else None
+                # Blanks alone are refused, and with them every later turn of the conversation.
+                return {"type": "text", "text": text} if text.strip() else None
             case Image(media=media):
                 return {"type": "image", "source": _source(media)}
             case Document():
@@ -267,10 +271,9 @@ def _source(media: Media) -> dict[str, Any]:
 def _input(call: ToolCall) -> Any:
     """The arguments as an object; what the model got wrong is shown to it as it was."""
     try:
-        value = json.loads(call.arguments_json or "{}")
-    except ValueError:
+        return strict_object((call.arguments_json or "{}").encode())
+    except NotJson:
         return {"invalid_json": call.arguments_json}
-    return value if isinstance(value, dict) else {"invalid_json": call.arguments_json}
 
 
 def _thought(part: Reasoning, path: str) -> dict[str, Any] | None:
@@ -286,6 +289,6 @@ def _thought(part: Reasoning, path: str) -> dict[str, Any] | None:
 
 def _own_block(part: Opaque, path: str) -> dict[str, Any]:
     try:
-        return dict(json.loads(part.data))
-    except (ValueError, TypeError):
+        return strict_object(part.data)
+    except NotJson:
         raise malformed(f"{path}.opaque.data", "must be as the issuer wrote it") from None

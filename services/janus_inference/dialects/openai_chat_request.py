@@ -57,13 +57,14 @@ def chat_body(prompt: Prompt, model: str, profile: ChatProfile, issuer: str) -> 
         body["stream_options"] = {"include_usage": True}
     if prompt.tools:
         body["tools"] = [_tool(tool, index, model, profile) for index, tool in enumerate(prompt.tools)]
-    if prompt.tool_choice is not None:
+    # Without tools there is nothing to choose from, and some refuse to be told how.
+    if prompt.tool_choice is not None and prompt.may_call:
         body["tool_choice"] = (
             {"type": "function", "function": {"name": prompt.tool_choice.name}}
             if prompt.tool_choice.mode is ToolChoiceMode.NAMED
             else prompt.tool_choice.mode.value
         )
-    if prompt.parallel_tool_calls is not None:
+    if prompt.parallel_tool_calls is not None and prompt.may_call:
         body["parallel_tool_calls"] = prompt.parallel_tool_calls
     if prompt.response_format is not None:
         body["response_format"] = _format(prompt.response_format, model, profile)
@@ -283,7 +284,7 @@ def _thoughts(parts: Sequence[Part], profile: ChatProfile, issuer: str, path: st
         if isinstance(part, Opaque) and part.issuer == issuer and part.type == "reasoning_details":
             try:
                 back["reasoning_details"] = json.loads(part.data)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise malformed(f"{path}.parts[{at}].opaque.data", "must be as the issuer wrote it") from None
         elif isinstance(part, Reasoning) and part.issuer == issuer:
             thought += part.text or ""

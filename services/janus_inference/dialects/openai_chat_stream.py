@@ -32,7 +32,13 @@ _REASONS = {
     "tool_calls": FinishReason.TOOL_CALLS,
     "function_call": FinishReason.TOOL_CALLS,
     "content_filter": FinishReason.CONTENT_FILTER,
+    # Words of single servers: Mistral, Z.ai.
+    "model_length": FinishReason.LENGTH,
+    "model_context_window_exceeded": FinishReason.LENGTH,
+    "sensitive": FinishReason.CONTENT_FILTER,
 }
+# The answer is not whole, say Z.ai, DeepSeek, vLLM and OpenRouter.
+_CUT = frozenset({"network_error", "insufficient_system_resource", "abort", "error"})
 # A chunk without any of these is of a kind that this version does not know.
 _KNOWN_FIELDS = frozenset({"choices", "usage", "x_groq"})
 # Fields beside the content that only their issuer understands.
@@ -73,6 +79,8 @@ class ChatReader(StreamReader):
         if self._reason is None:
             raise broken(self._provider, "the answer has no finish reason")
         self._end(events)
+        if self.failure is not None:
+            raise self.failure
         return events
 
     def _event(self, name: bytes, data: bytes, events: list[ProviderEvent]) -> None:
@@ -213,6 +221,11 @@ class ChatReader(StreamReader):
             known[name] = known[name] + value if joins else value if value is not None else known.get(name)
 
     def _end(self, events: list[ProviderEvent]) -> None:
+        if self._reason in _CUT:
+            if self._usage:
+                events.append(UsageUpdated(accounting.openai_usage(self._usage)))
+            self.failure = broken(self._provider, "the provider cut the answer short")
+            return
         self.whole = True
         if "reasoning" in self._parts:
             # No server of this dialect proves its reasoning here; this says whose it is.

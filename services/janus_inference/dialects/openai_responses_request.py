@@ -41,10 +41,10 @@ def responses_body(prompt: Prompt, model: str, profile: ChatProfile, issuer: str
         body["instructions"] = prompt.system
     if prompt.tools:
         body["tools"] = [_tool(tool, index, model, profile) for index, tool in enumerate(prompt.tools)]
-    if (choice := prompt.tool_choice) is not None:
+    if (choice := prompt.tool_choice) is not None and prompt.may_call:
         named = choice.mode is ToolChoiceMode.NAMED
         body["tool_choice"] = {"type": "function", "name": choice.name} if named else choice.mode.value
-    if prompt.parallel_tool_calls is not None:
+    if prompt.parallel_tool_calls is not None and prompt.may_call:
         body["parallel_tool_calls"] = prompt.parallel_tool_calls
     if prompt.response_format is not None:
         body["text"] = {"format": _format(prompt.response_format, model, profile)}

@@ -40,7 +40,9 @@ def refuse_strict_tool(model: str, index: int) -> Exception:
 def parameters(tool: ToolDefinition) -> dict[str, Any]:
     """The schema of a tool's arguments; of one without any, that there are none."""
     if tool.parameters_schema_json:
-        return dict(json.loads(tool.parameters_schema_json))
+        # An object without properties is refused by some, though it is a schema.
+        schema: dict[str, Any] = json.loads(tool.parameters_schema_json)
+        return schema if "properties" in schema else {**schema, "properties": {}}
     if tool.strict:
         return {"type": "object", "properties": {}, "required": [], "additionalProperties": False}
-    return {"type": "object"}
+    return {"type": "object", "properties": {}}

@@ -78,7 +78,10 @@ def test_text_usage_and_the_end() -> None:
         ("tool_calls", FinishReason.TOOL_CALLS),
         ("function_call", FinishReason.TOOL_CALLS),
         ("content_filter", FinishReason.CONTENT_FILTER),
-        ("sensitive", FinishReason.OTHER),
+        ("sensitive", FinishReason.CONTENT_FILTER),
+        ("model_length", FinishReason.LENGTH),
+        ("model_context_window_exceeded", FinishReason.LENGTH),
+        ("whatever", FinishReason.OTHER),
     ],
 )
 def test_the_provider_s_own_word_is_kept(word: str, reason: FinishReason) -> None:
@@ -177,6 +180,19 @@ def test_citations_and_blocks_of_the_issuer_alone_are_kept() -> None:
     whole = b'[{"type":"reasoning.text","index":0,"text":"hm","signature":"s"}]'
     assert CitationAdded(Citation(start=1, end=1, title="A", uri="https://a")) in events
     assert OpaqueAdded(1, Opaque("upstream", "reasoning_details", whole)) in events
+
+
+@pytest.mark.parametrize("word", ["network_error", "insufficient_system_resource", "abort", "error"])
+def test_a_word_that_says_that_the_answer_was_cut_is_a_failure(word: str) -> None:
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4}}\n\n'
+    reading = reader()
+    events = [
+        event for piece in (chunk({"content": "half"}), chunk({}, word), usage + DONE) for event in reading.feed(piece)
+    ]
+    assert not reading.whole
+    assert reading.failure is not None
+    assert (reading.failure.outcome, reading.failure.retryable) == ("broken", True)
+    assert events == [TextDelta(0, "half"), UsageUpdated(Usage(3, output_tokens=4))]
 
 
 def test_half_a_surrogate_pair_becomes_a_replacement_character() -> None:
