@@ -286,6 +286,13 @@ class ReplayStore(Protocol):
         """
         ...
 
+    async def fence(self, tenant: str, generation_id: str, last: int) -> bool:
+        """Take a generation from an owner whose lease has run out, so that ``last`` stays its last event but the end.
+
+        False, and nothing happens, when it is owned, has ended, or has another last event.
+        """
+        ...
+
     async def break_off(self, tenant: str, generation_id: str, end: Numbered) -> None:
         """End a generation that nobody owns with a terminal event.
 

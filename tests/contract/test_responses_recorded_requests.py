@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, with_config
 from tests.fakes.providers.responses_recordings import ISSUER, RECORDINGS, exchanges, functions, profile_for
 
 from janus_inference.adapters.options import with_options
-from janus_inference.dialects.openai_responses_request import RESERVED, responses_body, with_own
+from janus_inference.dialects.openai_responses_request import LISTS, OBJECTS, RESERVED, responses_body
 from janus_inference.model import (
     Document,
     Effort,
@@ -163,8 +163,7 @@ def test_recorded_requests_can_be_said_and_come_out_as_they_were() -> None:
             kept_there += 1
             continue
         body = responses_body(prompt, request["model"], profile_for(exchange), ISSUER)
-        others = with_own(body, options)
-        body |= with_options(body, others, RESERVED)
+        body |= with_options(body, options, RESERVED, lists=LISTS, objects=OBJECTS)
         assert body["store"] is False
         routed = body.pop("provider", None)  # OpenRouter's own
         assert (routed is None) == (exchange["host"] != "openrouter.ai")

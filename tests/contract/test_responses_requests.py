@@ -15,7 +15,8 @@ from janus_inference.adapters.openai_auto import OpenAIAuto
 from janus_inference.adapters.openai_chat import OpenAIChat
 from janus_inference.adapters.openai_client import OpenAIClient
 from janus_inference.adapters.openai_responses import OpenAIResponses
-from janus_inference.dialects.openai_responses_request import counted, responses_body, with_own
+from janus_inference.adapters.options import with_options
+from janus_inference.dialects.openai_responses_request import LISTS, OBJECTS, RESERVED, counted, responses_body
 from janus_inference.dialects.openai_responses_stream import ResponsesReader
 from janus_inference.dialects.parts import CallCheck
 from janus_inference.events import OpaqueAdded, ReasoningSignature, ToolCallCompleted
@@ -368,14 +369,15 @@ def test_options_stand_beside_what_janus_says_in_the_same_field() -> None:
         "reasoning": {"context": "all_turns"},
         "service_tier": "flex",
     }
-    assert with_own(body, options) == {"service_tier": "flex"}
+    body |= with_options(body, options, RESERVED, lists=LISTS, objects=OBJECTS)
+    assert body["service_tier"] == "flex"
     assert [tool["type"] for tool in body["tools"]] == ["function", "web_search"]
     assert body["include"][-1] == "web_search_call.action.sources"
     assert len(body["include"]) == 3
     assert body["text"] == {"format": {"type": "json_object"}, "verbosity": "low"}
     assert body["reasoning"] == {"effort": "low", "context": "all_turns"}
     with pytest.raises(InvalidArgument) as raised:
-        with_own(responses(asked), {"reasoning": {"effort": "high"}})
+        with_options(responses(asked), {"reasoning": {"effort": "high"}}, RESERVED, objects=OBJECTS)
     assert raised.value.violations[0].field == "prompt.provider_options_json"
 
 

@@ -40,12 +40,15 @@ class Replica:
 
 
 @asynccontextmanager
-async def replica(url: str, *, keep_s: float = 60.0, name: str = "replica") -> AsyncIterator[Replica]:
+async def replica(
+    url: str, *, keep_s: float = 60.0, name: str = "replica", pool_max: int = 200
+) -> AsyncIterator[Replica]:
     async with AsyncExitStack() as stack:
-        settings = RedisSettings(url=SecretStr(url))
+        settings = RedisSettings(url=SecretStr(url), pool_max=pool_max)
         writer = await stack.enter_async_context(redis(settings, application=name))
         readers = await stack.enter_async_context(redis(settings, application=f"{name}-read"))
         made = Replica(RedisReplay(writer, ProtobufEvents(), keep_s=keep_s, readers=readers), writer)
+        stack.push_async_callback(made.store.close)
         stack.push_async_callback(made.resumables.close)
         yield made
 

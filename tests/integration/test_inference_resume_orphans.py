@@ -5,18 +5,22 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 
 import pytest
+from pydantic import SecretStr
 from tests.fakes.providers.setups import Stores
-from tests.fakes.replicas import PLEDGE, Speaker, replica
+from tests.fakes.replicas import PLEDGE, Speaker, read, replica, speaker_of, whole
 from tests.fakes.usage_records import rows
 
 from janus_inference.adapters.redis_replay import RedisReplay
+from janus_inference.adapters.replay_waiter import ReplayWaiter
 from janus_inference.events import Cost, Failed, Numbered, RouteChanged, Started, TextDelta, Usage, UsageUpdated
 from janus_inference.model import Caller
-from janus_inference.ports import Pledge
+from janus_inference.ports import Pledge, ReplayFenced
 from janus_inference.resuming import Resumables, Settling
 from janus_inference.stored import ProtobufEvents
 from janus_kit.clock import SystemClock
-from janus_kit.errors import OutOfRange
+from janus_kit.errors import OutOfRange, Unavailable
+from janus_kit.redis import redis
+from janus_kit.settings import RedisSettings
 
 ANNA = Caller("anna", "a")
 
@@ -66,6 +70,48 @@ async def test_what_a_dead_owner_s_generation_used_is_on_record_before_its_end_i
     assert tuple(row) == ("anna", "somebody", "two", "n", 2, "owner_gone", '{"team": "blue"}', 100)
 
 
+async def test_an_owner_that_comes_back_while_its_usage_is_put_on_record_is_too_late(redis_url: str) -> None:
+    """Else its own record, which is exact, would be refused for the estimate."""
+    found: list[object] = []
+    async with replica(redis_url) as late:
+
+        async def record(_: object) -> None:
+            found.append((await late.store.renew("late", [("anna", "gen_late")], [], 60.0))[0])
+            with pytest.raises(ReplayFenced):
+                await late.store.open("anna", "gen_late", "late", 60.0, PLEDGE)
+            more = [Numbered(2, TextDelta(0, "a"))]
+            with pytest.raises(ReplayFenced):
+                await late.store.append("anna", "gen_late", "late", more, spoken=True, terminal=False)
+
+        reader = Resumables(late.store, Settling(late.store, record, lambda *_: None, SystemClock()))
+        await late.store.open("anna", "gen_late", "late", 0.2, PLEDGE)
+        said = numbered(Started("gen_late", "one", "m", 1))
+        await late.store.append("anna", "gen_late", "late", said, spoken=False, terminal=False)
+        async with asyncio.timeout(15):
+            heard = [each async for each in reader.follow(ANNA, "gen_late", 0)]
+        await reader.close()
+        assert found == [None]
+        assert [each.sequence for each in heard] == [1, 2]
+        assert isinstance(heard[-1].event, Failed)
+
+
+async def test_what_cannot_be_put_on_record_now_does_not_keep_readers_waiting_for_their_end(redis_url: str) -> None:
+    async with replica(redis_url) as other:
+
+        async def record(_: object) -> None:
+            raise Unavailable("postgres")
+
+        reader = Resumables(other.store, Settling(other.store, record, lambda *_: None, SystemClock()))
+        await other.store.open("anna", "gen_away", "dead", 0.2, PLEDGE)
+        said = numbered(Started("gen_away", "one", "m", 1), TextDelta(0, "x" * 40))
+        await other.store.append("anna", "gen_away", "dead", said, spoken=True, terminal=False)
+        async with asyncio.timeout(15):
+            end = [each async for each in reader.follow(ANNA, "gen_away", 2)][-1].event
+        await reader.close()
+        assert isinstance(end, Failed)
+        assert end.usage == Usage(PLEDGE.prompt_tokens, output_tokens=10, estimated=True)
+
+
 async def test_a_generation_that_redis_forgot_is_restored_while_its_model_is_thinking(redis_url: str) -> None:
     async with replica(redis_url) as owner, replica(redis_url) as other:
         speaker = Speaker(Started("gen_forgotten", "one", "m", 1), TextDelta(0, "a"))
@@ -85,6 +131,48 @@ async def test_a_generation_that_redis_forgot_is_restored_while_its_model_is_thi
                 assert (await anext(reader)).event == TextDelta(0, "b")
                 assert (await anext(direct)).event == TextDelta(0, "b")
         await direct.aclose()
+
+
+async def test_a_reader_that_was_far_behind_finds_all_that_redis_forgot(redis_url: str) -> None:
+    said = whole(3_000)
+    async with replica(redis_url) as owner, replica(redis_url) as other:
+        speaker = speaker_of(said[:2])
+        direct = owner.start("gen_behind", speaker)
+        await anext(direct)
+        sleeper = other.follow("gen_behind")
+        seen = [await anext(sleeper), await anext(sleeper)]
+        speaker.say(*(each.event for each in said[2:-1]))
+        # It reads nothing meanwhile, so it has to look into the replay after that.
+        while (await anext(direct)).sequence < len(said) - 1:
+            pass
+        await asyncio.sleep(0.5)
+        await owner.client.flushall()
+        later = asyncio.create_task(read(sleeper))
+        await asyncio.sleep(2)
+        speaker.finish()
+        async with asyncio.timeout(10):
+            assert seen + await later == said
+        await direct.aclose()
+
+
+async def test_being_told_again_that_redis_forgot_it_breaks_nothing(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when an append found out about it first."""
+    said = whole(20)
+    async with replica(redis_url) as owner:
+
+        async def renew(_: str, owned: list[object], *__: object) -> list[int]:
+            return [-1] * len(owned)
+
+        monkeypatch.setattr(owner.store, "renew", renew)
+        speaker = speaker_of(said[:10])
+        direct = owner.start("gen_told", speaker)
+        seen = [await anext(direct) for _ in range(10)]
+        await asyncio.sleep(2.5)
+        speaker.say(*(each.event for each in said[10:]))
+        async with asyncio.timeout(5):
+            assert seen + await read(direct) == said
 
 
 async def test_a_position_that_another_replica_gave_is_one_at_the_owner(
@@ -112,6 +200,42 @@ async def test_a_position_that_another_replica_gave_is_one_at_the_owner(
         async with asyncio.timeout(5):
             assert (await waiting).sequence == 3
         await direct.aclose()
+
+
+async def test_readers_wait_for_connections_and_do_not_take_redis_for_away(redis_url: str) -> None:
+    said = whole(3)
+    async with replica(redis_url) as owner, replica(redis_url, pool_max=2) as reader:
+        names = [f"gen_few{number}" for number in range(100)]
+        speakers = [speaker_of(said[:2]) for _ in names]
+        owned = [asyncio.create_task(read(owner.start(*each))) for each in zip(names, speakers, strict=True)]
+        await asyncio.gather(*(speaker.began.wait() for speaker in speakers))
+        await asyncio.sleep(0.5)
+        streams = [asyncio.create_task(read(reader.follow(name))) for name in names]
+        await asyncio.sleep(7)
+        for speaker in speakers:
+            speaker.say(*(each.event for each in said[2:]))
+        async with asyncio.timeout(10):
+            assert all(events == said for events in await asyncio.gather(*owned, *streams))
+
+
+async def test_who_comes_when_all_reads_are_under_way_is_taken_along_at_once(redis_url: str) -> None:
+    settings = RedisSettings(url=SecretStr(redis_url), socket_timeout_s=60)
+    async with redis(settings) as client:
+        waiter = ReplayWaiter(client)
+        waits = []
+        for number in range(40):
+            waits.append(asyncio.create_task(waiter.wait(f"nothing{number}", 0, 30)))
+            await asyncio.sleep(0.01)
+        late = asyncio.create_task(waiter.wait("something", 0, 30))
+        await client.xadd("something", {"e": "1"}, id="1-0")
+        async with asyncio.timeout(10):
+            assert await late == [(b"1-0", {b"e": b"1"})]
+            await client.xadd("nothing39", {"e": "2"}, id="1-0")
+            assert await waits[39] == [(b"1-0", {b"e": b"2"})]
+        async with asyncio.timeout(10):
+            await waiter.close()
+            ended = await asyncio.gather(*waits[:39], return_exceptions=True)
+        assert all(isinstance(each, asyncio.CancelledError) for each in ended)
 
 
 async def test_hundreds_of_generations_are_followed_over_a_few_connections(redis_url: str) -> None:

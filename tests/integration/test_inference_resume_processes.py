@@ -15,6 +15,7 @@ from tests.fakes.inference_processes import InferenceProcess, events_of, inferen
 from tests.fakes.providers.http_server import WireServer
 from tests.fakes.providers.inference_service import Refusal, prompt
 from tests.fakes.tcp_proxy import TcpProxy
+from tests.fakes.usage_records import rows
 
 from janus_api.inference.v1 import event_pb2, request_pb2
 
@@ -62,7 +63,7 @@ async def test_a_client_that_is_cut_at_any_event_gets_the_same_whole_from_the_ot
         assert await events_of(second.resume(generation, 0)) == whole
 
 
-async def test_a_killed_owner_ends_the_same_for_everybody_within_seconds(processes):
+async def test_a_killed_owner_ends_the_same_for_everybody_within_seconds(processes, postgres_url):
     (first, second), _ = processes
     call = first.generate(resumable("tokens=400;pace=20"))
     seen = await events_of(call, 5)
@@ -77,6 +78,11 @@ async def test_a_killed_owner_ends_the_same_for_everybody_within_seconds(process
     assert (failed.retryable, failed.partial) == (True, True)
     status = Refusal.of_status(failed.status)
     assert (status.code, status.reason) == (grpc.StatusCode.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE")
+    # It is on record, once, and the same as is told.
+    query = "SELECT output_tokens, estimated FROM inference.usage WHERE generation_id = $1"
+    (row,) = await rows(postgres_url, query, generation)
+    assert tuple(row) == (failed.usage.output_tokens, True)
+    assert row["output_tokens"] > 0
     # What the client of the dead one saw is what is kept.
     assert ends[0][: len(seen)] == seen
     assert await events_of(second.resume(generation, len(seen))) == ends[0][len(seen) :]

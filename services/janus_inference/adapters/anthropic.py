@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Its reasoning and opaque blocks are Anthropic's, under whatever name the provider is configured.
 ISSUER = "anthropic"
+# What options may add to: tools of the provider's own, further settings of the output.
+_LISTS, _OBJECTS = ("tools",), ("output_config",)
 
 
 def _make_client(base_url: str, api_key: str, http: "httpx2.AsyncClient") -> "AsyncAnthropic":
@@ -43,7 +45,7 @@ class Anthropic:
         if not self._usable:
             raise not_configured(self._name)
         body = messages_body(ask.prompt, ask.model, ISSUER)
-        extra = with_options(body, ask.options, RESERVED)
+        extra = with_options(body, ask.options, RESERVED, lists=_LISTS, objects=_OBJECTS)
         reader = MessagesReader(self._name, ask.model, ISSUER, CallCheck.of(ask.prompt))
         async with answering(
             self._client, "/v1/messages", body | extra, ask, provider=self._name, reader=reader
@@ -55,7 +57,8 @@ class Anthropic:
         if not self._usable:
             raise not_configured(self._name)
         body = count_body(ask.prompt, ask.model, ISSUER)
-        extra = with_options(body, {name: ask.options[name] for name in COUNTED & ask.options.keys()}, RESERVED)
+        options = {name: ask.options[name] for name in COUNTED & ask.options.keys()}
+        extra = with_options(body, options, RESERVED, lists=_LISTS, objects=_OBJECTS)
         answer = await whole_answer(
             self._client,
             "/v1/messages/count_tokens",

@@ -45,7 +45,7 @@ class OpenAIChat:
         if not self._usable:
             raise not_configured(self._name)
         body = chat_body(ask.prompt, ask.model, self._profile, self._issuer)
-        extra = with_options(body, ask.options, RESERVED)
+        extra = with_options(body, ask.options, RESERVED, lists=("tools",))
         reader = ChatReader(
             self._name,
             ask.model,

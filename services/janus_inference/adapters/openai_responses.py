@@ -8,7 +8,7 @@ from typing import Any
 from janus_inference.adapters.openai_client import OpenAIClient
 from janus_inference.adapters.options import with_options
 from janus_inference.adapters.upstream import answering, count_in, whole_answer
-from janus_inference.dialects.openai_responses_request import RESERVED, counted, responses_body, with_own
+from janus_inference.dialects.openai_responses_request import LISTS, OBJECTS, RESERVED, counted, responses_body
 from janus_inference.dialects.openai_responses_stream import ResponsesReader
 from janus_inference.dialects.parts import CallCheck
 from janus_inference.events import ProviderEvent
@@ -74,5 +74,4 @@ class OpenAIResponses:
         if not self._usable:
             raise not_configured(self._name)
         body = responses_body(ask.prompt, ask.model, self._profile, self._issuer)
-        options = with_own(body, ask.options)
-        return body | with_options(body, options, RESERVED)
+        return body | with_options(body, ask.options, RESERVED, lists=LISTS, objects=OBJECTS)

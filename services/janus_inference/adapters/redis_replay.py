@@ -27,6 +27,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from janus_inference.adapters import replay_scripts as scripts
 from janus_inference.adapters.replay_waiter import ReplayWaiter
+from janus_inference.adapters.together import Together
 from janus_inference.events import Numbered
 from janus_inference.ports import EventCodec, Pledge, ReplayAway, ReplayFenced, ReplayHead, ReplayLost
 from janus_kit.redis import RedisClient, key
@@ -34,8 +35,8 @@ from janus_kit.redis import RedisClient, key
 RUNNING_S = 60.0
 # A reader that was not announced again for so long is gone.
 _PRESENCE_MS = 3_500
-# Entries, each of up to 256 events, that are read at once.
-_PAGE = 32
+# Entries, each of up to 256 events, that are read at once, and generations that are read or looked at at once.
+_PAGE, _PAGES, _HEADS = 32, 8, 500
 
 _FENCED, _UNKNOWN = -1, -2
 
@@ -56,12 +57,15 @@ class RedisReplay:
     ) -> None:
         self._writer = writer
         self._waiter = ReplayWaiter(readers or writer)
+        self._heads = Together(self._heads_of, _HEADS)
+        self._pages = Together(self._pages_of, _PAGES)
         self._codec = codec
         self._timeout_s = timeout_s
         self._keep_ms = max(1, round(keep_s * 1000))
         self._running_ms = max(self._keep_ms, round(RUNNING_S * 1000))
         self._open = writer.register_script(scripts.OPEN)
         self._append = writer.register_script(scripts.APPEND)
+        self._fence = writer.register_script(scripts.FENCE)
         self._break_off = writer.register_script(scripts.BREAK_OFF)
         self._discard = writer.register_script(scripts.DISCARD)
         self._renew = writer.register_script(scripts.RENEW)
@@ -88,6 +92,10 @@ class RedisReplay:
             raise ReplayLost(max(0, result))
         return len(data)
 
+    async def fence(self, tenant: str, generation_id: str, last: int) -> bool:
+        async with self._answering():
+            return int(await self._fence(keys=_keys(tenant, generation_id), args=[last])) == 1
+
     async def break_off(self, tenant: str, generation_id: str, end: Numbered) -> None:
         arguments: list[Any] = [end.sequence, self._codec.dump([end]), self._keep_ms]
         async with self._answering():
@@ -99,22 +107,11 @@ class RedisReplay:
             await self._discard(keys=_keys(tenant, generation_id), args=[owner, self._keep_ms])
 
     async def head(self, tenant: str, generation_id: str) -> ReplayHead | None:
-        state, _, lease, _ = _keys(tenant, generation_id)
-        async with self._answering(), self._writer.pipeline(transaction=False) as pipeline:
-            pipeline.hmget(state, ["last", "spoken", "end", "pledge"])
-            pipeline.exists(lease)
-            (last, spoken, end, pledge), is_owned = await pipeline.execute()
-        if last is None:
-            return None
-        return ReplayHead(
-            int(last), spoken == b"1", end is not None, bool(is_owned), end == b"lost", _pledge_of(pledge)
-        )
+        return await self._heads.get((tenant, generation_id))
 
     async def page(self, tenant: str, generation_id: str, after: int) -> list[Numbered]:
         stream = _keys(tenant, generation_id)[1]
-        async with self._answering():
-            entries: Any = await self._writer.xrange(stream, f"({after}-0", "+", count=_PAGE)
-        return self._events(entries, after)
+        return self._events(await self._pages.get((stream, after)), after)
 
     async def wait(self, tenant: str, generation_id: str, after: int, seconds: float) -> list[Numbered]:
         stream = _keys(tenant, generation_id)[1]
@@ -141,8 +138,24 @@ class RedisReplay:
             await self._writer.zrem(_keys(tenant, generation_id)[3], owner)
 
     async def close(self) -> None:
-        """End the reads that wait."""
+        """End what waits."""
         await self._waiter.close()
+        await self._heads.close()
+        await self._pages.close()
+
+    async def _heads_of(self, wanted: Sequence[tuple[str, str]]) -> list[ReplayHead | None]:
+        async with self._answering(), self._writer.pipeline(transaction=False) as pipeline:
+            for state, _, lease, _ in (_keys(*each) for each in wanted):
+                pipeline.hmget(state, ["last", "spoken", "end", "pledge"])
+                pipeline.exists(lease)
+            found = await pipeline.execute()
+        return [_head(*fields, is_owned=bool(lease)) for fields, lease in zip(found[::2], found[1::2], strict=True)]
+
+    async def _pages_of(self, wanted: Sequence[tuple[str, int]]) -> list[Sequence[Any]]:
+        async with self._answering(), self._writer.pipeline(transaction=False) as pipeline:
+            for stream, after in wanted:
+                pipeline.xrange(stream, f"({after}-0", "+", count=_PAGE)
+            return list(await pipeline.execute())
 
     async def _all(self, calls: Sequence[tuple[Any, list[str], list[Any]]]) -> list[Any]:
         """Scripts in one round trip. (A pipeline that runs scripts asks first which ones are known.)"""
@@ -177,6 +190,14 @@ class RedisReplay:
             if task is not None and task.cancelling():
                 raise asyncio.CancelledError from error
             raise ReplayAway(type(error).__name__) from error
+
+
+def _head(
+    last: bytes | None, spoken: bytes | None, end: bytes | None, pledge: bytes | None, *, is_owned: bool
+) -> ReplayHead | None:
+    if last is None:
+        return None
+    return ReplayHead(int(last), spoken == b"1", end is not None, is_owned, end == b"lost", _pledge_of(pledge))
 
 
 def _pledged(pledge: Pledge) -> str:

@@ -1,7 +1,7 @@
 """The scripts of ``redis_replay``; each one looks and writes in one step.
 
 KEYS of all: state (hash), events (stream), lease (string), readers (sorted
-set). Fields of the state: `owner`, empty once somebody else ended it; `last`
+set). Fields of the state: `owner`, empty once somebody took it away; `last`
 sequence; `spoken`; `end`, `done` or `lost`, absent while it runs; `redis`, the
 id of the Redis process that last had all events; `pledge`, what a record of it needs.
 """
@@ -55,6 +55,14 @@ if ARGV[6] == '1' then
   redis.call('DEL', KEYS[3], KEYS[4])
 end
 return tonumber(ARGV[3])
+"""
+
+# ARGV: last sequence. Answers 1 when nobody owns it any more.
+FENCE = """
+local state = redis.call('HMGET', KEYS[1], 'last', 'end')
+if state[1] ~= ARGV[1] or state[2] or redis.call('EXISTS', KEYS[3]) == 1 then return 0 end
+redis.call('HSET', KEYS[1], 'owner', '')
+return 1
 """
 
 # ARGV: sequence of the end, the end, time to live in ms, 1 when a restart loses nothing.

@@ -1,17 +1,20 @@
 """Waiting for new entries of any number of Redis streams, over a few connections.
 
-A blocking read occupies its connection. One connection for each stream that is
-followed would be a thousand after a reconnect, so every read waits for all
-streams that want it at that moment: a *lane* is a task with one read under way.
-What comes to want reading meanwhile gets a lane of its own, up to a number;
-beyond that it waits for the next lane that comes round, which then looks more
-often. Keys of several tenants in one read are fine for one Redis, not for a
-cluster.
+A blocking read occupies its connection, so one read waits for many streams: a
+*lane* is a task with one read under way. Whoever gets entries asks again at
+once and stays in its lane. Who comes new gets a lane of its own, up to a
+number of them; beyond that the smallest lane is woken to take it along, by an
+entry in a stream that only that lane reads: Redis ends short blocks no more
+often than every 100 ms, so a lane cannot look often by itself. Keys of several
+tenants in one read are fine for one Redis, not for a cluster.
 """
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+import uuid
+from collections import deque
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -19,9 +22,13 @@ from redis.exceptions import RedisError
 from janus_kit.redis import RedisClient
 
 _MOST_LANES = 16
-_SHORT_S = 0.02
+# Streams of a lane, while there may be another lane.
+_FEW = 64
+# Waits end at multiples of so long, so that those who look around after it do it together.
+_GRID_S = 0.1
 # Entries of a stream that are read at once.
 _COUNT = 32
+_WAKE_MS = 60_000
 
 
 @dataclass(eq=False, slots=True)
@@ -33,79 +40,149 @@ class _Wish:
     until: float
     future: "asyncio.Future[Sequence[Any]]"
 
+    def answer(self, entries: Sequence[Any]) -> None:
+        if not self.future.done():
+            self.future.set_result(entries)
+
+
+@dataclass(eq=False, slots=True)
+class _Lane:
+    """What one read waits for. ``wake`` is its own stream, ``called`` and ``heard`` the last entries there."""
+
+    wake: str
+    wishes: dict[str, list[_Wish]] = field(default_factory=dict)
+    called: int = 0
+    heard: int = 0
+    is_called: bool = False
+
+    def end(self, now: float) -> None:
+        """Let go of those whose time is over, and of those who left."""
+        for stream, wishes in tuple(self.wishes.items()):
+            for wish in wishes:
+                if wish.until <= now:
+                    wish.answer(())
+            if left := [wish for wish in wishes if not wish.future.done()]:
+                self.wishes[stream] = left
+            else:
+                del self.wishes[stream]
+
+    def places(self) -> dict[str, str]:
+        """Where to read on; whoever is further than others on its stream gets more than it needs."""
+        own = {self.wake: f"{self.heard}-0"}
+        return own | {stream: f"{min(wish.after for wish in wishes)}-0" for stream, wishes in self.wishes.items()}
+
+    def take(self, found: Sequence[tuple[bytes, Sequence[Any]]]) -> None:
+        """Hand out what was read."""
+        for name, entries in found:
+            stream = name.decode()
+            if stream == self.wake:
+                self.heard = int(entries[-1][0].partition(b"-")[0])
+            for wish in self.wishes.pop(stream, ()):
+                wish.answer(entries)
+
 
 class ReplayWaiter:
     """``wait`` is for any number of callers; ``close`` ends what waits."""
 
     def __init__(self, client: RedisClient) -> None:
         self._client = client
-        self._wishes: list[_Wish] = []
-        self._lanes: set[asyncio.Task[None]] = set()
+        # Lanes leave some connections for waking; to wait for one would look as if Redis were away.
+        self._most = max(1, min(_MOST_LANES, client.connection_pool.max_connections // 2))
+        self._name = f"janus:replay-waiter:{uuid.uuid4().hex}"
+        self._number = 0
+        self._new: deque[_Wish] = deque()
+        self._lanes: set[_Lane] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._is_called = False
 
     async def wait(self, stream: str, after: int, seconds: float) -> Sequence[Any]:
-        """The entries beyond a sequence, at once or when they come; none when none do. Raises what Redis raises."""
+        """Entries, some of them after a sequence: at once, or when they come; none when none do.
+
+        It may take 0.1 s longer than it should. Raises what Redis raises.
+        """
         loop = asyncio.get_running_loop()
-        wish = _Wish(stream, after, loop.time() + seconds, loop.create_future())
-        self._wishes.append(wish)
-        if not self._is_called:
-            # Those that come in the same turn of the loop share a read.
-            self._is_called = True
-            loop.call_soon(self._open)
+        until = ((loop.time() + seconds) // _GRID_S + 1) * _GRID_S
+        wish = _Wish(stream, after, until, loop.create_future())
+        self._new.append(wish)
+        self._call()
         return await wish.future
 
     async def close(self) -> None:
         """End every read."""
-        for lane in self._lanes:
-            lane.cancel()
-        await asyncio.gather(*self._lanes, return_exceptions=True)
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            # Again and again, since a driver may take a cancellation for its own and go on.
+            await asyncio.wait(self._tasks, timeout=0.1)
 
-    def _open(self) -> None:
+    def _call(self) -> None:
+        """Have those who are new read for; those of the same turn of the loop share a read."""
+        if not self._is_called:
+            self._is_called = True
+            asyncio.get_running_loop().call_soon(self._called)
+
+    def _called(self) -> None:
         self._is_called = False
-        if self._wishes and len(self._lanes) < _MOST_LANES:
-            lane = asyncio.get_running_loop().create_task(self._lane(), name="replay-waiter")
+        if not self._new:
+            return
+        if len(self._lanes) < self._most:
+            self._number += 1
+            lane = _Lane(f"{self._name}:{self._number}")
             self._lanes.add(lane)
-            lane.add_done_callback(self._lanes.discard)
+            self._begin(self._read(lane), "replay-lane")
+            return
+        lane = min(self._lanes, key=lambda each: len(each.wishes))
+        if not lane.is_called:
+            lane.is_called = True
+            lane.called += 1
+            self._begin(self._wake(lane), "replay-wake")
 
-    async def _lane(self) -> None:
+    def _begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _read(self, lane: _Lane) -> None:
         """Read for those who wait, until nobody does."""
         clock = asyncio.get_running_loop().time
-        mine: dict[str, _Wish] = {}
         try:
             while True:
-                self._take(mine)
-                now = clock()
-                for wish in [each for each in mine.values() if each.future.done() or each.until <= now]:
-                    del mine[wish.stream]
-                    _answer(wish, ())
-                if not mine:
+                # Whoever was answered asks again in this turn.
+                await asyncio.sleep(0)
+                lane.is_called = False
+                self._take(lane)
+                lane.end(now := clock())
+                if not lane.wishes:
                     return
-                seconds = min(wish.until for wish in mine.values()) - now
-                if len(self._lanes) >= _MOST_LANES:
-                    seconds = min(seconds, _SHORT_S)
-                streams: Any = {wish.stream: f"{wish.after}-0" for wish in mine.values()}
-                found: Any = await self._client.xread(streams, count=_COUNT, block=max(1, round(seconds * 1000)))
-                for name, entries in found or ():
-                    _answer(mine.pop(name.decode()), entries)
-        except (RedisError, OSError, TimeoutError) as error:
-            for wish in mine.values():
+                seconds = min(wish.until for wishes in lane.wishes.values() for wish in wishes) - now
+                places: Any = lane.places()
+                found: Any = await self._client.xread(places, count=_COUNT, block=int(seconds * 1000) + 1)
+                lane.take(found or ())
+        except Exception as error:  # noqa: BLE001 - whoever waits is told, whatever it is
+            for wish in (wish for wishes in lane.wishes.values() for wish in wishes):
                 if not wish.future.done():
                     wish.future.set_exception(error)
         finally:
-            for wish in mine.values():
+            self._lanes.discard(lane)
+            for wish in (wish for wishes in lane.wishes.values() for wish in wishes):
                 wish.future.cancel()
+            self._call()
 
-    def _take(self, mine: dict[str, _Wish]) -> None:
-        """Everybody who waits for a lane; a stream that is read here already waits for another one."""
-        left = []
-        for wish in self._wishes:
-            if wish.stream in mine:
-                left.append(wish)
-            elif not wish.future.done():
-                mine[wish.stream] = wish
-        self._wishes = left
+    def _take(self, lane: _Lane) -> None:
+        """Those who are new, as far as others should not rather have them."""
+        everybody = len(self._new) + sum(len(each.wishes) for each in self._lanes)
+        most = max(_FEW, -(-everybody // self._most))
+        while self._new and len(lane.wishes) < most:
+            wish = self._new.popleft()
+            if not wish.future.done():
+                lane.wishes.setdefault(wish.stream, []).append(wish)
+        if self._new:
+            self._call()
 
-
-def _answer(wish: _Wish, entries: Sequence[Any]) -> None:
-    if not wish.future.done():
-        wish.future.set_result(entries)
+    async def _wake(self, lane: _Lane) -> None:
+        # When that fails it looks all the same, as soon as its read is over.
+        with suppress(RedisError, OSError, TimeoutError):
+            async with self._client.pipeline(transaction=False) as pipeline:
+                pipeline.xadd(lane.wake, {"w": ""}, id=f"{lane.called}-0", maxlen=1, approximate=False)
+                pipeline.pexpire(lane.wake, _WAKE_MS)
+                await pipeline.execute()

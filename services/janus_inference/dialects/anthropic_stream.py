@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from janus_inference import accounting
-from janus_inference.dialects.json_text import compact, parse_object
+from janus_inference.dialects.json_text import NotJson, compact, parse_object
 from janus_inference.dialects.parts import CallCheck, Numbering, OpenCall, citation
 from janus_inference.dialects.reader import WRONG_SHAPE, StreamReader
 from janus_inference.events import (
@@ -194,13 +194,20 @@ class MessagesReader(StreamReader):
                     events.append(ToolCallArguments(block.part_index, arguments))
                 events.append(self._check.completed(block.call))
             case _:
-                events.append(OpaqueAdded(block.part_index, self._opaque(block)))
+                if (opaque := self._opaque(block)) is not None:
+                    events.append(OpaqueAdded(block.part_index, opaque))
 
-    def _opaque(self, block: _Block) -> Opaque:
-        """A block that is not ours to read: server-side tools, their results, what is new."""
+    def _opaque(self, block: _Block) -> Opaque | None:
+        """A block that is not ours to read: server-side tools, their results, what is new.
+
+        None for one that was cut within its input, as the end of the answer will say: nobody can use it.
+        """
         whole = {**block.start, **block.added}
         if block.input_json:
-            whole["input"] = parse_object("".join(block.input_json).encode())
+            try:
+                whole["input"] = parse_object("".join(block.input_json).encode())
+            except NotJson:
+                return None
         return Opaque(self._issuer, block.kind, compact(whole).encode())
 
     def _end(self, events: list[ProviderEvent]) -> None:

@@ -15,6 +15,7 @@ from janus_inference.model import Effort, Prompt, ReasoningOptions
 
 # Thinking tokens for each coarse setting.
 _BUDGET = {Effort.MINIMAL: 1024, Effort.LOW: 2048, Effort.MEDIUM: 8192, Effort.HIGH: 16_384}
+_NO_LIMIT = 1_000_000
 _LEAST_BUDGET = 1024
 _BUDGET_FIELD = "prompt.reasoning.budget_tokens"
 
@@ -45,7 +46,9 @@ def thinking_of(prompt: Prompt, model: str) -> Thinking:
         return Thinking(_adaptive(asked), effort_word(asked.effort, model, known.efforts))
     if known.efforts == ():
         effort_word(asked.effort, model, known.efforts)
-    return _by_budget(_BUDGET[asked.effort], prompt, model, known)
+    # The budget is ours, so it makes room for the answer; where there is none, the model does not think.
+    budget = min(_BUDGET[asked.effort], (prompt.max_output_tokens or _NO_LIMIT) - 1)
+    return _by_budget(budget, prompt, model, known) if budget >= _LEAST_BUDGET else Thinking()
 
 
 def _adaptive(asked: ReasoningOptions) -> dict[str, Any]:

@@ -19,10 +19,11 @@ from janus_inference.model import (
     ToolDefinition,
 )
 from janus_inference.profiles import ChatProfile, EffortForm
-from janus_kit.errors import InvalidArgument
 
 # Set by Janus whatever the prompt says, so that options cannot set them; and
 # what needs the provider to keep the conversation.
+# What options may add to: tools of the provider's own, more to include, further settings.
+LISTS, OBJECTS = ("tools", "include"), ("text", "reasoning")
 RESERVED = frozenset({"model", "input", "stream", "store"} | {"background", "previous_response_id", "conversation"})
 LEAST_OUTPUT_TOKENS = 16
 """What OpenAI takes for `max_output_tokens`."""
@@ -62,27 +63,6 @@ def responses_body(prompt: Prompt, model: str, profile: ChatProfile, issuer: str
 def counted(body: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a request that counting its tokens takes."""
     return {name: body[name] for name in _COUNTED if name in body}
-
-
-def with_own(body: dict[str, Any], options: Mapping[str, object]) -> dict[str, object]:
-    """Adds to the body what options say beside it in the same field, and returns the other options.
-
-    Lists are added to: tools of the provider's own beside the caller's, more to
-    include. So are objects, by fields that Janus does not set.
-    """
-    others: dict[str, object] = {}
-    for name, value in options.items():
-        ours = body.get(name)
-        if name in ("tools", "include") and isinstance(ours, list) and isinstance(value, list):
-            body[name] = [*ours, *(each for each in value if each not in ours)]
-        elif name in ("text", "reasoning") and isinstance(ours, dict) and isinstance(value, Mapping):
-            if both := ours.keys() & value.keys():
-                rule = f"must not repeat '{name}.{min(both)[:64]}', which Janus sets"
-                raise InvalidArgument("prompt.provider_options_json", rule)
-            body[name] = {**ours, **value}
-        else:
-            others[name] = value
-    return others
 
 
 def _refuse(prompt: Prompt, model: str, profile: ChatProfile) -> None:

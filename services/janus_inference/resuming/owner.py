@@ -242,10 +242,13 @@ class Owned:
         """Restore what the store forgot; where that cannot be done now, the next append finds out about it as well."""
         self._must_restore = False
         try:
-            if not self._tail:
+            # An append that found out about it may have been quicker.
+            head = await self._store.head(*self.key)
+            last = head.last if head is not None else 0
+            if head is None and not self._tail:
                 await self._opened()
-            elif not await self._restored(0):
-                raise ReplayLost(0)
+            elif self._tail and self._tail[-1][0][-1].sequence > last and not await self._restored(last):
+                raise ReplayLost(last)
         except ReplayAway:
             self._must_open = True
 

@@ -27,6 +27,8 @@ from janus_kit.ids import require_id
 # How long a read of the replay is tried again while its store is away.
 PATIENCE_S = 5.0
 _RETRY_S = 0.1
+# Far more than an owner takes to give a store again what it forgot.
+_RESTORE_S = 0.2
 _CLOSE_S = 2.0
 
 Key = tuple[str, str]
@@ -144,7 +146,8 @@ class Resumables:
             joined, is_first = None, False
             try:
                 if position < subscription.joined_at:
-                    async with aclosing(self._replayed(key, position, subscription.joined_at)) as past:
+                    replayed = self._replayed(key, position, subscription.joined_at, is_over=feed is None)
+                    async with aclosing(replayed) as past:
                         async for numbered in past:
                             yield numbered
                             position = numbered.sequence
@@ -177,7 +180,11 @@ class Resumables:
                 if head is None or position > head.last:
                     raise ending.beyond(owned.feed.published if head is None else head.last)
             return _entered(owned.feed)
-        head = await self._head(key)
+        head = await (self._head(key) if is_first else self._known(key))
+        if head is not None and is_first and position > head.last and head.is_owned:
+            # Its owner may be giving it again to a store that forgot it.
+            await asyncio.sleep(_RESTORE_S)
+            head = await self._known(key)
         if head is None:
             raise ending.not_found(key[1])
         if head.is_lost:
@@ -198,12 +205,15 @@ class Resumables:
             self._keeper.look()
         return _entered(followed.feed)
 
-    async def _replayed(self, key: Key, position: int, until: int) -> AsyncGenerator[Numbered, None]:
+    async def _replayed(self, key: Key, position: int, until: int, *, is_over: bool) -> AsyncGenerator[Numbered, None]:
         """What the replay has beyond a position, at least to ``until``."""
         while position < until:
             page = await self._patiently(key, position)
-            if not page and await self._head(key) is None:
+            if not page and is_over and await self._head(key) is None:
                 raise ending.not_found(key[1])
+            if not page and not is_over:
+                await self._known(key, position)
+                page = await self._patiently(key, position)
             if not page or page[0].sequence != position + 1:
                 raise ending.events_lost()
             for numbered in page:
@@ -217,6 +227,18 @@ class Resumables:
                 return await self._store.head(*key)
             except ReplayAway:
                 await _pause(give_up_at)
+
+    async def _known(self, key: Key, beyond: int = -1) -> ReplayHead:
+        """The head of a generation that was there, and went beyond that sequence.
+
+        What a store forgot, its owner gives it again. Raises Unavailable when that takes too long.
+        """
+        give_up_at = _now() + PATIENCE_S
+        while True:
+            head = await self._head(key)
+            if head is not None and (head.last > beyond or not head.is_owned):
+                return head
+            await _pause(give_up_at)
 
     async def _patiently(self, key: Key, position: int) -> list[Numbered]:
         give_up_at = _now() + PATIENCE_S

@@ -130,3 +130,12 @@ def test_what_an_advisor_used_is_part_of_the_usage() -> None:
     events = read(START, end(usage={**own, "iterations": iterations}), STOP)
     (usage,) = [event.usage for event in events if isinstance(event, UsageUpdated)][-1:]
     assert (usage.input_uncached_tokens, usage.output_tokens) == (120, 37)
+
+
+def test_a_server_s_tool_that_was_cut_within_its_input_ends_with_the_answer_and_breaks_nothing() -> None:
+    start = {"type": "server_tool_use", "id": "s1", "name": "web_search", "input": {}}
+    cut = block(start, {"type": "input_json_delta", "partial_json": '{"query": "we'})
+    events = read(START, *cut, end("max_tokens"), STOP)
+    assert not [event for event in events if isinstance(event, OpaqueAdded)]
+    assert isinstance(events[-1], Stopped)
+    assert events[-1].reason is FinishReason.LENGTH

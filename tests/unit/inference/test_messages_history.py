@@ -4,8 +4,22 @@ from typing import Any
 
 import pytest
 
-from janus_inference.dialects.anthropic_request import messages_body
-from janus_inference.model import Message, Opaque, Prompt, Role, Text, ToolCall, ToolChoice, ToolChoiceMode, ToolResult
+from janus_inference.adapters.options import with_options
+from janus_inference.dialects.anthropic_request import RESERVED, messages_body
+from janus_inference.model import (
+    Effort,
+    Message,
+    Opaque,
+    Prompt,
+    ReasoningOptions,
+    Role,
+    Text,
+    ToolCall,
+    ToolChoice,
+    ToolChoiceMode,
+    ToolDefinition,
+    ToolResult,
+)
 from janus_kit.errors import InvalidArgument
 
 HELLO = Message(Role.USER, (Text("hello"),))
@@ -41,3 +55,20 @@ def test_without_tools_nothing_is_said_of_choosing_one() -> None:
     body = said(tool_choice=ToolChoice(ToolChoiceMode.NONE, ""), parallel_tool_calls=False)
     assert "tool_choice" not in body
     assert "tools" not in body
+
+
+@pytest.mark.parametrize(("most", "budget"), [(1000, None), (2000, 1999), (50_000, 16_384)])
+def test_a_budget_that_an_effort_stands_for_leaves_room_for_the_answer(most: int, budget: int | None) -> None:
+    body = said(reasoning=ReasoningOptions(Effort.HIGH), max_output_tokens=most)
+    assert body.get("thinking", {}).get("budget_tokens") == budget
+
+
+def test_the_providers_own_tools_stand_beside_the_callers() -> None:
+    body = said(tools=(ToolDefinition("weather"),))
+    search = {"type": "web_search_20250305", "name": "web_search"}
+    options = {"tools": [search], "output_config": {"effort": "low"}, "metadata": {"user_id": "u"}}
+    made = body | with_options(body, options, RESERVED, lists=("tools",), objects=("output_config",))
+    assert [tool["name"] for tool in made["tools"]] == ["weather", "web_search"]
+    assert (made["output_config"], made["metadata"]) == ({"effort": "low"}, {"user_id": "u"})
+    with pytest.raises(InvalidArgument):
+        with_options(body, {"tools": "none"}, RESERVED, lists=("tools",))
