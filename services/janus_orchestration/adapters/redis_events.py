@@ -169,6 +169,10 @@ class RedisEvents:
             async with asyncio.timeout(self._timeout_s + blocking_s):
                 yield
         except (RedisError, TimeoutError, OSError) as error:
+            # Giving a connection back can fail and so hide that the caller was cancelled.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise asyncio.CancelledError from error
             raise StreamAway(type(error).__name__) from error
 
 
