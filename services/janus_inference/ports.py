@@ -120,7 +120,8 @@ class EventCodec(Protocol):
 class UsageRecord:
     """One attempt that reached a provider, and what it used; ``cost`` is None when the price is unknown.
 
-    ``outcome`` is one of the words of `janus_inference_attempts_total`.
+    ``outcome`` is one of the words of `janus_inference_attempts_total`, or
+    `owner_gone` where a reader settled for a process that was killed.
     """
 
     caller: Caller
