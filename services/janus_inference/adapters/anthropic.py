@@ -1,13 +1,13 @@
 """Messages, through the `anthropic` SDK."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from janus_inference.adapters.options import with_options
 from janus_inference.adapters.sdk_client import SdkClient
 from janus_inference.adapters.upstream import answering, count_in, whole_answer
-from janus_inference.dialects.anthropic_request import COUNTED, RESERVED, count_body, messages_body
+from janus_inference.dialects.anthropic_request import COUNTED, LISTS, OBJECTS, RESERVED, count_body, messages_body
 from janus_inference.dialects.anthropic_stream import MessagesReader
 from janus_inference.dialects.parts import CallCheck
 from janus_inference.events import ProviderEvent
@@ -20,8 +20,18 @@ if TYPE_CHECKING:
 
 # Its reasoning and opaque blocks are Anthropic's, under whatever name the provider is configured.
 ISSUER = "anthropic"
-# What options may add to: tools of the provider's own, further settings of the output.
-_LISTS, _OBJECTS = ("tools",), ("output_config",)
+# Where a request may hold something to call.
+_CALLABLE = ("tools", "mcp_servers")
+
+
+def with_own(body: Mapping[str, Any], options: Mapping[str, object]) -> dict[str, Any]:
+    """The request with the fields that a caller adds to it. Raises InvalidArgument, see ``with_options``."""
+    extra = with_options(body, options, RESERVED, lists=LISTS, objects=OBJECTS)
+    whole = {**body, **extra}
+    if "tool_choice" not in extra and not any(map(whole.get, _CALLABLE)):
+        # Options might have had tools; a choice among none is refused.
+        whole.pop("tool_choice", None)
+    return whole
 
 
 def _make_client(base_url: str, api_key: str, http: "httpx2.AsyncClient") -> "AsyncAnthropic":
@@ -44,25 +54,20 @@ class Anthropic:
     async def stream(self, ask: Ask) -> AsyncIterator[AsyncIterator[Sequence[ProviderEvent]]]:
         if not self._usable:
             raise not_configured(self._name)
-        body = messages_body(ask.prompt, ask.model, ISSUER)
-        extra = with_options(body, ask.options, RESERVED, lists=_LISTS, objects=_OBJECTS)
+        body = with_own(messages_body(ask.prompt, ask.model, ISSUER), ask.options)
         reader = MessagesReader(self._name, ask.model, ISSUER, CallCheck.of(ask.prompt))
-        async with answering(
-            self._client, "/v1/messages", body | extra, ask, provider=self._name, reader=reader
-        ) as batches:
+        async with answering(self._client, "/v1/messages", body, ask, provider=self._name, reader=reader) as batches:
             yield batches
 
     async def count_tokens(self, ask: Ask) -> int:
         """Tokens of the prompt, counted by the provider; see ``TokenCounter``."""
         if not self._usable:
             raise not_configured(self._name)
-        body = count_body(ask.prompt, ask.model, ISSUER)
         options = {name: ask.options[name] for name in COUNTED & ask.options.keys()}
-        extra = with_options(body, options, RESERVED, lists=_LISTS, objects=_OBJECTS)
         answer = await whole_answer(
             self._client,
             "/v1/messages/count_tokens",
-            body | extra,
+            with_own(count_body(ask.prompt, ask.model, ISSUER), options),
             provider=self._name,
             model=ask.model,
             connect_timeout=ask.connect_timeout,

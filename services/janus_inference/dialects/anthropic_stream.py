@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from janus_inference import accounting
+from janus_inference.dialects.anthropic_blocks import CALL, kept
 from janus_inference.dialects.json_text import NotJson, compact, parse_object
 from janus_inference.dialects.parts import CallCheck, Numbering, OpenCall, citation
 from janus_inference.dialects.reader import WRONG_SHAPE, StreamReader
@@ -137,6 +138,10 @@ class MessagesReader(StreamReader):
 
     def _block_start(self, index: int, start: Mapping[str, Any], events: list[ProviderEvent]) -> None:
         kind = start["type"]
+        if kind == CALL and (fields := kept(start)):
+            # Before the call, so that it is known when the call is said again.
+            opaque = Opaque(self._issuer, CALL, compact(fields).encode())
+            events.append(OpaqueAdded(self._parts.of((index, "kept")), opaque))
         block = _Block(self._parts.of(index), kind, start)
         self._blocks[index] = block
         match kind:

@@ -47,7 +47,8 @@ def thinking_of(prompt: Prompt, model: str) -> Thinking:
     if known.efforts == ():
         effort_word(asked.effort, model, known.efforts)
     # The budget is ours, so it makes room for the answer; where there is none, the model does not think.
-    budget = min(_BUDGET[asked.effort], (prompt.max_output_tokens or _NO_LIMIT) - 1)
+    most = min(prompt.max_output_tokens or _NO_LIMIT, known.max_output or _NO_LIMIT)
+    budget = min(_BUDGET[asked.effort], most - 1)
     return _by_budget(budget, prompt, model, known) if budget >= _LEAST_BUDGET else Thinking()
 
 
@@ -71,5 +72,8 @@ def _by_budget(budget: int, prompt: Prompt, model: str, known: Family) -> Thinki
         raise unsupported(model, "REASONING", _BUDGET_FIELD, rule)
     if prompt.max_output_tokens is not None and budget >= prompt.max_output_tokens:
         rule = "must be below max_output_tokens, which includes the reasoning"
+        raise unsupported(model, "REASONING", _BUDGET_FIELD, rule)
+    if known.max_output is not None and budget >= known.max_output:
+        rule = f"must be below {known.max_output}, the most that this model writes, which includes the reasoning"
         raise unsupported(model, "REASONING", _BUDGET_FIELD, rule)
     return Thinking({"type": "enabled", "budget_tokens": budget}, budget=budget)

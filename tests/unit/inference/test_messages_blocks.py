@@ -15,6 +15,7 @@ from janus_inference.events import (
     RefusalDelta,
     Stopped,
     TextDelta,
+    ToolCallCompleted,
     UsageUpdated,
 )
 from janus_inference.model import Citation
@@ -134,8 +135,31 @@ def test_what_an_advisor_used_is_part_of_the_usage() -> None:
 
 def test_a_server_s_tool_that_was_cut_within_its_input_ends_with_the_answer_and_breaks_nothing() -> None:
     start = {"type": "server_tool_use", "id": "s1", "name": "web_search", "input": {}}
-    cut = block(start, {"type": "input_json_delta", "partial_json": '{"query": "we'})
-    events = read(START, *cut, end("max_tokens"), STOP)
+    text = block({"type": "text", "text": "Let me look."})
+    cut = block(start, {"type": "input_json_delta", "partial_json": '{"query": "we'}, index=1)
+    events = read(START, *text, *cut, end("max_tokens"), STOP)
+    assert TextDelta(0, "Let me look.") in events
     assert not [event for event in events if isinstance(event, OpaqueAdded)]
     assert isinstance(events[-1], Stopped)
     assert events[-1].reason is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize(
+    ("more", "kept"),
+    [
+        ({"caller": {"type": "direct"}, "toolset_name": None}, []),
+        (
+            {"caller": {"type": "code_execution_20260120", "tool_id": "s1"}},
+            [{"id": "t1", "caller": {"type": "code_execution_20260120", "tool_id": "s1"}}],
+        ),
+        ({"caller": {"type": "direct"}, "toolset_name": "files"}, [{"id": "t1", "toolset_name": "files"}]),
+    ],
+)
+def test_what_only_the_provider_understands_of_a_call_is_kept_before_it(
+    more: dict[str, Any], kept: list[dict[str, Any]]
+) -> None:
+    events = read(START, *block({"type": "tool_use", "id": "t1", "name": "weather", "input": {}, **more}), end(), STOP)
+    opaque = [event for event in events if isinstance(event, OpaqueAdded)]
+    assert [(event.part.type, json.loads(event.part.data)) for event in opaque] == [("tool_use", each) for each in kept]
+    (call,) = [event for event in events if isinstance(event, ToolCallCompleted)]
+    assert call.part_index == len(kept)

@@ -1,11 +1,12 @@
 """What other providers and models wrote, said to Messages in a form that it takes."""
 
+import json
 from typing import Any
 
 import pytest
 
-from janus_inference.adapters.options import with_options
-from janus_inference.dialects.anthropic_request import RESERVED, messages_body
+from janus_inference.adapters.anthropic import with_own
+from janus_inference.dialects.anthropic_request import messages_body
 from janus_inference.model import (
     Effort,
     Message,
@@ -39,15 +40,39 @@ def test_blanks_alone_are_no_text() -> None:
     assert result["content"] == [{"type": "text", "text": "sun"}]
 
 
-@pytest.mark.parametrize("arguments", ['{"x": NaN}', '{"x": -Infinity}', "[" * 50_000, "{"])
+def test_blanks_alone_are_no_instructions_either() -> None:
+    marked = Message(Role.SYSTEM, (Text(" \n"), Text("be kind", cache_breakpoint=True)))
+    assert [block["text"] for block in said(marked)["system"]] == ["be kind"]
+    assert "system" not in said(system="\n")
+
+
+@pytest.mark.parametrize("only", [Message(Role.SYSTEM, (Text("be kind"),)), Message(Role.USER, (Text(" "),))])
+def test_instructions_alone_are_refused_by_name(only: Message) -> None:
+    with pytest.raises(InvalidArgument) as raised:
+        messages_body(Prompt((only,)), "claude-sonnet-4-5", "anthropic")
+    assert raised.value.violations[0].field == "prompt.messages"
+    assert "ROLE_SYSTEM" in raised.value.violations[0].rule
+
+
+@pytest.mark.parametrize("arguments", ['{"x": NaN}', '{"x": -Infinity}', '{"x": 1e999}', "[" * 50_000, "{"])
 def test_arguments_that_are_no_json_are_shown_as_they_were(arguments: str) -> None:
     body = said(Message(Role.ASSISTANT, (ToolCall("c1", "weather", arguments),)))
     assert body["messages"][1]["content"][0]["input"] == {"invalid_json": arguments}
 
 
-def test_a_block_that_is_no_json_is_named() -> None:
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        ("server_tool_use", b"[" * 50_000),
+        ("server_tool_use", b'{"type":"server_tool_use","input":{"x":1e999}}'),
+        ("server_tool_use", b'{"type":"text","text":"x"}'),
+        ("server_tool_use", b'{"id":"s"}'),
+        ("tool_use", b'{"caller":{"type":"direct"}}'),
+    ],
+)
+def test_a_block_that_its_issuer_could_not_have_written_is_named(kind: str, data: bytes) -> None:
     with pytest.raises(InvalidArgument) as raised:
-        said(Message(Role.ASSISTANT, (Opaque("anthropic", "server_tool_use", b"[" * 50_000),)))
+        said(Message(Role.ASSISTANT, (Opaque("anthropic", kind, data, cache_breakpoint=True),)))
     assert raised.value.violations[0].field == "prompt.messages[1].parts[0].opaque.data"
 
 
@@ -57,18 +82,54 @@ def test_without_tools_nothing_is_said_of_choosing_one() -> None:
     assert "tools" not in body
 
 
+def test_options_without_tools_are_nothing_to_choose_among() -> None:
+    choosing: dict[str, Any] = {"tool_choice": ToolChoice(ToolChoiceMode.AUTO), "parallel_tool_calls": False}
+    body = said(**choosing, provider_options_json="{...}")
+    assert "tool_choice" not in with_own(body, {"metadata": {"user_id": "u"}})
+    search = {"type": "web_search_20250305", "name": "web_search"}
+    chosen = {"type": "auto", "disable_parallel_tool_use": True}
+    assert with_own(body, {"tools": [search]})["tool_choice"] == chosen
+
+
 @pytest.mark.parametrize(("most", "budget"), [(1000, None), (2000, 1999), (50_000, 16_384)])
 def test_a_budget_that_an_effort_stands_for_leaves_room_for_the_answer(most: int, budget: int | None) -> None:
     body = said(reasoning=ReasoningOptions(Effort.HIGH), max_output_tokens=most)
     assert body.get("thinking", {}).get("budget_tokens") == budget
 
 
+@pytest.mark.parametrize(("model", "most"), [("claude-opus-4-1", 32_000), ("claude-sonnet-4-5", 64_000)])
+@pytest.mark.parametrize("asked", [None, 200_000])
+def test_a_budget_beyond_what_a_model_writes_is_refused(model: str, most: int, asked: int | None) -> None:
+    prompt = Prompt((HELLO,), reasoning=ReasoningOptions(budget_tokens=most), max_output_tokens=asked)
+    with pytest.raises(InvalidArgument) as raised:
+        messages_body(prompt, model, "anthropic")
+    assert raised.value.violations[0].field == "prompt.reasoning.budget_tokens"
+    assert str(most) in raised.value.violations[0].rule
+
+
 def test_the_providers_own_tools_stand_beside_the_callers() -> None:
     body = said(tools=(ToolDefinition("weather"),))
     search = {"type": "web_search_20250305", "name": "web_search"}
-    options = {"tools": [search], "output_config": {"effort": "low"}, "metadata": {"user_id": "u"}}
-    made = body | with_options(body, options, RESERVED, lists=("tools",), objects=("output_config",))
+    made = with_own(body, {"tools": [search], "output_config": {"effort": "low"}, "metadata": {"user_id": "u"}})
     assert [tool["name"] for tool in made["tools"]] == ["weather", "web_search"]
     assert (made["output_config"], made["metadata"]) == ({"effort": "low"}, {"user_id": "u"})
     with pytest.raises(InvalidArgument):
-        with_options(body, {"tools": "none"}, RESERVED, lists=("tools",))
+        with_own(body, {"tools": "none"})
+
+
+def test_settings_of_thinking_stand_beside_what_was_asked() -> None:
+    body = said(reasoning=ReasoningOptions(budget_tokens=2000))
+    made = with_own(body, {"thinking": {"display": "omitted"}})
+    assert made["thinking"] == {"type": "enabled", "budget_tokens": 2000, "display": "omitted"}
+    with pytest.raises(InvalidArgument, match=r"thinking\.budget_tokens"):
+        with_own(body, {"thinking": {"budget_tokens": 3000}})
+
+
+def test_what_only_the_provider_understands_of_a_call_goes_back_with_it() -> None:
+    caller = {"type": "code_execution_20260120", "tool_id": "srvtoolu_1"}
+    about = Opaque("anthropic", "tool_use", json.dumps({"id": "c1", "caller": caller}).encode())
+    body = said(Message(Role.ASSISTANT, (about, ToolCall("c1", "weather", "{}"), ToolCall("c2", "weather", "{}"))))
+    assert body["messages"][1]["content"] == [
+        {"type": "tool_use", "id": "c1", "name": "weather", "input": {}, "caller": caller},
+        {"type": "tool_use", "id": "c2", "name": "weather", "input": {}},
+    ]
