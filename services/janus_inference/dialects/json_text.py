@@ -1,6 +1,7 @@
 """JSON as providers write it, and as users do."""
 
 import json
+import math
 from typing import Any
 
 import jiter
@@ -28,12 +29,20 @@ def parse_object(data: bytes) -> dict[str, Any]:
 def strict_object(data: bytes) -> dict[str, Any]:
     """One JSON object, kept as it is, without NaN and the like, which no JSON text may hold. Raises NotJson."""
     try:
-        value = json.loads(data, parse_constant=_no_number)
+        value = json.loads(data, parse_constant=_no_number, parse_float=_finite)
     except (ValueError, RecursionError):
         raise NotJson("not JSON") from None
     if not isinstance(value, dict):
         raise NotJson("not an object")
     return value
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        # Written again it would be no JSON.
+        raise ValueError(text)
+    return number
 
 
 def _no_number(word: str) -> None:
