@@ -57,6 +57,8 @@ _FILTERED = {
     "misalignment_policy_violation",
 }
 _NO_MODEL = {"model_not_found", "not_found_error", "unknown_model", "model_not_available"}
+# The model wrote what its server cannot read; nothing is wrong with the request.
+_MODEL_FAILED = {"tool_use_failed"}
 
 # Statuses of the 4xx that say nothing against the request: an address without
 # an API behind it, a lock, a connection that was closed.
@@ -170,6 +172,9 @@ def classify(provider: str, model: str, said: Refused) -> ProviderFailure:
     if codes & _FILTERED or (status in (400, 403) and _FILTERED_TEXT.search(said.message)):
         rejected = _rejected(provider, model, who)
         return ProviderFailure(rejected, retryable=False, outcome="content_filter", elsewhere=False, filtered=True)
+    if codes & _MODEL_FAILED:
+        # Whatever is advised: the next answer is another one.
+        return broken(provider, "the model wrote a tool call that cannot be read")
     if status == 402 or codes & _BILLING or (status == 400 and "credit balance" in said.message.lower()):
         text = f"provider '{provider}' says that the account is out of credit"
         return failure(FailedPrecondition("PROVIDER_BILLING", text, who, subject=provider), "billing")

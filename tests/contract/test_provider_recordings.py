@@ -262,7 +262,9 @@ async def outcome(exchange: dict[str, Any], dialect: str, wire: WireServer, cutt
     finally:
         await provider.close()
     if exchange["status"] != 200:
-        got, wanted = failure and failure.error.code, _CODES[exchange["status"]]
+        # A model that calls no tool as it should is not the caller's fault.
+        model_failed = "tool_use_failed" in json.dumps(exchange["response"])
+        got, wanted = failure and failure.error.code, "UNAVAILABLE" if model_failed else _CODES[exchange["status"]]
         return [] if got == wanted and not events else [f"{got} is not {wanted}"]
     reading = (read_chat if dialect == "openai_chat" else read_messages)(exchange)
     if reading.error:

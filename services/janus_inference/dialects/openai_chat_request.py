@@ -1,49 +1,22 @@
 """The body of a Chat Completions request."""
 
 import json
-import re
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 from janus_inference.dialects import schemas
-from janus_inference.dialects.breakpoints import MOST_BREAKPOINTS, last_breakpoints
-from janus_inference.dialects.call_ids import fitting
-from janus_inference.dialects.capabilities import malformed, unsupported, unsupported_part
+from janus_inference.dialects.capabilities import unsupported
 from janus_inference.dialects.efforts import effort_word
-from janus_inference.dialects.media import (
-    AUDIO_FORMATS,
-    bare_type,
-    base64_of,
-    data_url,
-    file_name,
-    inline_text,
-    text_of,
-)
+from janus_inference.dialects.openai_chat_messages import MessageWriter
 from janus_inference.families import family
 from janus_inference.model import (
-    Audio,
-    Document,
     Effort,
-    Image,
     JsonFormat,
     JsonSchemaFormat,
-    Message,
-    Opaque,
-    Part,
     Prompt,
-    Reasoning,
-    Refusal,
-    Role,
-    Text,
-    ToolCall,
     ToolChoiceMode,
     ToolDefinition,
-    ToolResult,
 )
-from janus_inference.profiles import ChatProfile, Documents, EffortForm
-
-# A name that every server of this dialect takes; others are left out, as the field is a hint.
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+from janus_inference.profiles import ChatProfile, EffortForm
 
 # Set by Janus whatever the prompt says, so that options cannot set them.
 RESERVED = frozenset({"model", "messages", "stream", "stream_options", "n"})
@@ -51,20 +24,20 @@ RESERVED = frozenset({"model", "messages", "stream", "stream_options", "n"})
 
 def chat_body(prompt: Prompt, model: str, profile: ChatProfile, issuer: str) -> dict[str, Any]:
     """The request for a streamed answer. Raises InvalidArgument for what cannot be said in it."""
-    body: dict[str, Any] = {"model": model, "messages": _Writer(model, profile, issuer).messages(prompt)}
+    body: dict[str, Any] = {"model": model, "messages": MessageWriter(model, profile, issuer).messages(prompt)}
     body["stream"] = True
     if profile.stream_usage:
         body["stream_options"] = {"include_usage": True}
     if prompt.tools:
         body["tools"] = [_tool(tool, index, model, profile) for index, tool in enumerate(prompt.tools)]
     # Without tools there is nothing to choose from, and some refuse to be told how.
-    if prompt.tool_choice is not None and prompt.may_call:
+    if prompt.tool_choice is not None and _may_choose(prompt):
         body["tool_choice"] = (
             {"type": "function", "function": {"name": prompt.tool_choice.name}}
             if prompt.tool_choice.mode is ToolChoiceMode.NAMED
             else prompt.tool_choice.mode.value
         )
-    if prompt.parallel_tool_calls is not None and prompt.may_call:
+    if prompt.parallel_tool_calls is not None and _has_tools(prompt):
         body["parallel_tool_calls"] = prompt.parallel_tool_calls
     if prompt.response_format is not None:
         body["response_format"] = _format(prompt.response_format, model, profile)
@@ -76,6 +49,21 @@ def chat_body(prompt: Prompt, model: str, profile: ChatProfile, issuer: str) -> 
             raise unsupported(model, "stop", "prompt.stop", rule)
         body["stop"] = list(prompt.stop)
     return body | _sampling(prompt, model, profile) | _reasoning(prompt, model, profile)
+
+
+def _has_tools(prompt: Prompt) -> bool:
+    """Whether the request will have tools: the caller's, or the provider's own among the options."""
+    if prompt.tools:
+        return True
+    return bool(prompt.provider_options_json and json.loads(prompt.provider_options_json).get("tools"))
+
+
+def _may_choose(prompt: Prompt) -> bool:
+    """Whether a choice of tools may be said; one that changes nothing is refused where there are none."""
+    mode = prompt.tool_choice.mode if prompt.tool_choice is not None else ToolChoiceMode.AUTO
+    idle = mode in (ToolChoiceMode.AUTO, ToolChoiceMode.NONE)
+    # An option may bring tools without naming them, as a preset does.
+    return _has_tools(prompt) if idle else prompt.may_call
 
 
 def _sampling(prompt: Prompt, model: str, profile: ChatProfile) -> dict[str, Any]:
@@ -159,135 +147,3 @@ def _tool(tool: ToolDefinition, index: int, model: str, profile: ChatProfile) ->
             raise schemas.refuse_strict_tool(model, index)
         function["strict"] = True
     return {"type": "function", "function": function}
-
-
-class _Writer:
-    """Writes the messages of one request for one model of one server."""
-
-    def __init__(self, model: str, profile: ChatProfile, issuer: str) -> None:
-        self._model, self._profile, self._issuer = model, profile, issuer
-        # Only the maker's models take breakpoints, whoever serves them.
-        self._marks = profile.cache_control and "claude" in model.lower()
-        self._marked: frozenset[int] = frozenset()
-
-    def messages(self, prompt: Prompt) -> list[dict[str, Any]]:
-        said: list[dict[str, Any]] = []
-        if self._marks:
-            self._marked = last_breakpoints(prompt.messages, MOST_BREAKPOINTS)
-        if prompt.system:
-            said.append({"role": "system", "content": prompt.system})
-        wanted = prompt.response_format
-        if isinstance(wanted, JsonSchemaFormat) and not schemas.can_hold(self._model, self._profile):
-            said.append({"role": "system", "content": schemas.asked_for(wanted)})
-        for index, message in enumerate(prompt.messages):
-            said.extend(self._message(message, f"prompt.messages[{index}]"))
-        return said
-
-    def _message(self, message: Message, path: str) -> Iterable[dict[str, Any]]:
-        if message.role is Role.TOOL:
-            for at, part in enumerate(message.parts):
-                if isinstance(part, ToolResult):
-                    content = self._result(part, f"{path}.parts[{at}]")
-                    yield {"role": "tool", "tool_call_id": self._id(part.call_id), "content": content}
-            return
-        if message.role is Role.ASSISTANT:
-            said = self._assistant(message, path)
-        else:
-            said = {"role": message.role.value, "content": self._content(message.parts, path)}
-        if _NAME.fullmatch(message.name):
-            said["name"] = message.name
-        yield said
-
-    def _id(self, call_id: str) -> str:
-        return fitting(call_id, self._profile.call_id, self._profile.call_id_length)
-
-    def _content(self, parts: Sequence[Part], path: str) -> str | list[dict[str, Any]]:
-        if len(parts) == 1 and isinstance(parts[0], Text) and id(parts[0]) not in self._marked:
-            return parts[0].text
-        return [self._block(part, f"{path}.parts[{at}]") for at, part in enumerate(parts)]
-
-    def _block(self, part: Part, path: str) -> dict[str, Any]:
-        block = self._unmarked(part, path)
-        if id(part) in self._marked:
-            block["cache_control"] = {"type": "ephemeral"}
-        return block
-
-    def _unmarked(self, part: Part, path: str) -> dict[str, Any]:
-        match part:
-            case Text(text=text):
-                return {"type": "text", "text": text}
-            case Image(media=media):
-                return {"type": "image_url", "image_url": {"url": data_url(media)}}
-            case Audio(media=media) if self._profile.audio:
-                kind = AUDIO_FORMATS.get(bare_type(media))
-                if media.data is None or kind is None:
-                    rule = "this provider takes the bytes of sound as WAV or MP3"
-                    raise unsupported(self._model, "AUDIO_INPUT", f"{path}.audio", rule)
-                return {"type": "input_audio", "input_audio": {"data": base64_of(media.data), "format": kind}}
-            case Document():
-                return self._document(part, path)
-        raise unsupported_part(self._model, part, path)
-
-    def _document(self, part: Document, path: str) -> dict[str, Any]:
-        """Plain text is said as text, which every model reads."""
-        if (text := text_of(part)) is not None:
-            return {"type": "text", "text": inline_text(part.title, text)}
-        takes = self._profile.documents
-        if takes is Documents.NO:
-            raise unsupported_part(self._model, part, path)
-        if part.media.data is None and takes is not Documents.BYTES_OR_ADDRESS:
-            rule = "this provider takes the bytes of a document, not its address"
-            raise unsupported(self._model, "DOCUMENT_INPUT", f"{path}.document", rule)
-        return {"type": "file", "file": {"filename": file_name(part), "file_data": data_url(part.media)}}
-
-    def _result(self, result: ToolResult, path: str) -> str:
-        """A tool's answer; this dialect has text only, and no mark for an error."""
-        texts = []
-        for at, part in enumerate(result.parts):
-            text = part.text if isinstance(part, Text) else None
-            if isinstance(part, Document) and (words := text_of(part)) is not None:
-                text = inline_text(part.title, words)
-            if text is None:
-                raise unsupported_part(self._model, part, f"{path}.tool_result.parts[{at}]")
-            texts.append(text)
-        whole = "\n".join(texts)
-        return f"Error: {whole}" if result.is_error else whole
-
-    def _assistant(self, message: Message, path: str) -> dict[str, Any]:
-        said: dict[str, Any] = {"role": "assistant"}
-        texts = [part for part in message.parts if isinstance(part, Text)]
-        refusals = [part.text for part in message.parts if isinstance(part, Refusal)]
-        calls = [part for part in message.parts if isinstance(part, ToolCall)]
-        if any(id(part) in self._marked for part in texts):
-            said["content"] = [self._block(part, path) for part in texts]
-        elif texts or not calls:
-            said["content"] = "".join(part.text for part in texts)
-        if refusals:
-            said["refusal"] = "".join(refusals)
-        if calls:
-            said["tool_calls"] = [
-                {
-                    "id": self._id(call.call_id),
-                    "type": "function",
-                    "function": {"name": call.name, "arguments": call.arguments_json or "{}"},
-                }
-                for call in calls
-            ]
-        return said | _thoughts(message.parts, self._profile, self._issuer, path)
-
-
-def _thoughts(parts: Sequence[Part], profile: ChatProfile, issuer: str, path: str) -> dict[str, Any]:
-    """Earlier reasoning, sent back to its issuer alone and only where the server takes it."""
-    back: dict[str, Any] = {}
-    thought = ""
-    for at, part in enumerate(parts):
-        if isinstance(part, Opaque) and part.issuer == issuer and part.type == "reasoning_details":
-            try:
-                back["reasoning_details"] = json.loads(part.data)
-            except (ValueError, RecursionError):
-                raise malformed(f"{path}.parts[{at}].opaque.data", "must be as the issuer wrote it") from None
-        elif isinstance(part, Reasoning) and part.issuer == issuer:
-            thought += part.text or ""
-    if thought and profile.reasoning_field:
-        back[profile.reasoning_field] = thought
-    return back

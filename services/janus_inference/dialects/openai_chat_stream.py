@@ -5,7 +5,9 @@ from typing import Any
 
 from janus_inference import accounting
 from janus_inference.dialects.json_text import compact, parse_object
-from janus_inference.dialects.parts import CallCheck, Numbering, OpenCall, citation
+from janus_inference.dialects.openai_chat_calls import ToolCalls
+from janus_inference.dialects.openai_chat_reasoning import ReasoningDetails
+from janus_inference.dialects.parts import CallCheck, Numbering, citation
 from janus_inference.dialects.reader import WRONG_SHAPE, StreamReader
 from janus_inference.events import (
     CitationAdded,
@@ -18,8 +20,6 @@ from janus_inference.events import (
     Stopped,
     TextDelta,
     TokenLogprob,
-    ToolCallArguments,
-    ToolCallStarted,
     UsageUpdated,
 )
 from janus_inference.model import Citation, Opaque
@@ -43,6 +43,8 @@ _CUT = frozenset({"network_error", "insufficient_system_resource", "abort", "err
 _KNOWN_FIELDS = frozenset({"choices", "usage", "x_groq"})
 # Fields beside the content that only their issuer understands.
 _OPAQUE_FIELDS = ("executed_tools",)
+# What could not be said again in the next prompt is not kept.
+_LARGEST_BLOCK = 3 * 2**20
 
 
 class ChatReader(StreamReader):
@@ -58,12 +60,11 @@ class ChatReader(StreamReader):
     def __init__(self, provider: str, model: str, issuer: str, calls: CallCheck, *, needs_done: bool = True) -> None:
         super().__init__(provider)
         self._model, self._issuer = model, issuer
-        self._check = calls
         self._needs_done = needs_done
         self._parts = Numbering()
-        self._calls: list[OpenCall] = []
-        self._call_at: dict[int, OpenCall] = {}
-        self._reasoning_details: dict[tuple[object, object], dict[str, Any]] = {}
+        self._calls = ToolCalls(self._parts, calls, issuer)
+        self._reasoning_details = ReasoningDetails()
+        self._audio: dict[str, Any] = {}
         self._response_id = self._response_model = ""
         self._reason: str | None = None
         self._refused = False
@@ -112,9 +113,10 @@ class ChatReader(StreamReader):
         for choice in chunk.get("choices") or ():
             if choice.get("index"):
                 continue  # only one answer is asked for
-            delta = choice.get("delta") or choice.get("message")
-            if delta:
+            if delta := choice.get("delta"):
                 self._delta(delta, events, choice.get("logprobs"))
+            elif message := choice.get("message"):
+                self._delta(message, events, choice.get("logprobs"), whole=True)
             if reason := choice.get("finish_reason"):
                 if choice_error := choice.get("error"):
                     raise classify(self._provider, self._model, _refused(choice_error))
@@ -125,7 +127,10 @@ class ChatReader(StreamReader):
         if usage:
             self._usage = usage
 
-    def _delta(self, delta: Mapping[str, Any], events: list[ProviderEvent], logprobs: Any = None) -> None:
+    def _delta(
+        self, delta: Mapping[str, Any], events: list[ProviderEvent], logprobs: Any = None, *, whole: bool = False
+    ) -> None:
+        """More of the answer, or a ``whole`` message, of which nothing is a fragment."""
         if len(delta) == 1 and not logprobs and isinstance(text := delta.get("content"), str):
             # Nearly all of a stream is this.
             if text:
@@ -143,19 +148,42 @@ class ChatReader(StreamReader):
         if refusal := delta.get("refusal"):
             self._refused = True
             events.append(RefusalDelta(self._parts.of("refusal"), _text(refusal)))
-        for fragment in delta.get("tool_calls") or ():
-            self._tool_call(fragment, events)
-        events += [
-            CitationAdded(self._citation(note["url_citation"]))
-            for note in delta.get("annotations") or ()
-            if note.get("type") == "url_citation"
-        ]
+        if calls := delta.get("tool_calls"):
+            self._calls.add(calls, events, whole=whole)
+        elif legacy := delta.get("function_call"):
+            # The only call, in the words that came before `tool_calls`.
+            self._calls.add([{"index": 0, "function": legacy}], events, whole=whole)
+        for note in delta.get("annotations") or ():
+            if note.get("type") == "url_citation":
+                events.append(CitationAdded(self._citation(note["url_citation"])))
+            else:
+                self._opaque("annotations", {"annotations": [note]}, events)
         for detail in delta.get("reasoning_details") or ():
-            self._collect_reasoning(detail)
+            self._reasoning_details.add(detail, whole=whole)
+        if audio := delta.get("audio"):
+            self._add_audio(audio)
         for name in _OPAQUE_FIELDS:
             if block := delta.get(name):
-                opaque = Opaque(self._issuer, name, compact(block).encode())
-                events.append(OpaqueAdded(self._parts.of(object()), opaque))
+                self._opaque(name, block, events)
+
+    def _opaque(self, kind: str, block: Any, events: list[ProviderEvent]) -> None:
+        data = compact(block).encode()
+        if len(data) > _LARGEST_BLOCK:
+            self.unknown += 1
+        else:
+            events.append(OpaqueAdded(self._parts.of(object()), Opaque(self._issuer, kind, data)))
+
+    def _add_audio(self, said: Mapping[str, Any]) -> None:
+        """Joins the pieces of sound, each of them bytes in base64, and of what is said in it."""
+        for name, value in said.items():
+            if value is None:
+                continue
+            if name == "data":
+                self._audio.setdefault(name, []).append(_text(value))
+            elif name == "transcript":
+                self._audio[name] = self._audio.get(name, "") + _text(value)
+            else:
+                self._audio[name] = value
 
     def _pieces(self, content: list[Any], events: list[ProviderEvent]) -> str:
         """The text of content in pieces, as Mistral sends it; thinking among them is reasoning."""
@@ -172,53 +200,9 @@ class ChatReader(StreamReader):
                 self.unknown += 1
         return "".join(texts)
 
-    def _tool_call(self, fragment: Mapping[str, Any], events: list[ProviderEvent]) -> None:
-        """One fragment of a call.
-
-        A new id begins a new call even where the index says otherwise: some
-        servers give every call the index 0, or none. Without ids, a name after
-        whole arguments does; where ids repeat, ours tell the calls apart.
-        """
-        function = fragment.get("function") or {}
-        index, call_id = fragment.get("index"), fragment.get("id")
-        if isinstance(index, int):
-            call = self._call_at.get(index)
-        else:
-            call = self._calls[-1] if self._calls and not call_id else None
-        name, arguments = function.get("name"), function.get("arguments")
-        another = call_id != call.given_id if call and call_id else name and arguments and call and call.is_whole()
-        if call is None or another:
-            if not name:
-                raise KeyError("name")
-            call = self._begin(call_id and _text(call_id), _text(name), events)
-            self._call_at[index if isinstance(index, int) else len(self._calls) - 1] = call
-        if arguments:
-            # A few servers send the parsed arguments instead of their text.
-            piece = arguments if isinstance(arguments, str) else compact(arguments)
-            call.fragments.append(piece)
-            events.append(ToolCallArguments(call.part_index, piece))
-
-    def _begin(self, given: str | None, name: str, events: list[ProviderEvent]) -> OpenCall:
-        number = len(self._calls)
-        call_id = given or f"call_{number}"
-        if any(call.call_id == call_id for call in self._calls):
-            call_id = f"{call_id}_{number}"
-        call = OpenCall(self._parts.of(("call", number)), call_id, name, given_id=given or "")
-        self._calls.append(call)
-        events.append(ToolCallStarted(call.part_index, call.call_id, call.name))
-        return call
-
     def _citation(self, said: Mapping[str, Any]) -> Citation:
         start, end = said.get("start_index"), said.get("end_index")
         return citation(said, self._parts.of("text"), start=start, end=end)
-
-    def _collect_reasoning(self, detail: Mapping[str, Any]) -> None:
-        """Joins the fragments of one reasoning block; its signature is needed whole."""
-        key = (detail.get("type"), detail.get("index"))
-        known = self._reasoning_details.setdefault(key, {})
-        for name, value in detail.items():
-            joins = name in ("text", "summary", "data") and isinstance(known.get(name), str) and value
-            known[name] = known[name] + value if joins else value if value is not None else known.get(name)
 
     def _end(self, events: list[ProviderEvent]) -> None:
         if self._reason in _CUT:
@@ -226,15 +210,21 @@ class ChatReader(StreamReader):
                 events.append(UsageUpdated(accounting.openai_usage(self._usage)))
             self.failure = broken(self._provider, "the provider cut the answer short")
             return
+        completed: list[ProviderEvent] = []
+        if not self._calls.complete(completed):
+            self.failure = broken(self._provider, "a tool call has no name")
+            return
+        self.unknown += self._calls.unknown
         self.whole = True
         if "reasoning" in self._parts:
             # No server of this dialect proves its reasoning here; this says whose it is.
             events.append(ReasoningSignature(self._parts.of("reasoning"), b"", self._issuer))
         if self._reasoning_details:
-            data = compact(list(self._reasoning_details.values())).encode()
-            opaque = Opaque(self._issuer, "reasoning_details", data)
+            opaque = Opaque(self._issuer, "reasoning_details", self._reasoning_details.data())
             events.append(OpaqueAdded(self._parts.of("reasoning_details"), opaque))
-        events.extend(self._check.completed(call) for call in self._calls)
+        if self._audio:
+            self._opaque("audio", self._audio, events)
+        events += completed
         if self._usage:
             events.append(UsageUpdated(accounting.openai_usage(self._usage)))
         word = self._reason or ""

@@ -60,6 +60,10 @@ class CallCheck:
             }
         )
 
+    def knows(self, name: str) -> bool:
+        """Whether there is a tool of this name, and none whose name only begins so."""
+        return name in self._schemas and not any(tool != name and tool.startswith(name) for tool in self._schemas)
+
     def completed(self, call: OpenCall) -> ToolCallCompleted:
         """The whole call and what is wrong with it."""
         text = "".join(call.fragments)

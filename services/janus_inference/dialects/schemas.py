@@ -40,9 +40,10 @@ def refuse_strict_tool(model: str, index: int) -> Exception:
 def parameters(tool: ToolDefinition) -> dict[str, Any]:
     """The schema of a tool's arguments; of one without any, that there are none."""
     if tool.parameters_schema_json:
-        # An object without properties is refused by some, though it is a schema.
+        # A schema that does not say that it is an object with properties is refused by some; arguments always are.
         schema: dict[str, Any] = json.loads(tool.parameters_schema_json)
-        return schema if "properties" in schema else {**schema, "properties": {}}
+        missing = {"type": "object", "properties": {}}
+        return schema | {name: value for name, value in missing.items() if name not in schema}
     if tool.strict:
         return {"type": "object", "properties": {}, "required": [], "additionalProperties": False}
     return {"type": "object", "properties": {}}

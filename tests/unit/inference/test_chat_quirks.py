@@ -9,13 +9,14 @@ from janus_inference.dialects.openai_chat_stream import ChatReader
 from janus_inference.dialects.parts import CallCheck
 from janus_inference.events import (
     CitationAdded,
+    OpaqueAdded,
     ProviderEvent,
     ReasoningDelta,
     TextDelta,
     TokenLogprob,
     ToolCallCompleted,
 )
-from janus_inference.model import Citation, ToolCall
+from janus_inference.model import Citation, Opaque, ToolCall
 from janus_inference.provider_errors import ProviderFailure
 
 DONE = b"data: [DONE]\n\n"
@@ -173,3 +174,69 @@ def test_citations_are_kept_within_the_contract_s_bounds() -> None:
     events = read(chunk(delta), chunk({}, "stop"), DONE)
     (found,) = [event.citation for event in events if isinstance(event, CitationAdded)]
     assert found == Citation(0, 0, "T" * 1024, ("https://a/" + "x" * 5000)[:2048], "q", 0)
+
+
+def test_annotations_of_other_kinds_and_sound_are_kept_for_their_issuer() -> None:
+    note = {"type": "file", "file": {"hash": "h", "content": []}}
+    pieces = [
+        chunk({"content": "x", "annotations": [note]}),
+        chunk({"audio": {"id": "a1", "transcript": "Hel"}}),
+        chunk({"audio": {"data": "QUI=", "transcript": "lo", "expires_at": None}}),
+        chunk({"audio": {"data": "QQ==", "expires_at": 9}}),
+    ]
+    found = [event for event in read(*pieces, chunk({}, "stop"), DONE) if isinstance(event, OpaqueAdded)]
+    sound = {"id": "a1", "transcript": "Hello", "data": ["QUI=", "QQ=="], "expires_at": 9}
+    assert [(event.part.issuer, event.part.type, json.loads(event.part.data)) for event in found] == [
+        ("upstream", "annotations", {"annotations": [note]}),
+        ("upstream", "audio", sound),
+    ]
+
+
+def test_a_block_too_large_to_be_said_again_is_counted() -> None:
+    reading = reader()
+    events = read(chunk({"audio": {"data": "A" * (3 * 2**20)}}), chunk({}, "stop"), DONE, reading=reading)
+    assert not any(isinstance(event, OpaqueAdded) for event in events)
+    assert reading.unknown == 1
+
+
+def details(events: list[ProviderEvent]) -> list[dict[str, Any]]:
+    (found,) = [event.part for event in events if isinstance(event, OpaqueAdded)]
+    assert isinstance(found, Opaque)
+    assert (found.issuer, found.type) == ("upstream", "reasoning_details")
+    return list(json.loads(found.data))
+
+
+def block(text: str | None = None, **more: Any) -> dict[str, Any]:
+    return {"type": "reasoning.text", **({} if text is None else {"text": text}), **more}
+
+
+def test_reasoning_blocks_of_one_body_are_never_joined() -> None:
+    said = [block("a", index=0), block("b", index=0), block("b", index=0, id="r", signature="s")]
+    message = {"content": "x", "reasoning_details": said}
+    body = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+    assert details(reader().body(json.dumps(body).encode())) == said
+
+
+def test_fragments_of_reasoning_are_joined_by_type_index_and_id() -> None:
+    pieces = [
+        block("a", index=0, id="r1"),
+        block("x", index=0, id="r2"),
+        block("b", index=0, id="r1"),
+        {"type": "reasoning.summary", "summary": "s", "index": 0, "id": "r1"},
+        # Without an id it goes on with the last of its kind.
+        block("c", index=0, id=None, signature="proof"),
+        block("d", index=1),
+    ]
+    events = read(*(chunk({"reasoning_details": [piece]}) for piece in pieces), chunk({}, "stop"), DONE)
+    assert details(events) == [
+        block("abc", index=0, id="r1", signature="proof"),
+        block("x", index=0, id="r2"),
+        {"type": "reasoning.summary", "summary": "s", "index": 0, "id": "r1"},
+        block("d", index=1),
+    ]
+
+
+def test_encrypted_reasoning_without_index_and_id_comes_whole() -> None:
+    said = [{"type": "reasoning.encrypted", "data": "AA=="}, {"type": "reasoning.encrypted", "data": "BB=="}]
+    events = read(*(chunk({"reasoning_details": [each]}) for each in said), chunk({}, "stop"), DONE)
+    assert details(events) == said

@@ -26,7 +26,7 @@ from janus_inference.events import (
     UsageUpdated,
 )
 from janus_inference.model import Citation, Opaque, ToolCall
-from janus_inference.provider_errors import ProviderFailure
+from janus_inference.provider_errors import ProviderFailure, Refused, classify
 
 DONE = b"data: [DONE]\n\n"
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -248,7 +248,7 @@ def test_servers_that_leave_the_marker_out_end_with_a_reason() -> None:
         ({"type": "server_error", "code": None}, "UNAVAILABLE", "PROVIDER_UNAVAILABLE"),
         ({"code": 502, "message": "bad gateway"}, "UNAVAILABLE", "PROVIDER_UNAVAILABLE"),
         ({"code": "rate_limit_exceeded"}, "RESOURCE_EXHAUSTED", "PROVIDER_RATE_LIMITED"),
-        ({"status_code": 400, "code": "tool_use_failed"}, "INVALID_ARGUMENT", "PROVIDER_REJECTED_REQUEST"),
+        ({"status_code": 400, "code": "tool_use_failed"}, "UNAVAILABLE", "PROVIDER_STREAM_BROKEN"),
         ("just a text", "UNAVAILABLE", "PROVIDER_UNAVAILABLE"),
     ],
 )
@@ -256,6 +256,14 @@ def test_errors_inside_a_stream_mean_what_they_mean_outside(error: Any, code: st
     with pytest.raises(ProviderFailure) as raised:
         read(f"data: {json.dumps({'error': error})}\n\n".encode())
     assert (raised.value.error.code, raised.value.error.reason) == (code, reason)
+
+
+@pytest.mark.parametrize("advice", [None, False])
+def test_a_model_that_cannot_call_is_asked_again_or_another_is(advice: bool | None) -> None:
+    said = Refused(400, "tool_use_failed", "invalid_request_error", should_retry=advice)
+    failure = classify("groq", "model", said)
+    assert (failure.error.code, failure.outcome) == ("UNAVAILABLE", "broken")
+    assert (failure.retryable, failure.elsewhere, failure.worked) == (True, True, True)
 
 
 json_values = st.recursive(
