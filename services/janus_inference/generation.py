@@ -108,9 +108,8 @@ class Generation:
                 first = await anext(events)
                 linger = self.linger_s if prompt.linger is None else prompt.linger
                 continued = _continued(first, events, claim, keep)
-                events = self.resumables.start(
-                    caller, generation_id, continued, linger, pledge=run.pledge(), spent=run.spent
-                )
+                pledge = run.pledge() if cached is None else None
+                events = self.resumables.start(caller, generation_id, continued, linger, pledge=pledge, spent=run.spent)
             async with aclosing(events):
                 async for numbered in events:
                     if prompt.resumable:

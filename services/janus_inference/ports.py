@@ -274,7 +274,7 @@ class ReplayStore(Protocol):
     event; nothing is written after that. Times are in seconds.
     """
 
-    async def open(self, tenant: str, generation_id: str, owner: str, lease_s: float, pledge: Pledge) -> None:
+    async def open(self, tenant: str, generation_id: str, owner: str, lease_s: float, pledge: Pledge | None) -> None:
         """Begin, or begin again what was forgotten. Raises ReplayFenced."""
         ...
 

@@ -189,7 +189,8 @@ def classify(provider: str, model: str, said: Refused) -> ProviderFailure:
         return failure(error, "rate_limited", retryable=status == 429)
     if status in (408, 504):
         text = f"provider '{provider}' did not answer in its own time"
-        return failure(DeadlineExceeded("first_event", text, who), "timeout", retryable=True)
+        late = DeadlineExceeded("first_event", text, who, said.retry_after)
+        return failure(late, "timeout", retryable=True)
     if status == 404 and (codes & _NO_MODEL or said.type or said.code):
         rule = f"provider '{provider}' does not know this model"
         gone = InvalidArgument(

@@ -109,12 +109,6 @@ class Routes:
             raise _not_found(name, field, "is not a model for embedding")
         return target
 
-    def is_open_ended(self, name: str) -> bool:
-        """Whether a name that nobody listed can be asked all the same."""
-        provider, slash, model = name.partition("/")
-        known = self._providers.get(provider)
-        return known is not None and bool(slash and model) and known.open_ended
-
     def _generative(self, name: str, field: str) -> Target:
         target = self._target(name, field)
         if target.model in self._providers[target.provider].embedding:

@@ -125,8 +125,7 @@ class Run:
                         else:
                             waiting.append(self._begun(step))
             except ProviderFailure as failure:
-                # What the attempts used is on record before the end is told.
-                await self._desk.ledger.flushed()
+                await self._on_record(attempts)
                 if not failure.filtered and not self._prompt.resumable:
                     raise failure.error from None
                 for event in waiting:
@@ -134,7 +133,7 @@ class Run:
                 yield await self._failed(failure, attempts.recorded, partial=False)
                 return
             except JanusError as error:
-                await self._desk.ledger.flushed()
+                await self._on_record(attempts)
                 if not self._sequence:
                     raise
                 usage, cost = self.spent() or (Usage(), None)
@@ -155,7 +154,7 @@ class Run:
             await attempts.aclose()
             if self._prompt.resumable:
                 # Whoever ended it tells its end next.
-                await self._desk.ledger.flushed()
+                await self._on_record(attempts)
 
     def pledge(self) -> Pledge:
         """What a record of this generation needs that its events do not say."""
@@ -191,6 +190,11 @@ class Run:
             self._claim.kept()
         for numbered in told:
             yield numbered
+
+    async def _on_record(self, attempts: Attempts) -> None:
+        """What the attempts used is on record before the end is told; nobody waits who used nothing."""
+        if attempts.recorded is not None:
+            await self._desk.ledger.flushed()
 
     async def _relayed(self, asking: Asking) -> AsyncGenerator[Numbered, None]:
         """What the provider says, to the end."""

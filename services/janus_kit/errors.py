@@ -257,11 +257,13 @@ class DeadlineExceeded(JanusError):
         leg: str,
         message: str | None = None,
         metadata: Mapping[str, str] | None = None,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(
             "DEADLINE_EXCEEDED",
             message or f"the deadline passed while waiting for '{leg}'",
             {"leg": leg, **(metadata or {})},
+            retry_after=retry_after,
         )
         self.leg = leg
 

@@ -5,12 +5,14 @@ connections); every caller decides what it does without Redis. The client
 connects on first use and again after a loss, without a restart.
 """
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
+from redis.exceptions import RedisError
 
 from janus_kit.errors import Unavailable
 from janus_kit.settings import RedisSettings
@@ -44,6 +46,23 @@ async def redis(settings: RedisSettings, *, application: str = "janus") -> Async
     finally:
         await client.aclose()
         await pool.aclose()
+
+
+@asynccontextmanager
+async def answering(timeout_s: float, away: Callable[[str], Exception]) -> AsyncIterator[None]:
+    """Redis answers within so many seconds, or it is away: a stalled one is no better than a dead one.
+
+    ``away`` makes the error that says so from the name of the one that was met.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except (RedisError, TimeoutError, OSError) as error:
+        # Giving a connection back can fail and so hide that the caller was cancelled.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError from error
+        raise away(type(error).__name__) from error
 
 
 def key(tenant: str, *parts: str) -> str:

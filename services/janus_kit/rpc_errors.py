@@ -171,7 +171,7 @@ def from_status(status: status_pb2.Status, *, part: str = "upstream") -> JanusEr
                 metadata=metadata,
             )
         case "DEADLINE_EXCEEDED":
-            return errors.DeadlineExceeded(metadata.get("leg", "call"), status.message, metadata)
+            return errors.DeadlineExceeded(metadata.get("leg", "call"), status.message, metadata, retry_after)
         case "INTERNAL":
             return errors.Internal(metadata.get("incident_id", "unknown"))
     kind_of_error = _PLAIN.get(name)

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from tests.fakes.providers import openai_wire
 from tests.fakes.providers.http_server import serving
+from tests.fakes.providers.prompts import Unwatched
 from tests.fakes.providers.setups import NAME, prompt
 
 from janus_inference.adapters.openai_chat import OpenAIChat
@@ -12,14 +13,6 @@ from janus_inference.adapters.openai_client import OpenAIClient
 from janus_inference.adapters.openai_responses import OpenAIResponses
 from janus_inference.ports import Ask
 from janus_inference.profiles import OPENAI
-
-
-class Nobody:
-    """A stopwatch that nobody reads."""
-
-    def sent(self) -> None: ...
-
-    def heard(self) -> None: ...
 
 
 @pytest.mark.parametrize("kind", [OpenAIChat, OpenAIResponses])
@@ -39,7 +32,7 @@ async def test_only_the_configured_key_is_sent(
             NAME, OpenAIClient(f"{wire.url}/v1", key), OPENAI, issuer=NAME, has_key=bool(key), needs_key=False
         )
         try:
-            async with asyncio.timeout(10), provider.stream(Ask(prompt("hello"), "fake", Nobody(), 5.0)) as batches:
+            async with asyncio.timeout(10), provider.stream(Ask(prompt("hello"), "fake", Unwatched(), 5.0)) as batches:
                 assert [event async for batch in batches for event in batch]
             request = (await wire.exchange()).request
         finally:
@@ -55,7 +48,7 @@ async def test_a_stream_is_asked_for_uncompressed() -> None:
             NAME, OpenAIClient(f"{wire.url}/v1", "sk-own"), OPENAI, issuer=NAME, has_key=True, needs_key=True
         )
         try:
-            async with asyncio.timeout(10), provider.stream(Ask(prompt("hello"), "fake", Nobody(), 5.0)) as batches:
+            async with asyncio.timeout(10), provider.stream(Ask(prompt("hello"), "fake", Unwatched(), 5.0)) as batches:
                 assert [event async for batch in batches for event in batch]
             request = (await wire.exchange()).request
         finally:

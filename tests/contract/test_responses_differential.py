@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from tests.fakes.providers import openai_wire
 from tests.fakes.providers.http_server import serving
-from tests.fakes.providers.prompts import prompt
-from tests.fakes.providers.silent import Silent
+from tests.fakes.providers.prompts import Unwatched, prompt
 
 from janus_inference.adapters.openai_client import OpenAIClient, make_client
 from janus_inference.adapters.openai_responses import OpenAIResponses
@@ -91,7 +90,7 @@ async def test_the_reader_and_the_sdk_read_the_same(orders: str) -> None:
             "upstream", OpenAIClient(f"{wire.url}/v1", "k"), OPENAI, issuer="openai", has_key=True, needs_key=True
         )
         events: list[ProviderEvent] = []
-        ask = Ask(prompt(sampling=Sampling(top_logprobs=2)), model, Silent(), 5)
+        ask = Ask(prompt(sampling=Sampling(top_logprobs=2)), model, Unwatched(), 5)
         async with provider.stream(ask) as batches:
             async for batch in batches:
                 events += batch

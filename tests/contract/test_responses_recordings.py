@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from tests.fakes.providers import recorded
 from tests.fakes.providers.http_server import WireServer, serving
+from tests.fakes.providers.prompts import Unwatched
 from tests.fakes.providers.responses_recordings import ISSUER, RECORDINGS, exchanges, functions, profile_for
-from tests.fakes.providers.silent import Silent
 
 from janus_inference.adapters.openai_client import OpenAIClient, make_client
 from janus_inference.adapters.openai_responses import OpenAIResponses
@@ -195,7 +195,7 @@ async def asked(exchange: dict[str, Any], wire: WireServer) -> tuple[list[Provid
     prompt = Prompt((Message(Role.USER, (Text("hello"),)),), tools=tools)
     events: list[ProviderEvent] = []
     try:
-        async with provider.stream(Ask(prompt, "model", Silent(), 5)) as batches:
+        async with provider.stream(Ask(prompt, "model", Unwatched(), 5)) as batches:
             async for batch in batches:
                 events += batch
     except ProviderFailure as failure:

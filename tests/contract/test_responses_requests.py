@@ -8,8 +8,7 @@ import pytest
 from pydantic import TypeAdapter, with_config
 from tests.fakes.providers import openai_wire
 from tests.fakes.providers.http_server import serving
-from tests.fakes.providers.prompts import prompt
-from tests.fakes.providers.silent import Silent
+from tests.fakes.providers.prompts import Unwatched, prompt
 
 from janus_inference.adapters.openai_auto import OpenAIAuto
 from janus_inference.adapters.openai_chat import OpenAIChat
@@ -411,7 +410,7 @@ async def test_the_api_is_the_one_that_can_say_it(fields: dict[str, Any], path: 
         usable: dict[str, Any] = {"issuer": "openai", "has_key": True, "needs_key": True}
         chat = OpenAIChat("upstream", client, OPENAI, **usable)
         provider = OpenAIAuto(OpenAIResponses("upstream", client, OPENAI, **usable), chat)
-        async with provider.stream(Ask(Prompt(messages, **fields), "fake", Silent(), 5, options)) as batches:
+        async with provider.stream(Ask(Prompt(messages, **fields), "fake", Unwatched(), 5, options)) as batches:
             assert [batch async for batch in batches]
         assert [exchange.request.path for exchange in wire.exchanges] == [path]
         await provider.close()
@@ -421,14 +420,14 @@ async def test_the_tokens_of_a_prompt_are_counted_by_the_provider() -> None:
     async with serving(openai_wire.application) as wire:
         client = OpenAIClient(f"{wire.url}/v1", "key")
         counter = OpenAIResponses("upstream", client, issuer="openai", has_key=True, needs_key=True)
-        assert await counter.count_tokens(Ask(prompt(), "fake", Silent(), 5)) == 12
+        assert await counter.count_tokens(Ask(prompt(), "fake", Unwatched(), 5)) == 12
         (exchange,) = wire.exchanges
         assert exchange.request.path == "/v1/responses/input_tokens"
         assert exchange.request.json.keys() == {"model", "input"}
         with pytest.raises(ProviderFailure) as raised:
-            await counter.count_tokens(Ask(prompt(), "fake;status=429;retry-after=7", Silent(), 5))
+            await counter.count_tokens(Ask(prompt(), "fake;status=429;retry-after=7", Unwatched(), 5))
         assert (raised.value.error.code, raised.value.error.retry_after) == ("RESOURCE_EXHAUSTED", 7)
         with pytest.raises(ProviderFailure) as raised:
-            await counter.count_tokens(Ask(prompt(), "fake;garbage=1", Silent(), 5))
+            await counter.count_tokens(Ask(prompt(), "fake;garbage=1", Unwatched(), 5))
         assert raised.value.error.reason == "PROVIDER_STREAM_BROKEN"
         await counter.close()

@@ -16,14 +16,16 @@ from tests.fakes.providers.told import STOP, Told, falling_silent, telling
 from tests.fakes.usage_records import rows
 
 from janus_inference import ledger
-from janus_inference.events import Failed, Finished, FinishReason, Numbered, TextDelta, Usage, UsageUpdated
+from janus_inference.adapters.redis_replay import RedisReplay
+from janus_inference.events import Failed, Finished, FinishReason, Numbered, Started, TextDelta, Usage, UsageUpdated
 from janus_inference.limits import Limiter
 from janus_inference.model import CachePolicy, Caller, Routing, Timeouts
 from janus_inference.ports import Ask
 from janus_inference.prices import Price, PriceTable
-from janus_inference.provider_errors import Refused, broken, classify
+from janus_inference.provider_errors import Refused, broken, classify, unreachable
 from janus_inference.routing import Alias
 from janus_inference.settings import LimitSettings, RoutingSettings
+from janus_inference.stored import ProtobufEvents
 from janus_kit.errors import Aborted, JanusError
 
 BODY = b"digest"
@@ -138,6 +140,45 @@ async def test_a_connection_that_was_never_made_costs_nothing(postgres_url: str,
     assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert Refusal.of(raised.value).metadata["leg"] == "connect"
     assert found == []
+
+
+async def test_a_refusal_that_used_nothing_does_not_wait_for_what_others_used(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store: Any = stores.ledger._store
+    write, begun, let = store.write, asyncio.Event(), asyncio.Event()
+
+    async def held(batch: Sequence[Any]) -> None:
+        begun.set()
+        await let.wait()
+        await write(batch)
+
+    monkeypatch.setattr(store, "write", held)
+    monkeypatch.setattr(stores.ledger, "_wait_s", 60.0)
+    other = asyncio.create_task(events_of(stores.generation(telling([TextDelta(0, "a"), STOP])), prompt()))
+    await begun.wait()
+    refusing = stores.generation(telling([], unreachable("upstream")))
+    async with asyncio.timeout(20):
+        with pytest.raises(JanusError) as raised:
+            await events_of(refusing, prompt())
+    assert (raised.value.reason, other.done()) == ("PROVIDER_UNAVAILABLE", False)
+    let.set()
+    await other
+
+
+async def test_a_stored_answer_of_a_generation_whose_owner_dies_is_not_put_on_record(stores: Stores) -> None:
+    using = stores.generation(telling([TextDelta(0, "a"), STOP]))
+    cache = CachePolicy(read=True, write=True)
+    pledged = []
+    for _ in range(2):
+        heard = await read(using.run(prompt("stored", resumable=True, cache=cache), CALLER))
+        begun, end = heard[0].event, heard[-1].event
+        assert isinstance(begun, Started)
+        assert isinstance(end, Finished)
+        head = await RedisReplay(stores.redis, ProtobufEvents(), keep_s=60).head(CALLER.tenant, begun.generation_id)
+        assert head is not None
+        pledged.append((end.from_cache, head.pledge is not None))
+    assert pledged == [(False, True), (True, False)]
 
 
 async def test_a_hedged_call_that_is_cancelled_twice_closes_everything_and_records_it(stores: Stores) -> None:

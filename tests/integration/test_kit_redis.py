@@ -6,10 +6,10 @@ from contextlib import suppress
 
 import pytest
 from pydantic import SecretStr
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from janus_kit.errors import Unavailable
-from janus_kit.redis import key, ping, redis
+from janus_kit.redis import answering, key, ping, redis
 from janus_kit.settings import RedisSettings
 
 
@@ -43,6 +43,34 @@ async def test_a_server_that_says_nothing_is_given_up():
         async with redis(settings) as client, asyncio.timeout(5):
             with pytest.raises(RedisError):
                 await client.get("key")
+
+
+@pytest.mark.parametrize("met", [ResponseError("no"), OSError("cut"), TimeoutError()])
+async def test_what_keeps_redis_from_answering_becomes_the_caller_s_own_error(met):
+    with pytest.raises(LookupError, match=type(met).__name__):
+        async with answering(5, LookupError):
+            raise met
+
+
+async def test_a_call_that_takes_too_long_is_given_up_as_away():
+    with pytest.raises(LookupError, match="TimeoutError"):
+        async with answering(0.01, LookupError):
+            await asyncio.Event().wait()
+
+
+async def test_a_failure_while_a_call_is_cancelled_does_not_hide_the_cancellation():
+    async def call():
+        async with answering(5, LookupError):
+            try:
+                await asyncio.Event().wait()
+            finally:
+                raise ResponseError("the connection cannot be given back")
+
+    task = asyncio.create_task(call())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 async def test_a_full_pool_makes_callers_wait_briefly_and_then_fail(redis_url):

@@ -1,12 +1,10 @@
 """The response cache in Redis: one key an answer, within its tenant."""
 
-import asyncio
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from redis.exceptions import RedisError
-
 from janus_kit.errors import Unavailable
-from janus_kit.redis import RedisClient, key
+from janus_kit.redis import RedisClient, answering, key
 
 
 class RedisAnswers:
@@ -17,19 +15,16 @@ class RedisAnswers:
         self._timeout_s = timeout_s
 
     async def get(self, tenant: str, digest: str) -> bytes | None:
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                found: Any = await self._client.get(_key(tenant, digest))
-        except (RedisError, TimeoutError, OSError) as error:
-            raise Unavailable("redis") from error
+        async with self._answering():
+            found: Any = await self._client.get(_key(tenant, digest))
         return None if found is None else bytes(found)
 
     async def put(self, tenant: str, digest: str, answer: bytes, keep_s: float) -> None:
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._client.set(_key(tenant, digest), answer, px=max(1, round(keep_s * 1000)))
-        except (RedisError, TimeoutError, OSError) as error:
-            raise Unavailable("redis") from error
+        async with self._answering():
+            await self._client.set(_key(tenant, digest), answer, px=max(1, round(keep_s * 1000)))
+
+    def _answering(self) -> AbstractAsyncContextManager[None]:
+        return answering(self._timeout_s, lambda _: Unavailable("redis"))
 
 
 def _key(tenant: str, digest: str) -> str:

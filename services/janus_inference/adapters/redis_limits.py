@@ -5,17 +5,16 @@ hold leaves a record until it is settled, and for a while after that, so that
 each of its steps may be sent again when an answer got lost.
 """
 
-import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from importlib.resources import files
 from typing import Any
 
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError
 
 from janus_inference.ports import Held, LimitCounter, LimitRefusal, LimitsAway, Settlement
-from janus_kit.redis import RedisClient, key
+from janus_kit.redis import RedisClient, answering, key
 
 SCRIPT = files("janus_inference.adapters").joinpath("limits.lua").read_text(encoding="utf-8")
 
@@ -95,13 +94,8 @@ class RedisLimits:
             step += (_KINDS[counter.dimension], counter.limit, "" if amount is None else amount, counter.window)
         return step
 
-    @asynccontextmanager
-    async def _answering(self) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                yield
-        except (RedisError, TimeoutError, OSError) as error:
-            raise LimitsAway(type(error).__name__) from error
+    def _answering(self) -> AbstractAsyncContextManager[None]:
+        return answering(self._timeout_s, LimitsAway)
 
 
 def _slots(held: Held) -> list[LimitCounter]:

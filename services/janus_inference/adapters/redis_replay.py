@@ -16,21 +16,20 @@ unless it is set to sync every write before it answers, as the embedded one is:
 Redis may have lost events that readers have. It is marked as lost instead.
 """
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from janus_inference.adapters import replay_scripts as scripts
 from janus_inference.adapters.replay_waiter import ReplayWaiter
 from janus_inference.adapters.together import Together
 from janus_inference.events import Numbered
 from janus_inference.ports import EventCodec, Pledge, ReplayAway, ReplayFenced, ReplayHead, ReplayLost
-from janus_kit.redis import RedisClient, key
+from janus_kit.redis import RedisClient, answering, key
 
 RUNNING_S = 60.0
 # A reader that was not announced again for so long is gone.
@@ -71,7 +70,7 @@ class RedisReplay:
         self._renew = writer.register_script(scripts.RENEW)
         self._announce = writer.register_script(scripts.ANNOUNCE)
 
-    async def open(self, tenant: str, generation_id: str, owner: str, lease_s: float, pledge: Pledge) -> None:
+    async def open(self, tenant: str, generation_id: str, owner: str, lease_s: float, pledge: Pledge | None) -> None:
         arguments: list[Any] = [owner, round(lease_s * 1000), self._running_ms, _pledged(pledge)]
         async with self._answering():
             result = await self._open(keys=_keys(tenant, generation_id), args=arguments)
@@ -178,18 +177,8 @@ class RedisReplay:
         found = [event for _, held in entries for event in self._codec.load(held[b"e"])]
         return found if not found or found[0].sequence > after else [e for e in found if e.sequence > after]
 
-    @asynccontextmanager
-    async def _answering(self, blocking_s: float = 0.0) -> AsyncIterator[None]:
-        """Redis answers in time, or it is away; a stalled one is no better than a dead one."""
-        try:
-            async with asyncio.timeout(self._timeout_s + blocking_s):
-                yield
-        except (RedisError, TimeoutError, OSError) as error:
-            # Giving a connection back can fail and so hide that the caller was cancelled.
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise asyncio.CancelledError from error
-            raise ReplayAway(type(error).__name__) from error
+    def _answering(self, blocking_s: float = 0.0) -> AbstractAsyncContextManager[None]:
+        return answering(self._timeout_s + blocking_s, ReplayAway)
 
 
 def _head(
@@ -200,13 +189,15 @@ def _head(
     return ReplayHead(int(last), spoken == b"1", end is not None, is_owned, end == b"lost", _pledge_of(pledge))
 
 
-def _pledged(pledge: Pledge) -> str:
+def _pledged(pledge: Pledge | None) -> str:
+    if pledge is None:
+        return "null"
     said = [pledge.subject, dict(pledge.labels), pledge.started_at.isoformat()]
     return json.dumps([*said, pledge.prompt_tokens, pledge.at_list_price], ensure_ascii=False)
 
 
 def _pledge_of(data: bytes | None) -> Pledge | None:
-    """None for what another version wrote."""
+    """None when nobody was asked, and for what another version wrote."""
     try:
         subject, labels, started_at, tokens, at_list_price = json.loads(data or b"null")
         return Pledge(str(subject), dict(labels), datetime.fromisoformat(started_at), int(tokens), bool(at_list_price))

@@ -46,9 +46,9 @@ def thinking_of(prompt: Prompt, model: str) -> Thinking:
         return Thinking(_adaptive(asked), effort_word(asked.effort, model, known.efforts))
     if known.efforts == ():
         effort_word(asked.effort, model, known.efforts)
-    # The budget is ours, so it makes room for the answer; where there is none, the model does not think.
+    # The budget is ours, so half is left for the answer; where that is too little, the model does not think.
     most = min(prompt.max_output_tokens or _NO_LIMIT, known.max_output or _NO_LIMIT)
-    budget = min(_BUDGET[asked.effort], most - 1)
+    budget = min(_BUDGET[asked.effort], most // 2)
     return _by_budget(budget, prompt, model, known) if budget >= _LEAST_BUDGET else Thinking()
 
 

@@ -55,7 +55,7 @@ class Owned:
         events: AsyncGenerator[Numbered, None],
         linger_s: float,
         lease_s: float,
-        pledge: Pledge,
+        pledge: Pledge | None,
         spent: Spent,
         on_end: Callable[["Owned"], None],
     ) -> None:

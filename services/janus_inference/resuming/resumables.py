@@ -58,12 +58,12 @@ class Resumables:
         events: AsyncGenerator[Numbered, None],
         linger_s: float,
         *,
-        pledge: Pledge,
+        pledge: Pledge | None,
         spent: Spent,
     ) -> AsyncGenerator[Numbered, None]:
         """Work on a generation; the first reader's stream.
 
-        ``pledge`` is kept for the record that is made if this process dies.
+        ``pledge`` is kept for the record that is made if this process dies; None when nobody is asked.
         ``spent`` says what was used, and what that costs, once ``events`` is
         closed; None when nothing was.
 
@@ -120,7 +120,7 @@ class Resumables:
         await self._keeper.close()
 
     async def _started(
-        self, key: Key, events: AsyncGenerator[Numbered, None], linger_s: float, pledge: Pledge, spent: Spent
+        self, key: Key, events: AsyncGenerator[Numbered, None], linger_s: float, pledge: Pledge | None, spent: Spent
     ) -> AsyncGenerator[Numbered, None]:
         if self._closed:
             raise ending.stopping().error

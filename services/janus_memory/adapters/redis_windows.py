@@ -6,7 +6,6 @@ whether something is missing. The key holds the thread's incarnation, so an
 erased thread's window is never taken for a new one's of the same name.
 """
 
-import asyncio
 import json
 import struct
 import time
@@ -14,10 +13,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from redis.exceptions import RedisError
-
 from janus_kit.errors import Unavailable
-from janus_kit.redis import RedisClient, key
+from janus_kit.redis import RedisClient, answering, key
 from janus_memory.model import Scope, Turn
 
 T = TypeVar("T")
@@ -85,13 +82,13 @@ class RedisWindows:
     async def _guarded(self, work: Callable[[], Awaitable[T]]) -> T:
         if time.monotonic() < self._resting_until:
             raise Unavailable("redis", "redis does not answer")
-        try:
-            async with asyncio.timeout(_TIMEOUT_S):
-                return await work()
-        except (RedisError, OSError, TimeoutError) as error:
-            # Callers fall back: one slow try a second is enough for all of them.
-            self._resting_until = time.monotonic() + _REST_S
-            raise Unavailable("redis", "redis does not answer") from error
+        async with answering(_TIMEOUT_S, self._rested):
+            return await work()
+
+    def _rested(self, _: str) -> Unavailable:
+        """Callers fall back: one slow try a second is enough for all of them."""
+        self._resting_until = time.monotonic() + _REST_S
+        return Unavailable("redis", "redis does not answer")
 
 
 def _name(tenant: str, incarnation: str) -> str:

@@ -12,14 +12,13 @@ may be lost: the next owner then goes on beyond every sequence that may have
 been sent, and readers are told that something is missing.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
-from janus_kit.redis import RedisClient, key
+from janus_kit.redis import RedisClient, answering, key
 from janus_orchestration.model import Cursor, Recorded
 from janus_orchestration.ports import Fenced, Opened, StreamAway
 
@@ -162,18 +161,8 @@ class RedisEvents:
         values = {_text(name): _text(value) for name, value in found.items()}
         return values.get("appendonly") == "yes" and values.get("appendfsync") == "always"
 
-    @asynccontextmanager
-    async def _answering(self, blocking_s: float = 0.0) -> AsyncIterator[None]:
-        """Redis answers in time, or it is away; a stalled one is no better than a dead one."""
-        try:
-            async with asyncio.timeout(self._timeout_s + blocking_s):
-                yield
-        except (RedisError, TimeoutError, OSError) as error:
-            # Giving a connection back can fail and so hide that the caller was cancelled.
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise asyncio.CancelledError from error
-            raise StreamAway(type(error).__name__) from error
+    def _answering(self, blocking_s: float = 0.0) -> AbstractAsyncContextManager[None]:
+        return answering(self._timeout_s + blocking_s, StreamAway)
 
 
 def _keys(tenant: str, run_id: str) -> list[str]:

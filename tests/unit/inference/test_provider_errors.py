@@ -31,6 +31,7 @@ ROWS = [
     (Refused(503, should_retry=False), "UNAVAILABLE", "PROVIDER_UNAVAILABLE", False, None),
     (Refused(408), "DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED", True, None),
     (Refused(504), "DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED", True, None),
+    (Refused(504, retry_after=7.5), "DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED", True, 7.5),
     (Refused(401), "FAILED_PRECONDITION", "PROVIDER_AUTH", False, None),
     (Refused(403, type="permission_error"), "FAILED_PRECONDITION", "PROVIDER_AUTH", False, None),
     (Refused(404, code="model_not_found"), "INVALID_ARGUMENT", "MODEL_NOT_FOUND", False, None),

@@ -55,7 +55,7 @@ _error = st.one_of(
     st.builds(errors.NotFound, _plain, _plain),
     st.builds(errors.ResourceExhausted, _plain, _plain, _metadata, _retry_after, st.none() | st.tuples(_plain, _plain)),
     st.builds(errors.Unavailable, _plain, _plain, retry_after=_retry_after),
-    st.builds(errors.DeadlineExceeded, _plain),
+    st.builds(errors.DeadlineExceeded, _plain, _plain, _metadata, _retry_after),
     st.builds(errors.Cancelled),
     st.builds(errors.OutOfRange, _plain, _plain, _metadata),
     st.builds(errors.Unimplemented),

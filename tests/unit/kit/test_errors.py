@@ -27,6 +27,7 @@ EXAMPLES = [
     errors.Unavailable("postgres"),
     errors.Unavailable("", "overloaded", reason="PROVIDER_UNAVAILABLE", metadata={"provider": "openai"}),
     errors.DeadlineExceeded("first_event"),
+    errors.DeadlineExceeded("first_event", "late", {"provider": "openai"}, 7.5),
     errors.Cancelled(),
     errors.OutOfRange("CURSOR_OUT_OF_RANGE", "beyond the end", {"last_sequence": "9"}),
     errors.Unimplemented(metadata={"method": "Reindex"}),
@@ -63,7 +64,7 @@ def test_every_kind_of_error_is_exemplified_here():
 
 def test_http_says_the_same():
     assert [http_status(error) for error in EXAMPLES] == [
-        400, 400, 400, 409, 409, 409, 401, 403, 404, 429, 503, 503, 504, 499, 400, 501, 500, 500,
+        400, 400, 400, 409, 409, 409, 401, 403, 404, 429, 503, 503, 504, 504, 499, 400, 501, 500, 500,
     ]  # fmt: skip
 
 
