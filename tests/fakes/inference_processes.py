@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -17,54 +12,35 @@ import grpc
 from pydantic import SecretStr
 from tests.fakes.providers import openai_wire
 from tests.fakes.providers.http_server import WireServer, serving
+from tests.fakes.service_process import ServiceProcess
 
 from janus_api.inference.v1 import event_pb2, request_pb2
 from janus_api.inference.v1 import inference_service_pb2 as pb
 from janus_api.inference.v1 import inference_service_pb2_grpc as rpc
-from janus_kit.channel import connect
 from janus_kit.migrations import migrate
 from janus_kit.settings import PostgresSettings
 
 Event = event_pb2.GenerationEvent
 
 
-class InferenceProcess:
+class InferenceProcess(ServiceProcess):
     """``python -m janus_inference`` and a client of it."""
 
     def __init__(self, postgres_url: str, redis_url: str, provider_url: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
         compatible = {"kind": "openai_compatible", "base_url": f"{provider_url}/v1"}
-        self._environ = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("JANUS_")},
-            "JANUS_POSTGRES_URL": postgres_url,
-            "JANUS_REDIS_URL": redis_url,
-            "JANUS_SERVER__LISTEN": self.address,
+        environ = {
             "JANUS_SERVER__DRAIN_S": "0.5",
-            "JANUS_SERVER__LAME_DUCK_S": "0",
             "JANUS_INFERENCE__PROVIDERS": json.dumps({"compatible": compatible}),
         }
-        self._process: subprocess.Popen[bytes] | None = None
-        self._channel: grpc.aio.Channel | None = None
+        super().__init__("janus_inference", postgres_url, redis_url, environ)
 
     @property
     def stub(self) -> rpc.InferenceServiceStub:
         assert self._channel is not None
         return rpc.InferenceServiceStub(self._channel)
 
-    async def start(self) -> InferenceProcess:
-        # To start a process takes no time; to wait for it is done below.
-        self._process = subprocess.Popen([sys.executable, "-m", "janus_inference"], env=self._environ)  # noqa: ASYNC220
-        self._channel = connect(self.address)
-        async with asyncio.timeout(30):
-            while True:
-                try:
-                    await self.stub.ListModels(pb.ListModelsRequest(), timeout=1)
-                    return self
-                except grpc.aio.AioRpcError:
-                    assert self._process.poll() is None, "the process has ended"
-                    await asyncio.sleep(0.05)
+    async def answer(self) -> Any:
+        return await self.stub.ListModels(pb.ListModelsRequest(), timeout=1)
 
     def generate(self, prompt: request_pb2.Prompt, **options: Any) -> Any:
         return self.stub.StreamGenerate(pb.StreamGenerateRequest(prompt=prompt), **options)
@@ -72,23 +48,6 @@ class InferenceProcess:
     def resume(self, generation_id: str, after: int, **options: Any) -> Any:
         request = pb.ResumeGenerateRequest(generation_id=generation_id, after_sequence=after)
         return self.stub.ResumeGenerate(request, **options)
-
-    def signal(self, number: int) -> None:
-        assert self._process is not None
-        self._process.send_signal(number)
-
-    def kill(self) -> None:
-        self.signal(signal.SIGKILL)
-        assert self._process is not None
-        self._process.wait()
-
-    async def stop(self) -> None:
-        if self._channel is not None:
-            await self._channel.close()
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGCONT)
-            self._process.terminate()
-            await asyncio.to_thread(self._process.wait)
 
 
 @asynccontextmanager

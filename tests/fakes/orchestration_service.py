@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import socket
-import subprocess
-import sys
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,6 +11,7 @@ from typing import Any
 
 import asyncpg
 import grpc
+from tests.fakes.service_process import ServiceProcess
 
 from janus_api.content.v1 import message_pb2 as content
 from janus_api.orchestration.v1 import agent_pb2, event_pb2, run_pb2, thread_pb2
@@ -146,57 +142,18 @@ async def running(postgres_url: str, redis_url: str, **settings: Any) -> AsyncIt
             await channel.close()
 
 
-class Process:
-    """The service as a process of its own."""
+class Process(ServiceProcess):
+    """``python -m janus_orchestration`` and clients of it."""
 
     def __init__(self, postgres_url: str, redis_url: str, **settings: Any) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
-        self._environ = {
-            **os.environ,
-            "JANUS_POSTGRES_URL": postgres_url,
-            "JANUS_REDIS_URL": redis_url,
-            "JANUS_SERVER__LISTEN": self.address,
-            "JANUS_SERVER__DRAIN_S": "1",
-            "JANUS_SERVER__LAME_DUCK_S": "0",
-            **{f"JANUS_ORCHESTRATION__{name.upper()}": str(value) for name, value in options(**settings).items()},
-        }
-        self._process: subprocess.Popen[bytes] | None = None
-        self._channel: grpc.aio.Channel | None = None
+        environ = {f"JANUS_ORCHESTRATION__{name.upper()}": str(value) for name, value in options(**settings).items()}
+        super().__init__("janus_orchestration", postgres_url, redis_url, {"JANUS_SERVER__DRAIN_S": "1", **environ})
 
-    async def start(self) -> Process:
-        # To start a process takes no time; to wait for it is done below.
-        self._process = subprocess.Popen([sys.executable, "-m", "janus_orchestration"], env=self._environ)  # noqa: ASYNC220
-        self._channel = connect(self.address)
-        async with asyncio.timeout(20):
-            while True:
-                try:
-                    await self.caller("probe").call("ListAgents", pb.ListAgentsRequest(), 1)
-                    return self
-                except grpc.aio.AioRpcError:
-                    assert self._process.poll() is None, "the process has ended"
-                    await asyncio.sleep(0.05)
+    async def answer(self) -> Any:
+        return await self.caller("probe").call("ListAgents", pb.ListAgentsRequest(), 1)
 
     def caller(self, tenant: str) -> Caller:
         return Caller(rpc.OrchestrationServiceStub(self._channel), tenant)
-
-    def signal(self, number: int) -> None:
-        assert self._process is not None
-        self._process.send_signal(number)
-
-    def kill(self) -> None:
-        self.signal(signal.SIGKILL)
-        assert self._process is not None
-        self._process.wait()
-
-    async def stop(self) -> None:
-        if self._channel is not None:
-            await self._channel.close()
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGCONT)
-            self._process.terminate()
-            await asyncio.to_thread(self._process.wait)
 
 
 @asynccontextmanager

@@ -1,0 +1,68 @@
+"""A service as a process of its own that can be stopped, frozen and killed."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from typing import Any, Self
+
+import grpc
+
+from janus_kit.channel import connect
+
+
+class ServiceProcess(ABC):
+    """``python -m <module>`` over the given stores, on a port of its own; ``environ`` is added to what it sees."""
+
+    def __init__(self, module: str, postgres_url: str, redis_url: str, environ: dict[str, str]) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self._module = module
+        self._environ = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("JANUS_")},
+            "JANUS_POSTGRES_URL": postgres_url,
+            "JANUS_REDIS_URL": redis_url,
+            "JANUS_SERVER__LISTEN": self.address,
+            "JANUS_SERVER__LAME_DUCK_S": "0",
+            **environ,
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: grpc.aio.Channel | None = None
+
+    @abstractmethod
+    async def answer(self) -> Any:
+        """Make any call; an RPC error while the service does not answer yet."""
+
+    async def start(self) -> Self:
+        # To start a process takes no time; to wait for it is done below.
+        self._process = subprocess.Popen([sys.executable, "-m", self._module], env=self._environ)  # noqa: ASYNC220
+        self._channel = connect(self.address)
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    await self.answer()
+                    return self
+                except grpc.aio.AioRpcError:
+                    assert self._process.poll() is None, "the process has ended"
+                    await asyncio.sleep(0.05)
+
+    def signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        assert self._process is not None
+        self._process.wait()
+
+    async def stop(self) -> None:
+        if self._channel is not None:
+            await self._channel.close()
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.terminate()
+            await asyncio.to_thread(self._process.wait)
