@@ -20,7 +20,7 @@ from janus_inference.ledger import Ledger
 from janus_inference.limits import Holds
 from janus_inference.provider_errors import not_configured
 from janus_inference.requests import Requests
-from janus_inference.resuming import Resumables, Settling
+from janus_inference.resuming import Resumables, Settling, Sweeper
 from janus_inference.retry_budget import RetryBudget
 from janus_inference.servicer import SERVICE, InferenceServicer
 from janus_inference.settings import InferenceSettings, ProviderSettings
@@ -60,10 +60,10 @@ async def mount(
         requests = Requests(PostgresRequests(pool), codec)
         holds = Holds(RedisLimits(client))
         replay = RedisReplay(client, codec, keep_s=settings.replay_s, readers=waiting)
-        resumables = Resumables(
-            replay,
-            Settling(replay, ledger.record, lambda *used: engine.current.generation.desk.prices.cost(*used), clock),
+        settling = Settling(
+            replay, ledger.record, lambda *used: engine.current.generation.desk.prices.cost(*used), clock
         )
+        resumables, sweeper = Resumables(replay, settling), Sweeper(replay, settling)
         process = Process(
             clock=clock,
             upstreams=Shared(Upstream.close),
@@ -100,6 +100,7 @@ async def mount(
                 ("inference-ledger", ledger.run),
                 ("inference-requests", requests.run),
                 ("inference-limits", holds.run),
+                ("inference-sweeper", sweeper.run),
                 ("inference-warm", partial(_warm, engine)),
             ),
             drain=resumables.drain,

@@ -9,7 +9,6 @@ breaker is open.
 """
 
 import asyncio
-import random
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -309,16 +308,9 @@ class Attempts:
             raise error
         tried = self._tried[target]
         tried.retryable = error.retryable
-        tried.not_before = self._clock() + self._wait(tried.times, error.retry_after)
+        tried.not_before = self._clock() + self._rules.wait(tried.times, error.retry_after)
         if self._failure is None or error.retryable or not self._failure.retryable:
             self._failure = error
-
-    def _wait(self, times: int, asked: float | None) -> float:
-        """Seconds before the same target is asked again: what it said, or exponential back-off, half of it random."""
-        if asked is not None:
-            return asked
-        backoff = min(self._rules.backoff_s * 2.0 ** (times - 1), self._rules.backoff_most_s)
-        return backoff * random.uniform(0.5, 1.0)  # noqa: S311 - it spreads load, it guards nothing
 
     def _refuse_for(self, target: Target) -> None:
         """What a call is told that an open breaker keeps from its target: why it opened, and when to come back."""

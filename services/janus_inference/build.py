@@ -175,7 +175,9 @@ def is_usable(provider: ProviderSettings) -> bool:
 
 
 def _taken(holding: Holding[Upstream], name: str, provider: ProviderSettings, settings: InferenceSettings) -> Upstream:
-    key = (name, provider.model_dump_json(exclude={"models"}), settings.scripted_pace_ms, _secret(provider))
+    # A dump masks what is secret.
+    secrets = _secret(provider), tuple(provider.own_headers.items())
+    key = (name, provider.model_dump_json(exclude={"models"}), settings.scripted_pace_ms, secrets)
     return holding.take(key, lambda: _upstream(name, provider, settings.scripted_pace_ms))
 
 
@@ -190,11 +192,11 @@ def _upstream(name: str, provider: ProviderSettings, pace_ms: float) -> Upstream
             scripted = Scripted(name, pace_ms)
             return Upstream(scripted, counter=scripted)
         case "anthropic":
-            anthropic = Anthropic(name, provider.address, key)
+            anthropic = Anthropic(name, provider.address, key, provider.own_headers)
             return Upstream(anthropic, counter=anthropic)
     official = provider.kind == "openai"
     profile = PROFILES[provider.profile] if provider.profile else OPENAI if official else chat_profile(provider.address)
-    client = OpenAIClient(provider.address, key)
+    client = OpenAIClient(provider.address, key, provider.own_headers)
     issuer = "openai" if official else name
     usable = {"has_key": bool(key), "needs_key": official}
     chat = OpenAIChat(name, client, profile, issuer=issuer, **usable)

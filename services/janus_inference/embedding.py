@@ -22,7 +22,7 @@ from janus_inference.model import Caller, EmbedPurpose
 from janus_inference.ports import Embedder, UsageRecord, Vectors
 from janus_inference.provider_errors import ProviderFailure, broken, timed_out
 from janus_inference.routing import Routes, Target
-from janus_inference.telemetry import Attempt, Served
+from janus_inference.telemetry import Attempt, Served, retries_total
 from janus_inference.validation import validate_embedding
 from janus_kit.errors import InvalidArgument, JanusError
 from janus_kit.ids import new_id
@@ -184,7 +184,30 @@ class Embedding:
             hold.refund()
 
     async def _recorded(self, lot: Lot, inputs: Sequence[str], until: float, used: list[Usage]) -> Vectors:
-        """One upstream request, whose usage is on record before its end is told, and in ``used``. Raises JanusError."""
+        """What one upstream request answers, sent again where that may help. Raises JanusError."""
+        provider, rules, budget = lot.target.provider, self._desk.routing, self._desk.budget
+        request_id, attempt = new_id("emb"), 1
+        budget.first(provider)
+        while True:
+            try:
+                return await self._attempted(lot, inputs, until, used, request_id, attempt)
+            except ProviderFailure as failure:
+                wait = rules.wait(attempt, failure.retry_after)
+                left = until - asyncio.get_running_loop().time()
+                again = failure.retryable and attempt < rules.max_attempts and wait <= min(rules.backoff_most_s, left)
+                if not again or not budget.take(provider):
+                    raise failure.error from None
+                retries_total.labels(provider, failure.error.reason).inc()
+                attempt += 1
+                await asyncio.sleep(wait)
+
+    async def _attempted(
+        self, lot: Lot, inputs: Sequence[str], until: float, used: list[Usage], request_id: str, number: int
+    ) -> Vectors:
+        """One upstream request, whose usage is on record before its end is told, and in ``used``.
+
+        Raises ProviderFailure for what the provider did, and JanusError.
+        """
         target, breakers, ledger = lot.target, self._desk.breakers, self._desk.ledger
         likely = _likely(inputs)
         began, started_at = time.perf_counter(), self._desk.clock.now()
@@ -198,8 +221,8 @@ class Embedding:
             used.append(usage)
             return UsageRecord(
                 caller=lot.caller,
-                generation_id=new_id("emb"),
-                attempt=1,
+                generation_id=request_id,
+                attempt=number,
                 operation="embeddings",
                 provider=target.provider,
                 model=target.model,
@@ -225,7 +248,7 @@ class Embedding:
                 if failure.reached:
                     ledger.record_later(closed(failure.outcome, likely if failure.worked else Usage()))
                     await ledger.flushed()
-                raise failure.error from None
+                raise
             except asyncio.CancelledError:
                 attempt.cancelling()
                 breakers.left(target.name)

@@ -331,6 +331,14 @@ class ReplayStore(Protocol):
         """Nobody in this process reads it any more."""
         ...
 
+    async def overdue(self, seconds: float, most: int) -> Sequence[tuple[str, str]]:
+        """So many generations at most, of all tenants, whose lease ran out so long ago by this process's clock."""
+        ...
+
+    async def forget(self, ended: Sequence[tuple[str, str]]) -> None:
+        """These are not overdue: they have ended."""
+        ...
+
 
 class LimitsAway(Exception):
     """The store of limits does not answer. What it was asked to do may have been done, or be done later."""

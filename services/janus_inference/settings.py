@@ -1,5 +1,6 @@
 """Settings of inference: providers, models, aliases and time limits."""
 
+import random
 import re
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -34,6 +35,24 @@ _KNOWN: dict[str, tuple[str, ...]] = {
     "anthropic": ("claude-sonnet-4-5", "claude-opus-4-1", "claude-haiku-4-5"),
     "scripted": (SCRIPTED_MODEL,),
 }
+# The key is `api_key`'s, and the others say how a request is framed and read.
+_OWN_HEADERS = frozenset(
+    {
+        "accept",
+        "accept-encoding",
+        "authorization",
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "host",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "x-api-key",
+    }
+)
 _BASE_URL = {"openai": "https://api.openai.com/v1", "anthropic": "https://api.anthropic.com"}
 
 
@@ -68,6 +87,8 @@ class ProviderSettings(Settings):
     that can say. `chat`: the default of kind `openai_compatible`."""
     profile: str = ""
     """Name of the server's profile, e.g. `vllm`, where its address does not tell. Empty: by the address."""
+    headers: dict[str, SecretStr] = Field(default_factory=dict, max_length=32)
+    """Sent with every request beside those that Janus sets, e.g. `anthropic-beta`, or what a proxy asks for."""
 
     @field_validator("base_url")
     @classmethod
@@ -90,6 +111,25 @@ class ProviderSettings(Settings):
         if value is not None and not re.fullmatch(r"[\x21-\x7e]*", value.get_secret_value()):
             raise ValueError("must be printable ASCII without spaces, since it is sent in a header")
         return value
+
+    @field_validator("headers")
+    @classmethod
+    def _may_be_added(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name, secret in value.items():
+            if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}", name):
+                raise ValueError(f"'{name[:64]}' is no name of a header")
+            if name.lower() in _OWN_HEADERS:
+                raise ValueError(f"'{name}' is set by Janus")
+            if not re.fullmatch(r"[\x20-\x7e]{1,4096}", secret.get_secret_value().strip()):
+                raise ValueError(f"the value of '{name}' must be 1 to 4,096 printable ASCII characters")
+        if len({name.lower() for name in value}) != len(value):
+            raise ValueError("names of headers must be unique, whatever their case")
+        return value
+
+    @property
+    def own_headers(self) -> dict[str, str]:
+        """The headers as they are sent."""
+        return {name: secret.get_secret_value().strip() for name, secret in self.headers.items()}
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
@@ -170,6 +210,14 @@ class RoutingSettings(Settings):
     breaker_open_s: float = Field(default=5.0, ge=0.01, le=3600)
     """How long it stays open the first time; doubles while trials fail."""
     breaker_open_most_s: float = Field(default=60.0, ge=0.01, le=3600)
+
+    def wait(self, times: int, asked: float | None) -> float:
+        """Seconds before a target that failed so many times is asked again: what it said, or exponential back-off,
+        half of it random."""
+        if asked is not None:
+            return asked
+        backoff = min(self.backoff_s * 2.0 ** (times - 1), self.backoff_most_s)
+        return backoff * random.uniform(0.5, 1.0)  # noqa: S311 - it spreads load, it guards nothing
 
 
 class LimitSettings(Settings):

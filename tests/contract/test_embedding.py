@@ -1,6 +1,7 @@
 """Texts to vectors at a server that speaks OpenAI's format: cut, joined, added up, bounded."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -8,9 +9,10 @@ from typing import Any
 
 import pytest
 from tests.fakes.providers import openai_wire
-from tests.fakes.providers.directives import one
+from tests.fakes.providers.directives import Directives, error_reply, one
 from tests.fakes.providers.http_server import Reply, Request, WireServer, serving
-from tests.fakes.providers.setups import Stores
+from tests.fakes.providers.setups import ONCE, Stores
+from tests.fakes.usage_records import rows
 
 from janus_inference.adapters.openai_client import OpenAIClient
 from janus_inference.adapters.openai_embeddings import OpenAIEmbeddings
@@ -19,6 +21,7 @@ from janus_inference.events import Usage
 from janus_inference.model import Caller, EmbedPurpose
 from janus_inference.profiles import OPENAI, PROFILES, ChatProfile
 from janus_inference.routing import ProviderModels, Routes
+from janus_inference.settings import RoutingSettings
 from janus_kit.errors import InvalidArgument, JanusError
 
 ALICE, BOB = Caller("tenant", "alice"), Caller("tenant", "bob")
@@ -42,11 +45,21 @@ class Setup:
 
 
 @asynccontextmanager
-async def setup_of(stores: Stores, profile: ChatProfile = OPENAI, total_s: float = 30.0) -> AsyncIterator[Setup]:
+async def setup_of(
+    stores: Stores,
+    profile: ChatProfile = OPENAI,
+    total_s: float = 30.0,
+    routing: RoutingSettings = ONCE,
+    refusals: int = 0,
+) -> AsyncIterator[Setup]:
+    """``refusals``: so many requests are answered with 503 before the server answers any."""
     gate = asyncio.Event()
     gate.set()
+    refused = itertools.count()
 
     def application(request: Request) -> Reply:
+        if next(refused) < refusals:
+            return error_reply(Directives({"status": "503"}), {"error": {"message": "overloaded"}})
         reply = openai_wire.application(request)
         pieces = reply.pieces
 
@@ -61,7 +74,7 @@ async def setup_of(stores: Stores, profile: ChatProfile = OPENAI, total_s: float
         client = OpenAIClient(f"{wire.url}/v1", "sk-test")
         embedder = OpenAIEmbeddings("upstream", client, profile, has_key=True, needs_key=True)
         routes = Routes({"upstream": ProviderModels(frozenset(), frozenset(), True)}, {}, "")
-        embedding = Embedding({"upstream": embedder}, routes, total_s, stores.desk())
+        embedding = Embedding({"upstream": embedder}, routes, total_s, stores.desk(routing=routing))
         await client.warm()
         try:
             yield Setup(embedding, wire, gate)
@@ -110,6 +123,39 @@ async def test_one_part_that_fails_fails_all_and_ends_the_others(stores: Stores)
             await setup.embed(*map(str, range(20)), directives=";missing=1")
         assert raised.value.reason == "PROVIDER_STREAM_BROKEN"
         assert len(setup.asked) < 10
+
+
+PATIENT = RoutingSettings(max_attempts=3, backoff_s=0.01)
+
+
+async def test_a_request_that_failed_is_sent_again_and_each_one_is_on_record(stores: Stores, postgres_url: str) -> None:
+    async with setup_of(stores, routing=PATIENT, refusals=2) as setup:
+        made = await setup.embed("a", "bbb", caller=Caller("persistent", "alice"))
+        assert lengths(made) == [1, 3]
+        assert setup.asked == [["a", "bbb"]] * 3
+    query = "SELECT attempt, outcome, input_uncached_tokens FROM inference.usage WHERE tenant = 'persistent' ORDER BY 1"
+    found = [tuple(row) for row in await rows(postgres_url, query)]
+    assert found == [(1, "unavailable", 0), (2, "unavailable", 0), (3, "ok", 5)]
+
+
+@pytest.mark.parametrize(
+    ("routing", "asked"),
+    [(PATIENT, 3), (RoutingSettings(backoff_s=0.01, retry_budget_ratio=0, retry_budget_least=1), 2)],
+    ids=["attempts", "budget"],
+)
+async def test_retries_end(stores: Stores, routing: RoutingSettings, asked: int) -> None:
+    async with setup_of(stores, routing=routing, refusals=9) as setup:
+        with pytest.raises(JanusError) as raised:
+            await setup.embed("a")
+        assert raised.value.code == "UNAVAILABLE"
+        assert len(setup.asked) == asked
+
+
+async def test_what_another_try_cannot_mend_is_not_tried_again(stores: Stores) -> None:
+    async with setup_of(stores, routing=PATIENT) as setup:
+        with pytest.raises(InvalidArgument):
+            await setup.embed("a", directives=";status=400")
+        assert len(setup.asked) == 1
 
 
 async def waiting(setup: Setup, count: int, **more: Any) -> "list[asyncio.Task[Embedded]]":

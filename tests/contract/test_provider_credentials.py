@@ -3,16 +3,19 @@
 import asyncio
 
 import pytest
-from tests.fakes.providers import openai_wire
+from pydantic import ValidationError
+from tests.fakes.providers import anthropic_wire, openai_wire
 from tests.fakes.providers.http_server import serving
 from tests.fakes.providers.prompts import Unwatched
 from tests.fakes.providers.setups import NAME, prompt
 
+from janus_inference.adapters.anthropic import Anthropic
 from janus_inference.adapters.openai_chat import OpenAIChat
 from janus_inference.adapters.openai_client import OpenAIClient
 from janus_inference.adapters.openai_responses import OpenAIResponses
 from janus_inference.ports import Ask
 from janus_inference.profiles import OPENAI
+from janus_inference.settings import ProviderSettings
 
 
 @pytest.mark.parametrize("kind", [OpenAIChat, OpenAIResponses])
@@ -39,6 +42,47 @@ async def test_only_the_configured_key_is_sent(
             await provider.close()
     assert request.headers.get("authorization") == header
     assert not any("somebody" in value or "admin" in value for value in request.headers.values())
+
+
+@pytest.mark.parametrize("kind", ["openai", "anthropic"])
+async def test_configured_headers_go_with_every_request(kind: str) -> None:
+    """Twice, since requests after the first are made from it."""
+    own = {"anthropic-beta": "files-api-2025-04-14", "X-Tenant": "acme"}
+    application = openai_wire.application if kind == "openai" else anthropic_wire.application
+    async with serving(application) as wire:
+        provider = (
+            OpenAIChat(
+                NAME, OpenAIClient(f"{wire.url}/v1", "sk", own), OPENAI, issuer=NAME, has_key=True, needs_key=True
+            )
+            if kind == "openai"
+            else Anthropic(NAME, wire.url, "sk", own)
+        )
+        try:
+            for number in range(2):
+                ask = Ask(prompt("hello"), "fake", Unwatched(), 5.0)
+                async with asyncio.timeout(10), provider.stream(ask) as batches:
+                    assert [event async for batch in batches for event in batch]
+                headers = (await wire.exchange(number)).request.headers
+                assert headers["anthropic-beta"] == "files-api-2025-04-14"
+                assert headers["x-tenant"] == "acme"
+                assert (headers.get("authorization") or headers["x-api-key"]).endswith("sk")
+        finally:
+            await provider.close()
+
+
+@pytest.mark.parametrize(
+    ("headers", "rule"),
+    [
+        ({"Authorization": "Bearer x"}, "set by Janus"),
+        ({"x api": "x"}, "no name of a header"),
+        ({"x-a": "one\r\nx-b: two"}, "printable ASCII"),
+        ({"x-a": " "}, "printable ASCII"),
+        ({"x-a": "1", "X-A": "2"}, "unique"),
+    ],
+)
+def test_headers_that_cannot_be_sent_are_refused(headers: dict[str, str], rule: str) -> None:
+    with pytest.raises(ValidationError, match=rule):
+        ProviderSettings.model_validate({"kind": "openai", "headers": headers})
 
 
 async def test_a_stream_is_asked_for_uncompressed() -> None:

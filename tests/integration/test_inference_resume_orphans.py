@@ -8,14 +8,15 @@ import pytest
 from pydantic import SecretStr
 from tests.fakes.providers.setups import Stores
 from tests.fakes.replicas import PLEDGE, Speaker, read, replica, speaker_of, whole
-from tests.fakes.usage_records import rows
+from tests.fakes.usage_records import eventually, rows
 
 from janus_inference.adapters.redis_replay import RedisReplay
 from janus_inference.adapters.replay_waiter import ReplayWaiter
 from janus_inference.events import Cost, Failed, Numbered, RouteChanged, Started, TextDelta, Usage, UsageUpdated
 from janus_inference.model import Caller
-from janus_inference.ports import Pledge, ReplayFenced
-from janus_inference.resuming import Resumables, Settling
+from janus_inference.ports import Pledge, ReplayFenced, UsageRecord
+from janus_inference.resuming import Resumables, Settling, Sweeper
+from janus_inference.resuming.sweeper import OVERDUE_S
 from janus_inference.stored import ProtobufEvents
 from janus_kit.clock import SystemClock
 from janus_kit.errors import OutOfRange, Unavailable
@@ -261,3 +262,44 @@ async def test_hundreds_of_generations_are_followed_over_a_few_connections(redis
             assert {(await task).sequence for task in second} == {2}
         for stream in streams:
             await stream.aclose()
+
+
+async def test_a_sweep_ends_what_nobody_reads_and_leaves_what_is_alive(redis_url: str) -> None:
+    recorded: list[UsageRecord] = []
+
+    async def record(found: UsageRecord) -> None:
+        recorded.append(found)
+
+    async with replica(redis_url) as one:
+        store = one.store
+        sweeper = Sweeper(store, Settling(store, record, lambda *_: None, SystemClock()))
+
+        async def overdue() -> list[str]:
+            """Those of this test."""
+            return [name for tenant, name in await store.overdue(OVERDUE_S, 10_000) if tenant == "swept"]
+
+        async def are_overdue() -> bool:
+            return sorted(await overdue()) == ["gen_ended", "gen_gone", "gen_silent"]
+
+        said = numbered(Started("gen", "one", "m", 1), TextDelta(0, "x" * 400))
+        for generation_id, lease_s in (("gen_gone", 0.05), ("gen_ended", 0.05), ("gen_alive", 60.0)):
+            await store.open("swept", generation_id, "owner", lease_s, PLEDGE)
+            await store.append("swept", generation_id, "owner", said, spoken=True, terminal=False)
+        end = Numbered(3, Failed(Unavailable("inference"), True, True, Usage()))
+        await store.append("swept", "gen_ended", "owner", [end], spoken=True, terminal=True)
+        await store.open("swept", "gen_silent", "owner", 0.05, None)
+        async with asyncio.timeout(10):
+            await eventually(are_overdue)
+            while await overdue():
+                await sweeper.sweep()
+        mine = [(each.generation_id, each.outcome) for each in recorded if each.caller.tenant == "swept"]
+        assert mine == [("gen_gone", "owner_gone")]
+        gone, ended, alive = [await store.head("swept", name) for name in ("gen_gone", "gen_ended", "gen_alive")]
+        assert gone is not None
+        assert ended is not None
+        assert alive is not None
+        assert (gone.has_ended, gone.last) == (True, 3)
+        assert (ended.has_ended, ended.last) == (True, 3)
+        assert (alive.has_ended, alive.is_owned) == (False, True)
+        told = await read(one.follow("gen_gone", caller=Caller("swept", "a")))
+        assert [numbered.sequence for numbered in told] == [1, 2, 3]

@@ -15,7 +15,7 @@ from tests.fakes.inference_processes import InferenceProcess, events_of, inferen
 from tests.fakes.providers.http_server import WireServer
 from tests.fakes.providers.inference_service import Refusal, prompt
 from tests.fakes.tcp_proxy import TcpProxy
-from tests.fakes.usage_records import rows
+from tests.fakes.usage_records import eventually, rows
 
 from janus_api.inference.v1 import event_pb2, request_pb2
 
@@ -88,6 +88,23 @@ async def test_a_killed_owner_ends_the_same_for_everybody_within_seconds(process
     assert await events_of(second.resume(generation, len(seen))) == ends[0][len(seen) :]
     await first.start()
     assert await events_of(first.resume(generation, 0)) == ends[0]
+
+
+async def test_what_a_killed_owner_used_is_on_record_though_nobody_asks(processes, postgres_url):
+    (first, _), _ = processes
+    seen = await events_of(first.generate(resumable("tokens=400;pace=20")), 6)
+    generation = seen[0].started.generation_id
+    first.kill()
+    query = "SELECT outcome, output_tokens FROM inference.usage WHERE generation_id = $1"
+
+    async def is_on_record() -> bool:
+        return bool(await rows(postgres_url, query, generation))
+
+    async with asyncio.timeout(30):
+        await eventually(is_on_record)
+    (row,) = await rows(postgres_url, query, generation)
+    assert row["outcome"] == "owner_gone"
+    assert row["output_tokens"] > 0
 
 
 async def test_a_paused_owner_is_fenced_and_its_readers_see_the_end_that_others_saw(processes):

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from janus_inference.adapters.options import with_options
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 ISSUER = "anthropic"
 # Where a request may hold something to call.
 _CALLABLE = ("tools", "mcp_servers")
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 def with_own(body: Mapping[str, Any], options: Mapping[str, object]) -> dict[str, Any]:
@@ -34,10 +36,14 @@ def with_own(body: Mapping[str, Any], options: Mapping[str, object]) -> dict[str
     return whole
 
 
-def _make_client(base_url: str, api_key: str, http: "httpx2.AsyncClient") -> "AsyncAnthropic":
+def _make_client(
+    base_url: str, api_key: str, headers: Mapping[str, str], http: "httpx2.AsyncClient"
+) -> "AsyncAnthropic":
     import anthropic
 
-    return anthropic.AsyncAnthropic(api_key=api_key, base_url=base_url, max_retries=0, timeout=None, http_client=http)
+    return anthropic.AsyncAnthropic(
+        api_key=api_key, base_url=base_url, default_headers=headers, max_retries=0, timeout=None, http_client=http
+    )
 
 
 class Anthropic:
@@ -45,10 +51,10 @@ class Anthropic:
 
     dialect = "anthropic_messages"
 
-    def __init__(self, name: str, base_url: str, api_key: str | None) -> None:
+    def __init__(self, name: str, base_url: str, api_key: str | None, headers: Mapping[str, str] = _NONE) -> None:
         self._name = name
         self._usable = bool(api_key)
-        self._client = SdkClient("anthropic", lambda http: _make_client(base_url, api_key or "", http))
+        self._client = SdkClient("anthropic", lambda http: _make_client(base_url, api_key or "", headers, http))
 
     @asynccontextmanager
     async def stream(self, ask: Ask) -> AsyncIterator[AsyncIterator[Sequence[ProviderEvent]]]:

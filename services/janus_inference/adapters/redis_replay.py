@@ -17,6 +17,7 @@ Redis may have lost events that readers have. It is marked as lost instead.
 """
 
 import json
+import time
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
@@ -36,6 +37,10 @@ RUNNING_S = 60.0
 _PRESENCE_MS = 3_500
 # Entries, each of up to 256 events, that are read at once, and generations that are read or looked at at once.
 _PAGE, _PAGES, _HEADS = 32, 8, 500
+
+# What is worked on, of all tenants, by when its lease runs out. It is told apart from the rest, being on
+# another shard, and only says where to look.
+_RUNNING = "janus:generations"
 
 _FENCED, _UNKNOWN = -1, -2
 
@@ -73,6 +78,8 @@ class RedisReplay:
     async def open(self, tenant: str, generation_id: str, owner: str, lease_s: float, pledge: Pledge | None) -> None:
         arguments: list[Any] = [owner, round(lease_s * 1000), self._running_ms, _pledged(pledge)]
         async with self._answering():
+            # First: one that is listed and was never opened is forgotten; the other way round it would be missed.
+            await self._writer.zadd(_RUNNING, {_listed(tenant, generation_id): time.time() + lease_s})
             result = await self._open(keys=_keys(tenant, generation_id), args=arguments)
         if result == _FENCED:
             raise ReplayFenced(generation_id)
@@ -129,12 +136,24 @@ class RedisReplay:
                     *((self._announce, _keys(*each), [owner, _PRESENCE_MS]) for each in read),
                 ]
             )
+            if owned:
+                await self._writer.zadd(_RUNNING, {_listed(*each): time.time() + lease_s for each in owned})
         counts = {_FENCED: None, _UNKNOWN: -1}
         return [counts.get(int(result), int(result)) for result in results[: len(owned)]]
 
     async def leave(self, owner: str, tenant: str, generation_id: str) -> None:
         async with self._answering():
             await self._writer.zrem(_keys(tenant, generation_id)[3], owner)
+
+    async def overdue(self, seconds: float, most: int) -> Sequence[tuple[str, str]]:
+        async with self._answering():
+            found: Any = await self._writer.zrangebyscore(_RUNNING, "-inf", time.time() - seconds, start=0, num=most)
+        return [(tenant, generation_id) for tenant, _, generation_id in (_text(each).partition(" ") for each in found)]
+
+    async def forget(self, ended: Sequence[tuple[str, str]]) -> None:
+        if ended:
+            async with self._answering():
+                await self._writer.zrem(_RUNNING, *(_listed(*each) for each in ended))
 
     async def close(self) -> None:
         """End what waits."""
@@ -208,6 +227,11 @@ def _pledge_of(data: bytes | None) -> Pledge | None:
 def _keys(tenant: str, generation_id: str) -> list[str]:
     """What is known of it, its events, its owner's lease, the processes that read it."""
     return [key(tenant, "generation", generation_id, name) for name in ("state", "events", "lease", "readers")]
+
+
+def _listed(tenant: str, generation_id: str) -> str:
+    """Neither of them has spaces."""
+    return f"{tenant} {generation_id}"
 
 
 def _text(value: bytes | str) -> str:

@@ -2,5 +2,6 @@
 
 from janus_inference.resuming.resumables import Resumables
 from janus_inference.resuming.settling import Settling
+from janus_inference.resuming.sweeper import Sweeper
 
-__all__ = ["Resumables", "Settling"]
+__all__ = ["Resumables", "Settling", "Sweeper"]

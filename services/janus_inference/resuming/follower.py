@@ -3,12 +3,10 @@
 import asyncio
 from collections.abc import Callable
 
-from janus_inference.ports import ReplayAway, ReplayHead, ReplayStore
+from janus_inference.ports import ReplayAway, ReplayStore
 from janus_inference.resuming import ending
-from janus_inference.resuming.ending import UNKNOWN
 from janus_inference.resuming.feed import Feed, is_terminal
-from janus_inference.resuming.settling import Settling
-from janus_inference.telemetry import broken_off_total
+from janus_inference.resuming.settling import Settling, break_off
 from janus_kit.errors import JanusError, Unavailable
 from janus_kit.telemetry.logging import get_logger
 
@@ -93,20 +91,8 @@ class Followed:
         elif self._missing_since is None:
             self._missing_since = now
         elif now - self._missing_since >= GRACE_S:
-            await self._break_off(head)
+            await break_off(self._store, self._settling, self.key, head)
         return False
-
-    async def _break_off(self, head: ReplayHead) -> None:
-        """End it for an owner that is gone; what was used is on record before that is told."""
-        # First of all: an owner that comes back must not go on and have its true record refused for this one.
-        if not await self._store.fence(*self.key, head.last):
-            return
-        why = ending.owner_gone()
-        _log.warning("generation_owner_gone", generation_id=self.key[1], last_sequence=head.last)
-        broken_off_total.labels(why.cause).inc()
-        used = await self._settling.settled(self.key, head) if self._settling is not None else None
-        usage, cost = used or (UNKNOWN, None)
-        await self._store.break_off(*self.key, why.after(head.last, spoken=head.has_spoken, usage=usage, cost=cost))
 
     def _break(self, error: JanusError) -> None:
         # Before the feed: whoever comes next must not find this one.

@@ -35,6 +35,7 @@ class Keeper:
         self._store, self._name = store, name
         self._owned, self._followed = owned, followed
         self._left: set[Key] = set()
+        self._ended: list[Key] = []
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
@@ -49,6 +50,11 @@ class Keeper:
         """Nobody here reads that one any more."""
         self._left.add(key)
         self.look()
+
+    def ended(self, key: Key) -> None:
+        """That one, which was worked on here, is over. The store learns it with the next leases, or from a sweep."""
+        if self._owned:
+            self._ended.append(key)
 
     async def close(self) -> None:
         self._closed = True
@@ -86,6 +92,8 @@ class Keeper:
                 each.readers_elsewhere = count
         for key in left:
             await self._store.leave(self._name, *key)
+        ended, self._ended = self._ended, []
+        await self._store.forget(ended)
 
 
 def _until_unread(owned: Owned) -> float:

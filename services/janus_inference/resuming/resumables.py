@@ -259,6 +259,7 @@ class Resumables:
     def _owned_ended(self, owned: Owned) -> None:
         if self._owned.get(owned.key) is owned:
             del self._owned[owned.key]
+            self._keeper.ended(owned.key)
 
     def _followed_ended(self, followed: Followed) -> None:
         if self._followed.get(followed.key) is followed:

@@ -12,12 +12,15 @@ from janus_inference import accounting
 from janus_inference.events import Cost, RouteChanged, Started, Usage, UsageUpdated
 from janus_inference.model import Caller
 from janus_inference.ports import ReplayHead, ReplayStore, UsageRecord
+from janus_inference.resuming import ending
+from janus_inference.telemetry import broken_off_total
 from janus_kit.clock import Clock
 from janus_kit.errors import JanusError
 from janus_kit.telemetry.logging import get_logger
 
 _log = get_logger(__name__)
 
+Key = tuple[str, str]
 Record = Callable[[UsageRecord], Awaitable[object]]
 Price = Callable[[str, str, Usage], Cost | None]
 
@@ -28,7 +31,7 @@ class Settling:
     def __init__(self, store: ReplayStore, record: Record, price: Price, clock: Clock) -> None:
         self._store, self._record, self._price, self._clock = store, record, price, clock
 
-    async def settled(self, key: tuple[str, str], head: ReplayHead) -> tuple[Usage, Cost | None] | None:
+    async def settled(self, key: Key, head: ReplayHead) -> tuple[Usage, Cost | None] | None:
         """What was used, once it is on record; None when nobody was asked or no pledge is known. Raises ReplayAway."""
         if head.pledge is None:
             return None
@@ -73,3 +76,16 @@ class Settling:
             # It is kept, and written when Postgres is back.
             _log.warning("generation_not_settled", generation_id=generation_id, reason=error.reason)
         return usage, cost
+
+
+async def break_off(store: ReplayStore, settling: Settling | None, key: Key, head: ReplayHead) -> None:
+    """End it for an owner that is gone; what was used is on record before that is told. Raises ReplayAway."""
+    # First of all: an owner that comes back must not go on and have its true record refused for this one.
+    if not await store.fence(*key, head.last):
+        return
+    why = ending.owner_gone()
+    _log.warning("generation_owner_gone", generation_id=key[1], last_sequence=head.last)
+    broken_off_total.labels(why.cause).inc()
+    used = await settling.settled(key, head) if settling is not None else None
+    usage, cost = used or (ending.UNKNOWN, None)
+    await store.break_off(*key, why.after(head.last, spoken=head.has_spoken, usage=usage, cost=cost))

@@ -134,7 +134,9 @@ class GenerateResponse(_message.Message):
     model: _builtins.str
     """That provider's name of the model that answered."""
     attempts: _builtins.int
-    """Attempts made, 1 or more."""
+    """Number of the attempt that answered, 1 or more. Retries and fallbacks
+    before it count; a hedge that it won against does not.
+    """
     from_cache: _builtins.bool
     """The answer came from the response cache; no provider was asked."""
     @_builtins.property
