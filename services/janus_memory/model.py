@@ -171,7 +171,11 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """A space on record. ``number`` and ``incarnation`` name it in derived stores."""
+    """A space on record. ``number`` and ``incarnation`` name it in derived stores.
+
+    ``generation`` counts its rebuilds: vectors are kept by it, and backend,
+    model and dimensions are those of this one.
+    """
 
     name: str
     number: int
@@ -183,6 +187,7 @@ class Space:
     description: str
     version: int
     created_at: datetime
+    generation: int = 1
     backlog: int = 0
 
 

@@ -175,6 +175,7 @@ def _answer(space: Space) -> Mapping[str, Any]:
         "description": space.description,
         "version": space.version,
         "created_at": space.created_at.isoformat(),
+        "generation": space.generation,
     }
 
 

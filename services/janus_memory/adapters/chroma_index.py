@@ -6,8 +6,8 @@ their own (`timed`), and the others (`open`, nearly all) are searched without a
 condition as long as no scope, kind or time on record is asked for.
 
 The collection's name is a digest, so a caller's words never become one, and it
-holds the space's incarnation, so a collection that outlived its database is
-never searched for another. Chroma's `upsert` merges metadata, keeping keys that
+holds the space's incarnation and generation, so a collection that outlived its
+database, or its rebuild, is never searched for another. Chroma's `upsert` merges metadata, keeping keys that
 the new row does not have: every row therefore has every key, with bounds that
 stand for "none". The library takes a second to import and is imported on a
 thread, on first use.
@@ -247,7 +247,10 @@ def _is_timed(about: Indexed) -> bool:
 
 
 def _collection_name(tenant: str, space: Space, view: View, part: str) -> str:
-    digest = hashlib.blake2b(f"{tenant}\0{space.incarnation}".encode(), digest_size=20).hexdigest()
+    named = f"{tenant}\0{space.incarnation}"
+    if space.generation > 1:
+        named += f"\0{space.generation}"
+    digest = hashlib.blake2b(named.encode(), digest_size=20).hexdigest()
     return f"janus-{digest}-{int(view)}-{part}"
 
 

@@ -29,12 +29,12 @@ class PgvectorIndex:
             return
         async with self._database.tenant(tenant) as connection:
             await connection.executemany(
-                """INSERT INTO memory.vector AS v (space_no, view, unit, version, kind, subject, agent,
+                """INSERT INTO memory.vector AS v (space_no, generation, view, unit, version, kind, subject, agent,
                        thread, recorded_at, superseded_at, valid_from, valid_to, expires_at, dimensions,
                        embedding)
-                   SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15::real[]::vector
-                   WHERE NOT EXISTS (SELECT FROM memory.tombstone WHERE space_no = $1 AND unit = $3)
-                   ON CONFLICT (tenant, space_no, view, unit) DO UPDATE
+                   SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16::real[]::vector
+                   WHERE NOT EXISTS (SELECT FROM memory.tombstone WHERE space_no = $1 AND unit = $4)
+                   ON CONFLICT (tenant, space_no, generation, view, unit) DO UPDATE
                    SET version = excluded.version, kind = excluded.kind, subject = excluded.subject,
                        agent = excluded.agent, thread = excluded.thread,
                        recorded_at = excluded.recorded_at, superseded_at = excluded.superseded_at,
@@ -43,7 +43,7 @@ class PgvectorIndex:
                    WHERE v.version <= excluded.version""",
                 [
                     (
-                        space.number, int(row.view), row.about.unit, row.version, int(row.about.kind),
+                        space.number, space.generation, int(row.view), row.about.unit, row.version, int(row.about.kind),
                         row.about.subject, row.about.agent, row.about.thread, row.about.recorded_at,
                         row.about.superseded_at, row.about.valid_from, row.about.valid_to,
                         row.about.expires_at, space.dimensions, unit_length(row.vector),
@@ -57,8 +57,8 @@ class PgvectorIndex:
             return
         async with self._database.tenant(tenant) as connection:
             await connection.execute(
-                "DELETE FROM memory.vector WHERE space_no = $1 AND unit = ANY($2::bigint[])",
-                space.number, list(units),
+                "DELETE FROM memory.vector WHERE space_no = $1 AND generation = $2 AND unit = ANY($3::bigint[])",
+                space.number, space.generation, list(units),
             )  # fmt: skip
 
     async def search(
@@ -74,13 +74,13 @@ class PgvectorIndex:
         aim = unit_length(vector)
 
         async def nearest(view: View) -> list[Neighbour]:
-            bound = Bound(space.number, int(view), aim, limit)
+            bound = Bound(space.number, space.generation, int(view), aim, limit)
             async with self._database.tenant(tenant) as connection:
                 rows = await connection.fetch(
-                    f"""SELECT unit, -(embedding <#> $3::real[]::vector) AS similarity
+                    f"""SELECT unit, -(embedding <#> $4::real[]::vector) AS similarity
                         FROM memory.vector
-                        WHERE space_no = $1 AND view = $2{allowed(where, bound)}
-                        ORDER BY similarity DESC, unit LIMIT $4""",  # noqa: S608 - placeholders and constants
+                        WHERE space_no = $1 AND generation = $2 AND view = $3{allowed(where, bound)}
+                        ORDER BY similarity DESC, unit LIMIT $5""",  # noqa: S608 - placeholders and constants
                     *bound.values,
                 )
             return [Neighbour(row["unit"], row["similarity"]) for row in rows]

@@ -8,7 +8,9 @@ from janus_kit.postgres import Connection
 from janus_memory.model import Backend, Space, SpaceDraft, Weights
 from janus_memory.ports import StoredAnswer
 
-_COLUMNS = "name, number, incarnation, backend, model, dimensions, weights, description, version, created_at"
+_COLUMNS = (
+    "name, number, incarnation, backend, model, dimensions, weights, description, version, created_at, generation"
+)
 
 
 class SpaceStatements:
@@ -112,4 +114,5 @@ def _space(row: Any) -> Space:
         description=row["description"],
         version=row["version"],
         created_at=row["created_at"],
+        generation=row["generation"],
     )
