@@ -21,12 +21,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from janus_app.embedded import Addresses, Stack
 from janus_app.embedded import stack as embedded_stack
 
 if TYPE_CHECKING:
     from tests.fakes.providers.setups import Stores
+
+# How fast inputs are made says something of the machine, and of the first test that needs Unicode's tables.
+settings.register_profile("janus", suppress_health_check=[HealthCheck.too_slow], deadline=None)
+settings.load_profile("janus")
 
 T = TypeVar("T")
 _PREFIX = "janus-tests-"

@@ -11,6 +11,7 @@ from janus_inference.adapters.postgres_usage import PostgresUsage
 from janus_inference.adapters.redis_answers import RedisAnswers
 from janus_inference.adapters.redis_limits import RedisLimits
 from janus_inference.adapters.redis_replay import RedisReplay
+from janus_inference.asking import Underway
 from janus_inference.breakers import BreakerRules, Breakers
 from janus_inference.build import Process, Upstream, build, is_usable
 from janus_inference.caching import AnswerCache
@@ -76,6 +77,7 @@ async def mount(
             cache=AnswerCache(RedisAnswers(client), codec, most_bytes=settings.cache_max_bytes, clock=clock),
             resumables=resumables,
             codec=codec,
+            underway=Underway(),
         )
         engine = await Engine.started(partial(build, process), settings)
         stack.enter_context(
@@ -90,6 +92,11 @@ async def mount(
         stack.push_async_callback(resumables.close)
         if reload is not None:
             reload.on_change(engine.apply, fixed=("usage_wait_s", "replay_s", "cache_max_bytes"))
+
+        def conclude() -> None:
+            resumables.conclude()
+            process.underway.stop()
+
         servicer = InferenceServicer(engine, resumables, UsageReport(usage))
         yield Mount(
             name="inference",
@@ -104,6 +111,7 @@ async def mount(
                 ("inference-warm", partial(_warm, engine)),
             ),
             drain=resumables.drain,
+            conclude=conclude,
         )
 
 

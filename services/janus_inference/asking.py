@@ -24,13 +24,14 @@ from janus_inference.limits import Estimate, Hold, Limiter
 from janus_inference.model import Caller, Prompt
 from janus_inference.ports import Ask, Provider, UsageRecord
 from janus_inference.prices import PriceTable
-from janus_inference.provider_errors import ProviderFailure, broken, timed_out
+from janus_inference.provider_errors import ProviderFailure, broken, stopping, timed_out
 from janus_inference.retry_budget import RetryBudget
 from janus_inference.routing import Target
 from janus_inference.settings import RoutingSettings
 from janus_inference.standing import Standings
 from janus_inference.telemetry import PLAIN, Attempt, Naming, Said, asked
 from janus_kit.clock import Clock
+from janus_kit.telemetry import names
 from janus_kit.telemetry.logging import get_logger
 
 _log = get_logger(__name__)
@@ -53,6 +54,7 @@ class Desk:
     budget: RetryBudget
     standings: Standings
     clock: Clock
+    underway: "Underway"
     naming: Naming = PLAIN
 
 
@@ -95,6 +97,24 @@ class Call:
         return accounting.estimated_prompt_tokens(self.prompt)
 
 
+class Underway:
+    """The attempts of this process that are asked or answered now."""
+
+    def __init__(self) -> None:
+        self._all: set[Asking] = set()
+
+    def add(self, asking: "Asking") -> None:
+        self._all.add(asking)
+
+    def discard(self, asking: "Asking") -> None:
+        self._all.discard(asking)
+
+    def stop(self) -> None:
+        """End them with a failure that says that this server stops."""
+        for asking in tuple(self._all):
+            asking.stop()
+
+
 class Asking:
     """One attempt. ``reserve``, ``open``, read ``batches``, and exactly one of the endings; then ``close``."""
 
@@ -119,6 +139,7 @@ class Asking:
         self._was_sent = False
         self._heard_at = 0.0
         self._ended = False
+        self._stops = False
         self._began = time.perf_counter()
         self._started_at: datetime = desk.clock.now()
 
@@ -151,6 +172,7 @@ class Asking:
         """
         call, limit = self._call, self._call.legs.first_event()
         self._stack.enter_context(self._meter)
+        self._desk.underway.add(self)
         if self._desk.naming.record_content and self._meter.is_recorded:
             self._said = Said()
         ask = Ask(call.prompt, self.target.model, self, call.legs.limits.connect, call.options)
@@ -186,7 +208,7 @@ class Asking:
         try:
             while batch is not None:
                 yield batch
-                if self._expired is not None:
+                if self._expired is not None or self._stops:
                     raise self._timed_out(legs.whole)
                 if len(batch) > 1 or type(batch[0]) is not UsageUpdated:
                     limit = legs.idle()
@@ -211,7 +233,7 @@ class Asking:
 
     def succeeded(self, stopped: Stopped) -> UsageRecord | None:
         """The answer is whole."""
-        usage = self.usage or self._estimate()
+        usage = self.usage if self.usage is not None and not self.usage.estimated else self._so_far()
         self._meter.succeeded()
         self._meter.answered(stopped.reason, stopped.response_id, stopped.model)
         self._desk.standings.succeeded(self.target.provider)
@@ -231,10 +253,12 @@ class Asking:
             partial=self.spoke,
         )
         self._meter.failed(failure.outcome, partial=self.spoke)
+        if failure.said and self._desk.naming.record_content:
+            self._meter.tell({names.UPSTREAM_MESSAGE: failure.said})
         self._desk.standings.failed(self.target.provider, failure)
         if failure.is_trouble and self._is_fair(failure):
             self._desk.breakers.failed(self.target.name, failure)
-        elif failure.is_trouble or not failure.reached:
+        elif failure.is_trouble or not failure.reached or self._stops:
             self._desk.breakers.left(self.target.name)
         else:
             self._desk.breakers.succeeded(self.target.name)
@@ -257,8 +281,14 @@ class Asking:
         self._desk.breakers.left(self.target.name)
         return self._end("cancelled", self._so_far(), reached=self._was_sent)
 
+    def stop(self) -> None:
+        """This server stops: whoever waits for the provider gets a failure that says so."""
+        self._stops = True
+        self._waits.interrupt()
+
     async def close(self) -> None:
         """Close the provider's connection."""
+        self._desk.underway.discard(self)
         self._waits.close()
         if self._expired is not None:
             await asyncio.gather(self._expired, return_exceptions=True)
@@ -329,4 +359,6 @@ class Asking:
             self.note(event)
 
     def _timed_out(self, limit: Limit) -> ProviderFailure:
+        if self._stops:
+            return stopping(self.target.provider)
         return timed_out(self.target.provider, limit.leg, limit.seconds)

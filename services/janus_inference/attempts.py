@@ -3,9 +3,10 @@
 All of it happens before the first semantic event has been delivered. Targets
 are asked in the order of the route, each at once after the one before it
 failed in a way that another may not; when all have failed, those that may do
-better later are tried again after a wait. Every attempt but the first must fit
-into the retry budget of the provider that was asked first, and none goes to a target whose circuit
-breaker is open.
+better later are tried again after a wait. A provider that is asked again in a
+call, and a hedge, must fit into the retry budget; the first request of a call
+to another provider need not, since it gives no provider more work than its
+callers have. None goes to a target whose circuit breaker is open.
 """
 
 import asyncio
@@ -57,8 +58,9 @@ class Attempts:
         self._rules = desk.routing
         self._clock = asyncio.get_running_loop().time
         self._made = 0
-        # Whose calls the extra attempts are charged to.
-        self._first: str | None = None
+        # Providers that were asked, and what the budget knows of each attempt: its provider, and if it was the first.
+        self._asked_of: set[str] = set()
+        self._counted: dict[int, tuple[str, bool]] = {}
         self._tried: dict[Target, _Tried] = {}
         self._verdict: JanusError | None = None
         self._failure: ProviderFailure | None = None
@@ -220,36 +222,39 @@ class Attempts:
         """A target that has not been asked, for a hedge."""
         if self._made >= self._rules.max_attempts:
             return None
-        return next((each for each in self._route.targets if each not in self._tried and self._may_ask(each)), None)
+        fresh = (each for each in self._route.targets if each not in self._tried)
+        return next((each for each in fresh if self._may_ask(each, hedges=True)), None)
 
     def _soonest(self) -> Target | None:
         again = [target for target in self._route.targets if target in self._tried and self._tried[target].retryable]
         return min(again, key=lambda target: self._tried[target].not_before, default=None)
 
-    def _may_ask(self, target: Target) -> bool:
+    def _may_ask(self, target: Target, *, hedges: bool = False) -> bool:
         """Whether breaker and budget allow it; a target that they refuse is not asked in this call again."""
         breakers = self._desk.breakers
         if not breakers.enter(target.name):
             self._tried.setdefault(target, _Tried())
             self._refuse_for(target)
             return False
-        if self._first is None:
-            self._first = target.provider
-            self._desk.budget.first(target.provider)
-        elif not self._desk.budget.take(self._first):
+        provider, budget = target.provider, self._desk.budget
+        is_first = not hedges and provider not in self._asked_of
+        if is_first:
+            budget.first(provider)
+        elif not budget.take(provider):
             breakers.left(target.name)
             self._tried.setdefault(target, _Tried())
             return False
+        self._asked_of.add(provider)
+        self._counted[self._made + 1] = provider, is_first
         return True
 
     def _unmade(self, asking: Asking) -> None:
         """An attempt that sent nothing is none: neither for the budget nor for the most there may be."""
         self._made -= 1
-        if self._first is None:
-            return
-        self._desk.budget.back(self._first, is_first=not self._made)
-        if not self._made:
-            self._first = None
+        provider, is_first = self._counted.pop(asking.number)
+        self._desk.budget.back(provider, is_first=is_first)
+        if is_first:
+            self._asked_of.discard(provider)
 
     def _asking(self, target: Target) -> Asking:
         self._made += 1
@@ -303,7 +308,7 @@ class Attempts:
         await asking.close()
         if record is not None:
             self._record_later(record)
-        over = error.outcome == "timeout" and error.detail in ("total", "call")
+        over = error.outcome == "cancelled" or (error.outcome == "timeout" and error.detail in ("total", "call"))
         if over or error.filtered or not (error.elsewhere or error.retryable):
             raise error
         tried = self._tried[target]

@@ -11,7 +11,7 @@ from janus_inference.adapters.openai_client import OpenAIClient
 from janus_inference.adapters.openai_embeddings import OpenAIEmbeddings
 from janus_inference.adapters.openai_responses import OpenAIResponses
 from janus_inference.adapters.scripted import Scripted
-from janus_inference.asking import Desk
+from janus_inference.asking import Desk, Underway
 from janus_inference.breakers import BreakerRules, Breakers
 from janus_inference.caching import AnswerCache
 from janus_inference.catalogue import Catalogue, Entry, Kind
@@ -63,6 +63,7 @@ class Process:
     holds: Holds
     ledger: Ledger
     requests: Requests
+    underway: Underway
     cache: AnswerCache
     resumables: Resumables
     codec: EventCodec
@@ -138,6 +139,7 @@ def _made(process: Process, settings: InferenceSettings, holding: Holding[Upstre
         budget=process.budget,
         standings=process.standings,
         clock=process.clock,
+        underway=process.underway,
         naming=naming,
     )
     return Inference(

@@ -111,6 +111,12 @@ class Waits:
         finally:
             self._task = None
 
+    def interrupt(self) -> None:
+        """End the wait at hand, if there is one, as if its limit were reached."""
+        if self._task is not None:
+            self._fired = True
+            self._task.cancel()
+
     def close(self) -> None:
         """No more waits."""
         if self._timer is not None:

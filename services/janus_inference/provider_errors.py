@@ -25,6 +25,7 @@ from janus_kit.errors import (
 
 DEFAULT_RETRY_AFTER_S = 1.0
 _LONGEST_RETRY_AFTER_S = 3600.0
+_MOST_SAID = 2_000
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_.\[\]-]{1,128}")
 _TOO_LONG_TEXT = re.compile(
@@ -89,7 +90,7 @@ STATUS_OF_TYPE = {
 
 # What says that a target is in trouble whoever asks it.
 _TROUBLE = {"unavailable", "unreachable", "broken", "timeout", "rate_limited", "auth", "billing"}
-_AFTER_WORK = {"broken", "timeout", "content_filter"}
+_AFTER_WORK = {"broken", "timeout", "content_filter", "cancelled"}
 
 
 class ProviderFailure(Exception):
@@ -100,7 +101,7 @@ class ProviderFailure(Exception):
     ``retry_after``: seconds that the provider asked to wait, None when it said
     nothing. ``outcome`` is a bounded label for metrics. ``filtered``: not a
     failure to the caller but a finish reason. ``reached``: the provider got the
-    request.
+    request. ``said`` is the provider's own text, which may quote the prompt.
     """
 
     def __init__(
@@ -114,8 +115,10 @@ class ProviderFailure(Exception):
         filtered: bool = False,
         reached: bool = True,
         detail: str = "",
+        said: str = "",
     ) -> None:
         super().__init__(error.message)
+        self.said = said
         self.reached = reached
         self.error = error
         self.retryable = retryable
@@ -167,6 +170,7 @@ def classify(provider: str, model: str, said: Refused) -> ProviderFailure:
             elsewhere=elsewhere,
             retry_after=said.retry_after,
             detail=f"status {status} {detail}",
+            said=said.message[:_MOST_SAID],
         )
 
     if codes & _FILTERED or (status in (400, 403) and _FILTERED_TEXT.search(said.message)):
@@ -189,9 +193,9 @@ def classify(provider: str, model: str, said: Refused) -> ProviderFailure:
         return failure(error, "rate_limited", retryable=status == 429)
     if status in (408, 504):
         text = f"provider '{provider}' did not answer in its own time"
-        late = DeadlineExceeded("first_event", text, who, said.retry_after)
+        late = DeadlineExceeded("first_event", text, who, retry_after)
         return failure(late, "timeout", retryable=True)
-    if status == 404 and (codes & _NO_MODEL or said.type or said.code):
+    if (status == 404 and (codes & _NO_MODEL or said.type or said.code)) or (status == 400 and said.code in _NO_MODEL):
         rule = f"provider '{provider}' does not know this model"
         gone = InvalidArgument(
             "prompt.model",
@@ -237,12 +241,20 @@ def timed_out(provider: str, leg: str, seconds: float) -> ProviderFailure:
     """One of the time limits passed; ``leg`` names it. Those of the whole call pass for every target."""
     text = f"provider '{provider}' kept '{leg}' waiting for more than {seconds:g} s"
     return ProviderFailure(
-        DeadlineExceeded(leg, text, {"provider": provider}),
+        DeadlineExceeded(leg, text, {"provider": provider}, DEFAULT_RETRY_AFTER_S),
         retryable=True,
         outcome="timeout",
         elsewhere=leg not in ("total", "call"),
         reached=leg != "connect",
         detail=leg,
+    )
+
+
+def stopping(provider: str) -> ProviderFailure:
+    """This server stops; the provider has nothing to do with it."""
+    error = Unavailable("inference", "the server that worked on the answer stops", reason="DRAINING")
+    return ProviderFailure(
+        error, retryable=True, elsewhere=False, outcome="cancelled", detail=f"asking '{provider}' was ended by the stop"
     )
 
 

@@ -1,4 +1,4 @@
-"""How many extra calls retries, fallbacks and hedges may add: a share of the first attempts, so that
+"""How many extra calls retries and hedges may add: a share of the first attempts, so that
 a provider in trouble is not given more work by everybody's retries.
 
 Counted per provider over the last minute, in this process.
@@ -41,16 +41,13 @@ class RetryBudget:
         self._minutes: dict[str, _Minute] = defaultdict(_Minute)
 
     def first(self, provider: str) -> None:
-        """A call's first attempt goes to this provider."""
+        """A call's first attempt at this provider."""
         minute = self._minutes[provider]
         minute.now(self._second())[1] += 1
         minute.firsts += 1
 
     def take(self, provider: str) -> bool:
-        """Whether a call that went to this provider first may make an extra attempt, wherever it goes.
-
-        It is counted when it may.
-        """
+        """Whether a call may make an extra attempt at this provider; it is counted when it may."""
         minute = self._minutes[provider]
         entry = minute.now(self._second())
         if minute.extras + 1 > max(self.least, self.ratio * minute.firsts):

@@ -202,7 +202,7 @@ class RoutingSettings(Settings):
     backoff_most_s: float = Field(default=5.0, ge=0, le=300)
     """Longest wait before a retry; a provider that asks for more is not retried in this call."""
     retry_budget_ratio: float = Field(default=0.2, ge=0, le=1)
-    """Most extra attempts to a provider, as a share of its first attempts in the last minute."""
+    """Most extra attempts to a provider (retries and hedges), as a share of its first ones in the last minute."""
     retry_budget_least: int = Field(default=10, ge=0, le=10_000)
     """Extra attempts to a provider that are allowed in a minute whatever the share."""
     breaker_failures: int = Field(default=5, ge=1, le=1000)

@@ -1,5 +1,6 @@
 """Every bound that the contract puts on a prompt, checked at once and named by field."""
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -233,7 +234,9 @@ def _tool(check: Violations, path: str, tool: ToolDefinition) -> None:
     _text(check, f"{path}.description", tool.description, MAX_DESCRIPTION_BYTES)
     if tool.parameters_schema_json:
         broken = schema_problem(tool.parameters_schema_json, MAX_SCHEMA_BYTES, MAX_SCHEMA_DEPTH, MAX_SCHEMA_NODES)
-        check.require(broken is None, f"{path}.parameters_schema_json", broken or "")
+        if check.require(broken is None, f"{path}.parameters_schema_json", broken or ""):
+            kind = json.loads(tool.parameters_schema_json).get("type", "object")
+            check.require(kind == "object", f"{path}.parameters_schema_json", "must be the schema of an object")
 
 
 def _answer(check: Violations, prompt: Prompt) -> None:

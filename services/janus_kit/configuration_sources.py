@@ -44,13 +44,17 @@ def read_file(sections: Sections, file: Path | None, problems: list[str]) -> Map
         problems.append(f"{file}: no such file")
         return {}
     try:
+        if not file.read_text(encoding="utf-8").strip():
+            # More often half written than meant; nothing at all can be said as {}.
+            problems.append(f"{file}: is empty")
+            return {}
         data: Any = YamlConfigSettingsSource(_settings_class(sections), yaml_file=file).yaml_data
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark is not None else ""
         problems.append(f"{file}{where}: not valid YAML")
         return {}
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         problems.append(f"{file}: cannot be read")
         return {}
     except (TypeError, ValueError, AttributeError):  # what a root that is no mapping comes to

@@ -47,7 +47,8 @@ class Mount:
     ``background`` tasks start once the server serves, are cancelled and
     awaited at stop, and are started again with back-off when they raise.
     ``drain`` runs after the process reports NOT_SERVING and before anything is
-    cancelled; the host gives it ``drain_s``.
+    cancelled; the host gives it ``drain_s``. ``conclude`` is called shortly before
+    calls are cancelled, so that streams can say their own end.
     """
 
     name: str
@@ -56,3 +57,4 @@ class Mount:
     parts: Iterable[Part] = ()
     background: tuple[tuple[str, BackgroundTask], ...] = ()
     drain: Callable[[], Awaitable[None]] | None = None
+    conclude: Callable[[], None] | None = None

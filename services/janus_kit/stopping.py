@@ -1,9 +1,10 @@
 """How a host ends.
 
 In this order: health says NOT_SERVING; new calls from outside are refused, then
-its connections are told to go; calls and ``Mount.drain`` get ``drain_s``;
-background tasks are cancelled; the inside stops; and then whoever made the
-mounts closes their pools.
+its connections are told to go; calls and ``Mount.drain`` get ``drain_s``, at
+the end of which ``Mount.conclude`` lets streams say that they end; background
+tasks are cancelled; the inside stops; and then whoever made the mounts closes
+their pools.
 """
 
 import asyncio
@@ -24,6 +25,8 @@ _log = get_logger(__name__)
 
 # Time for statuses that are already written to reach their callers.
 _FLUSH_S = 0.25
+# Time for streams to end by themselves before calls are cancelled, where ``drain_s`` is at least twice as long.
+_CONCLUDE_S = 1.0
 
 
 class Listener(NamedTuple):
@@ -76,6 +79,9 @@ async def drain(host: Host, mounts: Sequence[Mount], outside: Listener, settings
     hurry = asyncio.create_task(host.wait_hurried(), name="hurry")
     try:
         await asyncio.wait([finishing, hurry], return_when=asyncio.FIRST_COMPLETED)
+        if not finishing.done():
+            _conclude(mounts)
+            await asyncio.wait([finishing], timeout=_FLUSH_S)
     finally:
         finishing.cancel()
         hurry.cancel()
@@ -99,7 +105,22 @@ async def _finish(outside: Listener, mounts: Sequence[Mount], settings: ServerSe
         await asyncio.sleep(min(settings.lame_duck_s, settings.drain_s))
         await outside.server.stop(max(0.0, settings.drain_s - settings.lame_duck_s))
 
-    await asyncio.gather(calls(), *(_drained(mount, settings.drain_s) for mount in mounts))
+    async def concluded() -> None:
+        await asyncio.sleep(max(settings.drain_s - _CONCLUDE_S, settings.drain_s / 2))
+        _conclude(mounts)
+
+    concluding = asyncio.create_task(concluded(), name="conclude")
+    try:
+        await asyncio.gather(calls(), *(_drained(mount, settings.drain_s) for mount in mounts))
+    finally:
+        concluding.cancel()
+        await asyncio.gather(concluding, return_exceptions=True)
+
+
+def _conclude(mounts: Sequence[Mount]) -> None:
+    for mount in mounts:
+        if mount.conclude is not None:
+            mount.conclude()
 
 
 async def _drained(mount: Mount, drain_s: float) -> None:

@@ -279,8 +279,8 @@ async def test_recorded_answers_are_read_as_they_were_written(dialect: str, cut:
     served = 0
     async with serving(lambda request: pytest.fail("no recording chosen")) as wire:
         for exchange in exchanges(dialect):
-            # Cutting matters to streams; a body in one piece is read whole before it is parsed.
-            if cut != "whole" and not exchange["stream"]:
+            # A body in one piece is read whole before it is parsed: one way of cutting shows that.
+            if cut not in ("whole", "random") and not exchange["stream"]:
                 continue
             served += 1
             found = await outcome(exchange, dialect, wire, CUTTERS[cut])

@@ -160,6 +160,28 @@ async def test_a_stopped_process_ends_its_generations_with_an_event(processes):
     assert failed.retryable
 
 
+async def test_a_stopped_process_tells_every_reader_the_end_or_where_to_go_on(processes):
+    (first, second), wire = processes
+    owned = first.generate(resumable("tokens=2000;pace=20"))
+    plain = first.generate(prompt(model="compatible/fake;tokens=2000;pace=20"))
+    elsewhere = second.generate(resumable("tokens=2000;pace=20"))
+    generation = (await events_of(elsewhere, 3))[0].started.generation_id
+    followed = first.resume(generation, 0)
+    heads = [await events_of(owned, 3), await events_of(plain, 3), await events_of(followed, 3)]
+    first.signal(signal.SIGTERM)
+    async with asyncio.timeout(15):
+        for head, call in zip(heads[:2], (owned, plain), strict=True):
+            failed = check(head + await events_of(call)).failed
+            status = Refusal.of_status(failed.status)
+            assert (status.reason, failed.retryable, failed.partial) == ("DRAINING", True, True)
+            assert failed.usage.output_tokens > 0
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await events_of(followed)
+    assert Refusal.of(raised.value).reason == "DRAINING"
+    await (await wire.exchange(1)).client_gone.wait()
+    elsewhere.cancel()
+
+
 async def test_another_tenant_finds_what_one_finds_that_never_was(processes):
     (first, second), _ = processes
     generation = (await events_of(first.generate(resumable("tokens=2"))))[0].started.generation_id

@@ -40,6 +40,9 @@ COUNTED = frozenset(
 )
 
 
+_LEAST_TOP_P_THINKING = 0.95
+
+
 def messages_body(prompt: Prompt, model: str, issuer: str) -> dict[str, Any]:
     """The request for a streamed answer. Raises InvalidArgument for what cannot be said in it."""
     thinking = thinking_of(prompt, model)
@@ -64,6 +67,8 @@ def messages_body(prompt: Prompt, model: str, issuer: str) -> dict[str, Any]:
         body["tools"] = [_tool(tool, index, model) for index, tool in enumerate(prompt.tools)]
     if choice := _tool_choice(prompt):
         body["tool_choice"] = choice
+    if thinking.said is not None and thinking.said["type"] == "enabled":
+        _refuse_beside_thinking(prompt, model)
     if prompt.stop:
         body["stop_sequences"] = list(prompt.stop)
     config: dict[str, Any] = {}
@@ -74,6 +79,22 @@ def messages_body(prompt: Prompt, model: str, issuer: str) -> dict[str, Any]:
     if config:
         body["output_config"] = config
     return body | _sampling(prompt, model)
+
+
+def _refuse_beside_thinking(prompt: Prompt, model: str) -> None:
+    """A model that thinks by a budget chooses its tools itself, and draws tokens in its own way."""
+    given, choice = prompt.sampling, prompt.tool_choice
+    if prompt.may_call and choice is not None and choice.mode in (ToolChoiceMode.REQUIRED, ToolChoiceMode.NAMED):
+        rule = "this provider forces no tool while the model reasons"
+        raise unsupported(model, "tool_choice", "prompt.tool_choice.mode", rule)
+    allowed = (
+        ("temperature", given.temperature in (None, 1), "must be 1"),
+        ("top_k", given.top_k is None, "must be unset"),
+        ("top_p", given.top_p is None or given.top_p >= _LEAST_TOP_P_THINKING, f"must be {_LEAST_TOP_P_THINKING} to 1"),
+    )
+    for name, is_allowed, rule in allowed:
+        if not is_allowed:
+            raise unsupported(model, name, f"prompt.sampling.{name}", f"{rule} while the model reasons")
 
 
 def count_body(prompt: Prompt, model: str, issuer: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Messages answers as Anthropic writes them: blocks, each started, added to and stopped."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from janus_inference import accounting
@@ -78,6 +78,8 @@ class MessagesReader(StreamReader):
         self._reason: str | None = None
         self._explanation = ""
         self._usage: dict[str, Any] = {}
+        # What is said before the answer does not count the answer.
+        self._is_counted = False
 
     def body(self, data: bytes) -> list[ProviderEvent]:
         events: list[ProviderEvent] = []
@@ -86,6 +88,7 @@ class MessagesReader(StreamReader):
             if message.get("type") == "error":
                 raise classify(self._provider, self._model, _refused(message.get("error")))
             self._message_start(message, events)
+            self._is_counted = True
             for index, block in enumerate(message["content"]):
                 self._block_start(index, block, events)
                 self._block_stop(index, events)
@@ -108,6 +111,7 @@ class MessagesReader(StreamReader):
                 self._message_start(event["message"], events)
             case "message_delta":
                 self._stopping(event["delta"])
+                self._is_counted = self._is_counted or bool(event.get("usage"))
                 self._note_usage(event.get("usage"), events)
             case "message_stop":
                 self._end(events)
@@ -219,6 +223,8 @@ class MessagesReader(StreamReader):
         if self._reason is None:
             raise self.too_short()
         self.whole = True
+        if self._usage and not self._is_counted:
+            events.append(UsageUpdated(replace(accounting.anthropic_usage(self._usage), estimated=True)))
         if self._explanation:
             events.append(RefusalDelta(self._parts.of("refusal"), self._explanation))
         reason = _REASONS.get(self._reason, FinishReason.OTHER)

@@ -48,6 +48,11 @@ class Followed:
         if self.task is not None:
             self.task.cancel()
 
+    def leave(self, error: JanusError) -> None:
+        """It goes on, but its readers here get no more of it."""
+        self._break(error)
+        self.stop()
+
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         give_up_at = 0.0

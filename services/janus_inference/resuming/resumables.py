@@ -104,16 +104,20 @@ class Resumables:
         while self._working:
             await asyncio.wait(self._working)
 
-    async def close(self) -> None:
-        """End what is left, each generation with its terminal event."""
+    def conclude(self) -> None:
+        """End what is left, each generation with its terminal event; those of others can be resumed elsewhere."""
         self._closed = True
         for owned in list(self._owned.values()):
             owned.stop(ending.stopping())
+        for followed in list(self._followed.values()):
+            followed.leave(ending.stopping().error)
+
+    async def close(self) -> None:
+        """The same, and wait for it."""
+        self.conclude()
         if self._working:
             await asyncio.wait(self._working, timeout=_CLOSE_S)
         tasks = [*self._working, *self._following]
-        for followed in list(self._followed.values()):
-            followed.stop()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

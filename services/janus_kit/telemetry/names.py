@@ -25,6 +25,7 @@ PROVIDER = "janus.provider"
 ATTEMPT_NUMBER = "janus.attempt.number"
 ATTEMPT_OUTCOME = "janus.attempt.outcome"
 CONTENT_CUT = "janus.content.cut"
+UPSTREAM_MESSAGE = "janus.upstream.message"
 
 # Attributes of HTTP requests.
 HTTP_REQUEST_METHOD = "http.request.method"

@@ -13,7 +13,7 @@ from janus_inference.adapters.postgres_usage import PostgresUsage
 from janus_inference.adapters.redis_answers import RedisAnswers
 from janus_inference.adapters.redis_limits import RedisLimits
 from janus_inference.adapters.redis_replay import RedisReplay
-from janus_inference.asking import Desk
+from janus_inference.asking import Desk, Underway
 from janus_inference.breakers import BreakerRules, Breakers
 from janus_inference.caching import AnswerCache
 from janus_inference.deadlines import TimeLimits
@@ -79,6 +79,7 @@ class Stores:
             budget=RetryBudget(clock, ratio=routing.retry_budget_ratio, least=routing.retry_budget_least),
             standings=Standings(clock),
             clock=clock,
+            underway=Underway(),
             naming=Naming.of_settings(made, prices),
         )
 

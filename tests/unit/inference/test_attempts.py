@@ -169,6 +169,22 @@ async def test_extra_attempts_stay_within_the_budget(stores: Stores) -> None:
     assert len(provider.asked) - 60 == 12
 
 
+async def test_a_fallback_to_another_provider_needs_no_budget_and_a_second_model_of_the_same_one_does(
+    stores: Stores,
+) -> None:
+    """It gives a provider no more work than its callers have; a second request to the one in trouble does."""
+    routing = RoutingSettings(backoff_s=0, retry_budget_least=2, retry_budget_ratio=0, breaker_failures=1000)
+    one, two = Playing(classify("one", "fake", Refused(401))), Playing(saying("two"))
+    using = stores.generation({"one": one, "two": two}, routing=routing)
+    for _ in range(10):
+        assert text_of(await events_of(using, falling_back("one", "two"))) == "two"
+    assert (len(one.asked), len(two.asked)) == (10, 10)
+    for _ in range(10):
+        with pytest.raises(JanusError):
+            await using.answer(prompt(model="one/fake", routing=Routing(("one/other",))), CALLER)
+    assert len(one.asked) == 10 + 10 + 2
+
+
 def opened(stores: Stores, one: Told, two: Told | None = None, **routing: Any) -> Generation:
     rules = RoutingSettings(
         **{"max_attempts": 2, "backoff_s": 0, "breaker_failures": 2, "breaker_open_s": 60, **routing}

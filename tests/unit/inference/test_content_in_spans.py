@@ -46,7 +46,7 @@ from janus_inference.routing import Alias
 from janus_inference.settings import RoutingSettings
 from janus_inference.telemetry import asked
 from janus_inference.telemetry.content import MOST_BYTES, Said
-from janus_kit.errors import JanusError
+from janus_kit.errors import InvalidArgument, JanusError
 from janus_kit.telemetry import logging, tracing
 
 CANARY = "kanarienvogel"
@@ -246,6 +246,20 @@ async def test_half_an_answer_is_told_as_one_that_failed(stores: Stores, spans: 
     (span,) = spans.get_finished_spans()
     (message,) = json.loads(str(dict(span.attributes or {})["gen_ai.output.messages"]))
     assert (message["parts"], message["finish_reason"]) == ([{"type": "text", "content": "half"}], "error")
+
+
+@pytest.mark.parametrize("with_content", [True, False])
+async def test_why_a_provider_refused_is_told_where_content_is(
+    stores: Stores, spans: InMemorySpanExporter, with_content: bool
+) -> None:
+    """Its text may quote the prompt."""
+    refusal = classify("one", "fake", Refused(400, message="messages.1: tool_use ids were found without tool_result"))
+    using = stores.generation(telling(refusal), record_content=with_content)
+    with pytest.raises(InvalidArgument):
+        await using.answer(prompt(), CALLER)
+    (span,) = spans.get_finished_spans()
+    told = dict(span.attributes or {}).get("janus.upstream.message")
+    assert told == (refusal.said if with_content else None)
 
 
 @pytest.mark.parametrize("letter", ["x", "é", "\x00", '"', "😀"])

@@ -14,6 +14,7 @@ from janus_inference.model import (
     Prompt,
     ReasoningOptions,
     Role,
+    Sampling,
     Text,
     ToolCall,
     ToolChoice,
@@ -24,6 +25,9 @@ from janus_inference.model import (
 from janus_kit.errors import InvalidArgument
 
 HELLO = Message(Role.USER, (Text("hello"),))
+
+
+WEATHER = ToolDefinition("weather")
 
 
 def said(*messages: Message, **fields: Any) -> dict[str, Any]:
@@ -105,6 +109,26 @@ def test_a_budget_beyond_what_a_model_writes_is_refused(model: str, most: int, a
         messages_body(prompt, model, "anthropic")
     assert raised.value.violations[0].field == "prompt.reasoning.budget_tokens"
     assert str(most) in raised.value.violations[0].rule
+
+
+@pytest.mark.parametrize(
+    ("field", "asked"),
+    [
+        (
+            "tool_choice.mode",
+            {"tools": (ToolDefinition("weather"),), "tool_choice": ToolChoice(ToolChoiceMode.REQUIRED)},
+        ),
+        ("sampling.temperature", {"sampling": Sampling(temperature=0.2)}),
+        ("sampling.top_k", {"sampling": Sampling(top_k=5)}),
+        ("sampling.top_p", {"sampling": Sampling(top_p=0.5)}),
+    ],
+)
+def test_what_does_not_go_with_a_thinking_budget_is_refused_by_name(field: str, asked: dict[str, Any]) -> None:
+    messages_body(Prompt((HELLO,), **asked), "claude-sonnet-4-5", "anthropic")
+    thinking = Prompt((HELLO,), reasoning=ReasoningOptions(budget_tokens=2000), **asked)
+    with pytest.raises(InvalidArgument) as raised:
+        messages_body(thinking, "claude-sonnet-4-5", "anthropic")
+    assert [violation.field for violation in raised.value.violations] == [f"prompt.{field}"]
 
 
 def test_the_providers_own_tools_stand_beside_the_callers() -> None:

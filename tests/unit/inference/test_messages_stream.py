@@ -56,6 +56,14 @@ def read(*events: dict[str, Any]) -> list[ProviderEvent]:
     return found
 
 
+def test_usage_that_was_said_before_the_answer_alone_is_an_estimate() -> None:
+    text = block({"type": "text", "text": ""}, {"type": "text_delta", "text": "Hello"})
+    uncounted = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}}
+    *_, last, stopped = read(START, *text, uncounted, STOP)
+    assert last == UsageUpdated(Usage(8, output_tokens=1, estimated=True))
+    assert isinstance(stopped, Stopped)
+
+
 def test_text_usage_and_the_end() -> None:
     text = block({"type": "text", "text": ""}, {"type": "text_delta", "text": "Hello"})
     assert read(START, {"type": "ping"}, *text, end(), STOP) == [

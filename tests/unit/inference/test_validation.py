@@ -132,6 +132,7 @@ BAD: list[tuple[str, Prompt]] = [
     ("prompt.tools[0].description", prompt(tools=(ToolDefinition("t", "x" * (16 * 1024 + 1)),))),
     ("prompt.tools[0].parameters_schema_json", prompt(tools=(ToolDefinition("t", "", "{"),))),
     ("prompt.tools[0].parameters_schema_json", prompt(tools=(ToolDefinition("t", "", "[]"),))),
+    ("prompt.tools[0].parameters_schema_json", prompt(tools=(ToolDefinition("t", "", '{"type": "string"}'),))),
     ("prompt.tools[0].parameters_schema_json", prompt(tools=(ToolDefinition("t", "", DEEP),))),
     (
         "prompt.tools[0].parameters_schema_json",

@@ -127,8 +127,9 @@ async def test_settings_that_are_the_same_reach_nobody(process: Process, lines) 
         ({"inference": {"openai_api_key": [SECRET]}}, "inference.openai_api_key: Input should be a valid string"),
         ({"inference": {"default_model": "second"}, "postgres": {"ulr": SECRET}}, "postgres.ulr: unknown key"),
         (SECRET, "must hold a mapping of sections"),
+        ("", "is empty"),
     ],
-    ids=["rule", "key", "yaml", "secret", "another section", "no mapping"],
+    ids=["rule", "key", "yaml", "secret", "another section", "no mapping", "nothing"],
 )
 async def test_settings_that_are_wrong_change_nothing_and_are_told(
     process: Process, lines, content: Any, problem: str

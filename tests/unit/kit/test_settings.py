@@ -119,6 +119,7 @@ def test_the_full_name_wins_over_a_well_known_one():
         ("inference: {timeout_s: soon}", "inference.timeout_s: Input should be a valid number"),
         ("[1, 2]", "must hold a mapping of sections"),
         ("just text", "must hold a mapping of sections"),
+        (" \n", "is empty"),
         ("inference: [1]", "inference: must be a mapping of keys (from file)"),
         ("a: b: c", "line 1: not valid YAML"),
     ],
