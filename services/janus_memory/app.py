@@ -24,12 +24,15 @@ from janus_memory.adapters.pgvector_index import PgvectorIndex
 from janus_memory.adapters.postgres_records import PostgresRecords
 from janus_memory.adapters.redis_windows import RedisWindows
 from janus_memory.append import AppendTurns
+from janus_memory.blocks import Blocks
 from janus_memory.indexer import Indexer
+from janus_memory.lifecycle import Lifecycle
 from janus_memory.model import Backend
 from janus_memory.parts import Parts
 from janus_memory.ports import VectorIndex
 from janus_memory.recall import Recall
 from janus_memory.remember import Remember
+from janus_memory.retention import Sweep
 from janus_memory.servicer import SERVICE, MemoryServicer
 from janus_memory.settings import MemorySettings
 from janus_memory.spaces import SpaceDefaults, Spaces
@@ -80,9 +83,15 @@ async def mount(settings: MemorySettings, *, postgres: PostgresSettings, redis: 
                 records, indexes, embedders, spaces, parts, clock, settings.dense_timeout_s, remaining_seconds
             ),
             spaces=spaces,
+            memories=Lifecycle(records, spaces),
+            core=Blocks(records, spaces),
             clock=clock,
         )
-        background: list[tuple[str, BackgroundTask]] = [("memory-backlog", lambda: _watch(records))]
+        sweep = Sweep(records, windows, every_s=settings.sweep_every_s)
+        background: list[tuple[str, BackgroundTask]] = [
+            ("memory-backlog", lambda: _watch(records)),
+            ("memory-sweep", sweep.run),
+        ]
         if settings.indexer:
             indexer = Indexer(records, indexes, embedders, parts, poll_s=settings.indexer_poll_s)
             background.append(("memory-indexer", indexer.run))

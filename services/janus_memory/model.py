@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -35,6 +35,17 @@ class Backend(IntEnum):
 
     PGVECTOR = 1
     CHROMA = 2
+
+
+class Change(IntEnum):
+    """What was done to a memory; the numbers are stored and equal Change of the contract."""
+
+    CREATED = 1
+    UPDATED = 2
+    SUPERSEDED = 3
+    INVALIDATED = 4
+    FORGOTTEN = 5
+    IMPORTED = 6
 
 
 class View(IntEnum):
@@ -104,7 +115,8 @@ class ThreadHead:
     """Where a thread ends. ``incarnation`` tells it from an erased one of the same name.
 
     ``read_at`` is the database's time when the head was locked: what is written
-    under the lock is recorded at that time, so times follow positions.
+    under the lock is recorded at that time, so times follow positions. ``removed``
+    counts turns that are gone; positions are never given again.
     """
 
     incarnation: str
@@ -112,6 +124,12 @@ class ThreadHead:
     session: int
     last_occurred_at: datetime | None
     read_at: datetime
+    removed: int = 0
+
+    @property
+    def turns(self) -> int:
+        """Turns on record."""
+        return self.last_position - self.removed
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +172,38 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
+class Cause:
+    """Who changes a memory, because of which message (empty: none), and why (empty: not said)."""
+
+    changed_by: str
+    message_id: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryVersion:
+    """A version in a memory's history. Of a purged one only id, version and times of the memory are left."""
+
+    memory: Memory
+    change: Change
+    cause: Cause
+    purged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block of core memory. As asked for, it has no version and no time yet."""
+
+    scope: Scope
+    name: str
+    text: str
+    size_limit: int
+    description: str
+    version: int = 0
+    updated_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Weights:
     """Weights of the fusion; None: the default of the recipe (see fusion.py)."""
 
@@ -174,7 +224,8 @@ class Space:
     """A space on record. ``number`` and ``incarnation`` name it in derived stores.
 
     ``generation`` counts its rebuilds: vectors are kept by it, and backend,
-    model and dimensions are those of this one.
+    model and dimensions are those of this one. ``retention``: how long records are
+    kept; None: for ever.
     """
 
     name: str
@@ -189,6 +240,7 @@ class Space:
     created_at: datetime
     generation: int = 1
     backlog: int = 0
+    retention: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +253,7 @@ class SpaceDraft:
     dimensions: int
     weights: Weights
     description: str
+    retention: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +262,9 @@ class HardFilter:
 
     ``valid_at``: valid in the world then. ``recorded_at``: on record then; None
     for what is current. ``now``: not expired then. No kinds: every kind.
+
+    The last two are for lists, which no vector index answers. ``whenever``:
+    whenever it is valid. ``inactive``: superseded and expired ones too.
     """
 
     scope: Scope
@@ -216,6 +272,8 @@ class HardFilter:
     valid_at: datetime
     recorded_at: datetime | None
     now: datetime
+    whenever: bool = False
+    inactive: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from janus_memory.model import (
     Backlog,
+    Block,
     Candidate,
     Document,
     Embeddable,
@@ -21,6 +22,7 @@ from janus_memory.model import (
     IndexTask,
     Lexicon,
     Memory,
+    MemoryVersion,
     Neighbour,
     NewMemory,
     NewTurn,
@@ -104,6 +106,10 @@ class Windows(Protocol):
         """
         ...
 
+    async def drop(self, tenant: str, incarnations: Sequence[str]) -> None:
+        """Forget whole windows. Raises Unavailable("redis")."""
+        ...
+
     async def ping(self) -> None:
         """Raise Unavailable("redis") when it does not answer."""
         ...
@@ -124,12 +130,19 @@ class KnownTurn(NamedTuple):
 
 
 class KnownMemory(NamedTuple):
-    """A current memory on record, as remembering it again needs it."""
+    """The last version of a memory, as remembering it again needs it.
+
+    ``current``: no other version, and no other memory, has taken its place and
+    it was not forgotten. ``here``: it is in the space that was asked about.
+    """
 
     id: str
     version: int
     digest: bytes
     expires_at: datetime | None
+    recorded_at: datetime
+    current: bool = True
+    here: bool = True
 
 
 class Transaction(Protocol):
@@ -184,17 +197,91 @@ class Transaction(Protocol):
     async def count_turns(self, space: Space, scope: Scope) -> int: ...
 
     async def known_memories(self, space_no: int, ids: Sequence[str], digests: Sequence[bytes]) -> list[KnownMemory]:
-        """Current memories that have one of the ids (in any space) or digests (in this one)."""
+        """Last versions of the ids (in any space), and current memories that have one of the digests (in this one)."""
         ...
 
-    async def lock_remembering(self, space_no: int) -> None:
-        """Only one writer of memories in a space at a time, until the transaction ends."""
+    async def lock_remembering(self, space_no: int) -> datetime:
+        """Only one writer of memories in a space at a time, until the transaction ends.
+
+        Gives the database's time with the lock in hand: what is written under
+        it is recorded at that time, or later.
+        """
         ...
 
     async def add_memories(
-        self, space_no: int, memories: Sequence[tuple[NewMemory, int]], documents: Sequence[Document], changed_by: str
+        self,
+        space_no: int,
+        memories: Sequence[tuple[NewMemory, int]],
+        documents: Sequence[Document],
+        changed_by: str,
+        at: datetime,
     ) -> None:
-        """Store versions, superseding the current one of the same id."""
+        """Store versions, recorded at a time, superseding the current one of the same id."""
+        ...
+
+    async def latest_version(self, memory_id: str) -> MemoryVersion | None:
+        """The last version of a memory, whatever it is."""
+        ...
+
+    async def version(self, memory_id: str, number: int) -> MemoryVersion | None: ...
+
+    async def versions(self, memory_id: str, after: int, limit: int) -> tuple[list[MemoryVersion], bool]:
+        """Versions after a number, oldest first, as many as an answer holds; and whether there are more."""
+        ...
+
+    async def add_version(
+        self, space_no: int, version: MemoryVersion, digest: bytes, document: Document | None, *, same_text: bool
+    ) -> None:
+        """Store the version after the last, superseding the current one; ``same_text``: with its vector too."""
+        ...
+
+    async def remove_from_search(self, space_no: int, memory_id: str) -> None:
+        """Take every version of a memory out of every search, of any time."""
+        ...
+
+    async def purge_versions(self, memory_id: str) -> None:
+        """Remove what all versions of a memory say, and all but the last's reason."""
+        ...
+
+    async def remembered_at(self, space_no: int) -> datetime:
+        """A time up to which no memory of the space will be recorded any more."""
+        ...
+
+    async def listed(
+        self, space: Space, where: HardFilter, after: tuple[datetime, str] | None, limit: int
+    ) -> tuple[Sequence[Memory], bool]:
+        """Allowed versions of memories, newest first, after a time on record and id, as many as an
+        answer holds; and whether there are more."""
+        ...
+
+    async def block(self, space: Space, scope: Scope, name: str) -> Block | None:
+        """The block of exactly that scope."""
+        ...
+
+    async def put_block(self, space: Space, block: Block, expected_version: int) -> Block | None:
+        """Make (0) or change a block; None when its version is another."""
+        ...
+
+    async def blocks(
+        self, space: Space, scope: Scope, after: tuple[str, str, str], limit: int
+    ) -> tuple[list[Block], bool]:
+        """Blocks by name, subject and agent, as many as an answer holds; and whether there are more."""
+        ...
+
+    async def lock_sweeping(self, space_no: int) -> bool:
+        """Whether nobody else sweeps the space, until the transaction ends."""
+        ...
+
+    async def retire_expired(self, space_no: int, limit: int) -> int:
+        """Take units that expired out of the statistics; how many."""
+        ...
+
+    async def remove_old_memories(self, space_no: int, limit: int) -> int:
+        """Remove versions of memories that are older than the space's retention; how many."""
+        ...
+
+    async def remove_old_turns(self, space_no: int, limit: int) -> tuple[int, Sequence[str]]:
+        """Remove turns that are older than the space's retention; how many, and whose windows had them."""
         ...
 
     async def enqueue(self, space_no: int) -> int:
@@ -258,6 +345,10 @@ class Records(Protocol):
         ...
 
     async def backlog(self) -> Backlog: ...
+
+    async def to_sweep(self) -> list[tuple[str, int]]:
+        """Tenant and number of spaces where records may have come to their end."""
+        ...
 
     async def forget_requests(self) -> int:
         """Remove stored answers older than 24 h; how many."""

@@ -11,11 +11,12 @@ from janus_kit.errors import AlreadyExists, FieldViolation, InvalidArgument
 from janus_kit.ids import new_id
 from janus_memory.consistency import caught_up, token
 from janus_memory.idempotency import Request, once
-from janus_memory.model import Document, NewMemory, Space
+from janus_memory.model import NewMemory, Space
 from janus_memory.parts import Parts
 from janus_memory.ports import KnownMemory, Records, Transaction
 from janus_memory.spaces import Spaces, away_for
-from janus_memory.text import LONG_TEXT, bag, lexeme, terms
+from janus_memory.text import LONG_TEXT
+from janus_memory.versions import TICK, document
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ class Remember:
 
         The same text, kind and scope again gives the id that is there; an id
         that is there with other content: AlreadyExists. A memory that has
-        expired is brought back as a new version of its id.
+        expired is brought back as a new version of its id; so is one that was
+        forgotten, or whose place another took, when its id is given. Without
+        the id, its text is a new memory.
         """
         async with self._records.transaction(tenant) as tx:
             space = await self._spaces.for_write(tx, space_name)
@@ -69,60 +72,42 @@ class Remember:
     async def _store(self, tx: Transaction, space: Space, memories: Sequence[NewMemory], subject: str) -> list[str]:
         now = self._clock.now()
         # Two writers of one text must not both find it absent.
-        await tx.lock_remembering(space.number)
+        at = await tx.lock_remembering(space.number)
         known = await tx.known_memories(
             space.number, [memory.id for memory in memories if memory.id], [memory.digest for memory in memories]
         )
-        by_digest = {each.digest: each for each in known}
+        by_digest = {each.digest: each for each in known if each.current and each.here}
         by_id = {each.id: each for each in known}
         ids: list[str] = []
         fresh: list[tuple[NewMemory, int]] = []
         for memory in memories:
             there = by_digest.get(memory.digest)
             if there is None and memory.id in by_id:
-                raise AlreadyExists(
-                    "RESOURCE_EXISTS", f"memory '{memory.id}' exists with other content", "memory", memory.id
-                )
-            if there is None or _expired(there, now):
+                there = by_id[memory.id]
+                if there.current or not there.here:
+                    raise AlreadyExists(
+                        "RESOURCE_EXISTS", f"memory '{memory.id}' exists with other content", "memory", memory.id
+                    )
+            if there is None or not there.current or (_expired(there, now) and there.id not in ids):
                 version = there.version + 1 if there else 1
                 memory = replace(memory, id=there.id if there else memory.id or new_id("mem"))
                 fresh.append((memory, version))
-                there = KnownMemory(memory.id, version, memory.digest, memory.expires_at)
+                at = max(at, there.recorded_at + TICK) if there else at
+                there = KnownMemory(memory.id, version, memory.digest, memory.expires_at, at)
                 by_digest[memory.digest] = by_id[memory.id] = there
             ids.append(there.id)
         if fresh:
             documents = []
             for memory, version in fresh:
-                documents.append(_document(space, memory, version, now))
+                documents.append(document(space, memory, version, at))
                 if len(memory.text) > LONG_TEXT:
                     await asyncio.sleep(0)
-            await tx.add_memories(space.number, fresh, documents, subject)
+            await tx.add_memories(space.number, fresh, documents, subject, at)
         return ids
 
 
 def _expired(memory: KnownMemory, now: datetime) -> bool:
     return memory.expires_at is not None and memory.expires_at <= now
-
-
-def _document(space: Space, memory: NewMemory, version: int, now: datetime) -> Document:
-    own = terms(memory.text)
-    return Document(
-        kind=memory.kind,
-        record_id=memory.id,
-        version=version,
-        scope=memory.scope,
-        position=0,
-        session=0,
-        speaker="",
-        occurred_at=memory.valid_from or now,
-        lexemes=tuple(lexeme(space.number, term) for term in dict.fromkeys(own)),
-        bag=bag(own),
-        importance=memory.importance,
-        valid_from=memory.valid_from,
-        valid_to=memory.valid_to,
-        expires_at=memory.expires_at,
-        metadata_json=memory.metadata_json,
-    )
 
 
 def _check_vectors(space: Space, memories: Sequence[NewMemory]) -> None:

@@ -16,12 +16,15 @@ from janus_kit.interceptors.context import remaining_seconds
 from janus_kit.telemetry import names
 from janus_memory import metrics
 from janus_memory.append import AppendTurns
+from janus_memory.blocks import Blocks
 from janus_memory.consistency import WAIT_S
+from janus_memory.lifecycle import Lifecycle
+from janus_memory.model import Cause
 from janus_memory.recall import Recall
 from janus_memory.remember import Remember
 from janus_memory.spaces import Spaces
 from janus_memory.windowing import ReadWindow
-from janus_memory.wire import answers, reads, writes
+from janus_memory.wire import answers, blocks, lifecycle, reads, writes
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -40,6 +43,8 @@ class MemoryServicer(rpc.MemoryServiceServicer):
         remember: Remember,
         recall: Recall,
         spaces: Spaces,
+        memories: Lifecycle,
+        core: Blocks,
         clock: Clock,
     ) -> None:
         self._append = append
@@ -47,6 +52,8 @@ class MemoryServicer(rpc.MemoryServiceServicer):
         self._remember = remember
         self._recall = recall
         self._spaces = spaces
+        self._memories = memories
+        self._core = core
         self._clock = clock
 
     async def AppendMessages(self, request: pb.AppendMessagesRequest, context: Context) -> pb.AppendMessagesResponse:
@@ -84,6 +91,72 @@ class MemoryServicer(rpc.MemoryServiceServicer):
         for part in found.degraded:
             metrics.recall_degraded.labels(part).inc()
         return answers.recalled_to(found, packed=bool(query.pack_tokens))
+
+    async def GetMemory(self, request: pb.GetMemoryRequest, context: Context) -> pb.GetMemoryResponse:
+        memory_id = require_id("memory_id", request.memory_id)
+        with metrics.observed("get_memory"):
+            memory = await self._memories.get(_tenant(), memory_id)
+        return pb.GetMemoryResponse(memory=answers.memory_to(memory))
+
+    async def ListMemories(self, request: pb.ListMemoriesRequest, context: Context) -> pb.ListMemoriesResponse:
+        tenant = _tenant()
+        query = lifecycle.list_query(tenant, request, self._clock.now())
+        with metrics.observed("list_memories"):
+            memories, following = await self._memories.page(tenant, query.where, query.after, query.limit)
+        return lifecycle.listed_to(tenant, query.query, memories, following)
+
+    async def UpdateMemory(self, request: pb.UpdateMemoryRequest, context: Context) -> pb.UpdateMemoryResponse:
+        command = lifecycle.update_command(request)
+        identity = current_identity()
+        with metrics.observed("update_memory"):
+            done = await self._memories.update(
+                identity.tenant,
+                command.memory_id,
+                command.values,
+                command.expected_version,
+                Cause(identity.subject, reason=command.reason),
+                command.request,
+            )
+        return lifecycle.updated_to(done)
+
+    async def ForgetMemory(self, request: pb.ForgetMemoryRequest, context: Context) -> pb.ForgetMemoryResponse:
+        command = lifecycle.forget_command(request)
+        identity = current_identity()
+        with metrics.observed("delete_memory"):
+            at = await self._memories.forget(
+                identity.tenant,
+                command.memory_id,
+                command.purge,
+                Cause(identity.subject, reason=command.reason),
+                command.request,
+            )
+        return lifecycle.forgotten_to(at)
+
+    async def GetHistory(self, request: pb.GetHistoryRequest, context: Context) -> pb.GetHistoryResponse:
+        tenant = _tenant()
+        query = lifecycle.history_query(tenant, request)
+        with metrics.observed("get_history"):
+            versions, following = await self._memories.history(tenant, query.memory_id, query.after, query.limit)
+        return lifecycle.history_to(tenant, query.query, versions, following)
+
+    async def PutBlock(self, request: pb.PutBlockRequest, context: Context) -> pb.PutBlockResponse:
+        command = blocks.put_block_command(request)
+        with metrics.observed("put_block"):
+            block = await self._core.put(_tenant(), command.block, command.expected_version, command.request)
+        return pb.PutBlockResponse(block=blocks.block_to(block))
+
+    async def GetBlock(self, request: pb.GetBlockRequest, context: Context) -> pb.GetBlockResponse:
+        scope, name = blocks.get_block_query(request)
+        with metrics.observed("get_block"):
+            block = await self._core.get(_tenant(), scope, name)
+        return pb.GetBlockResponse(block=blocks.block_to(block))
+
+    async def ListBlocks(self, request: pb.ListBlocksRequest, context: Context) -> pb.ListBlocksResponse:
+        tenant = _tenant()
+        query = blocks.list_blocks_query(tenant, request)
+        with metrics.observed("list_blocks"):
+            found, following = await self._core.page(tenant, query.scope, query.after, query.limit)
+        return blocks.blocks_to(tenant, query.query, found, following)
 
     async def PutSpace(self, request: pb.PutSpaceRequest, context: Context) -> pb.PutSpaceResponse:
         command = reads.put_space_command(request)

@@ -34,3 +34,5 @@ class MemorySettings(Settings):
     """Whether this process works off the outbox."""
     indexer_poll_s: Seconds = 1.0
     """How often the indexer looks without being woken."""
+    sweep_every_s: Seconds = 60.0
+    """How often expired memories are counted out, and what is older than its space's retention is removed."""

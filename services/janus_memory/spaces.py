@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from janus_kit.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, Unimplemented
@@ -176,6 +176,7 @@ def _answer(space: Space) -> Mapping[str, Any]:
         "version": space.version,
         "created_at": space.created_at.isoformat(),
         "generation": space.generation,
+        "retention": None if space.retention is None else space.retention // timedelta(microseconds=1),
     }
 
 
@@ -186,5 +187,10 @@ def _space(answer: Mapping[str, Any]) -> Space:
             "backend": Backend(answer["backend"]),
             "weights": Weights(**answer["weights"]),
             "created_at": datetime.fromisoformat(answer["created_at"]),
+            "retention": _retention(answer.get("retention")),
         }
     )
+
+
+def _retention(microseconds: int | None) -> timedelta | None:
+    return None if microseconds is None else timedelta(microseconds=microseconds)

@@ -40,14 +40,14 @@ class ReadWindow:
         async with self._records.transaction(tenant) as tx:
             space = await self._spaces.for_read(tx, scope.space)
             head = await tx.thread_head(space.number, scope.thread) if space else None
-            if space is None or head is None or not head.last_position:
+            if space is None or head is None or not head.turns:
                 return Window((), 0, 0, ())
             if filtered:
                 found = await tx.turns(space, scope, head.last_position + 1, max_messages)
                 total = await tx.count_turns(space, scope)
                 return _window(found, total, max_tokens, max_messages, ())
         # One turn more than may be shown tells whether the first is parted from its call.
-        wanted = min(max_messages + 1, head.last_position)
+        wanted = min(max_messages + 1, head.turns)
         cached, degraded = await self._cached(tenant, head.incarnation, head.last_position, wanted)
         if len(cached) < wanted:
             below = cached[0].position if cached else head.last_position + 1
@@ -56,7 +56,7 @@ class ReadWindow:
             if not degraded:
                 degraded = await self._refill(tenant, head.incarnation, older)
             cached = older + cached
-        return _window(cached, head.last_position, max_tokens, max_messages, degraded)
+        return _window(cached, head.turns, max_tokens, max_messages, degraded)
 
     async def _cached(self, tenant: str, incarnation: str, last: int, limit: int) -> tuple[list[Turn], tuple[str, ...]]:
         try:

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
 from tests.fakes.memory_service import Memory, refused, running
 
 from janus_api.content.v1 import message_pb2 as content
@@ -44,6 +46,18 @@ def remember(**memory: Any) -> pb.RememberRequest:
 
 def timestamp(seconds: int, nanos: int = 0) -> dict[str, int]:
     return {"seconds": seconds, "nanos": nanos}
+
+
+def update(*paths: str, **memory: Any) -> pb.UpdateMemoryRequest:
+    return pb.UpdateMemoryRequest(memory=record_pb2.Memory(**{"id": "m", **memory}), update_mask=FieldMask(paths=paths))
+
+
+def put_block(expected_version: int = 0, **block: Any) -> pb.PutBlockRequest:
+    return pb.PutBlockRequest(block=record_pb2.Block(**{"name": "a", **block}), expected_version=expected_version)
+
+
+def kept_for(seconds: int, nanos: int = 0) -> pb.PutSpaceRequest:
+    return pb.PutSpaceRequest(space=space_pb2.Space(name="s", retention=Duration(seconds=seconds, nanos=nanos)))
 
 
 TEXT = content.Part(text="x")
@@ -126,7 +140,59 @@ CASES: list[tuple[str, Any, str]] = [
     ("PutSpace", pb.PutSpaceRequest(space=space_pb2.Space(name="a b")), "space.name"),
     ("PutSpace", pb.PutSpaceRequest(space=space_pb2.Space(name="a", backend=9)), "space.backend"),
     ("PutSpace", pb.PutSpaceRequest(space=space_pb2.Space(name="a", dimensions=4_097)), "space.dimensions"),
+    ("PutSpace", kept_for(0), "space.retention"),
+    ("PutSpace", kept_for(-1), "space.retention"),
+    ("PutSpace", kept_for(0, -1), "space.retention"),
+    ("PutSpace", kept_for(1, -1), "space.retention"),
+    ("PutSpace", kept_for(1, 1_000_000_000), "space.retention"),
+    ("PutSpace", kept_for(2**62), "space.retention"),
     ("GetSpace", pb.GetSpaceRequest(name=""), "name"),
+    ("GetMemory", pb.GetMemoryRequest(), "memory_id"),
+    ("GetMemory", pb.GetMemoryRequest(memory_id="' OR 1=1"), "memory_id"),
+    ("ListMemories", pb.ListMemoriesRequest(scope=scope_pb2.Scope(space="a/b")), "scope.space"),
+    ("ListMemories", pb.ListMemoriesRequest(kinds=[0]), "kinds[0]"),
+    ("ListMemories", pb.ListMemoriesRequest(kinds=[6]), "kinds[0]"),
+    ("ListMemories", pb.ListMemoriesRequest(kinds=[1] * 65), "kinds"),
+    ("ListMemories", pb.ListMemoriesRequest(page_size=1_001), "page_size"),
+    ("ListMemories", pb.ListMemoriesRequest(page_token="AAAA"), "page_token"),
+    ("UpdateMemory", pb.UpdateMemoryRequest(), "memory"),
+    ("UpdateMemory", update(), "update_mask.paths"),
+    ("UpdateMemory", update("id"), "update_mask.paths[0]"),
+    ("UpdateMemory", update("text", "memory.text"), "update_mask.paths[1]"),
+    ("UpdateMemory", update("text"), "memory.text"),
+    ("UpdateMemory", update("text", text="a\x00"), "memory.text"),
+    ("UpdateMemory", update("text", text="ä" * 131_073), "memory.text"),
+    ("UpdateMemory", update("importance", importance=NAN), "memory.importance"),
+    ("UpdateMemory", update("metadata_json", metadata_json="[1]"), "memory.metadata_json"),
+    ("UpdateMemory", update("predicate", predicate="x" * 129), "memory.predicate"),
+    ("UpdateMemory", update("expires_at", expires_at=timestamp(10**15)), "memory.expires_at"),
+    (
+        "UpdateMemory",
+        update("valid_to", "valid_from", valid_from=timestamp(5), valid_to=timestamp(5)),
+        "memory.valid_to",
+    ),
+    ("UpdateMemory", update("predicate", id="?"), "memory.id"),
+    ("ForgetMemory", pb.ForgetMemoryRequest(), "memory_id"),
+    ("ForgetMemory", pb.ForgetMemoryRequest(memory_id="m", reason="x" * 1_025), "reason"),
+    ("ForgetMemory", pb.ForgetMemoryRequest(memory_id="m", reason="\x00"), "reason"),
+    ("ForgetMemory", pb.ForgetMemoryRequest(memory_id="m", request_id="a b"), "request_id"),
+    ("GetHistory", pb.GetHistoryRequest(memory_id="x" * 129), "memory_id"),
+    ("GetHistory", pb.GetHistoryRequest(memory_id="m", page_size=-1), "page_size"),
+    ("GetHistory", pb.GetHistoryRequest(memory_id="m", page_token="AAAA"), "page_token"),
+    ("PutBlock", pb.PutBlockRequest(), "block"),
+    ("PutBlock", put_block(name="A"), "block.name"),
+    ("PutBlock", put_block(name="x" * 65), "block.name"),
+    ("PutBlock", put_block(text="\x00"), "block.text"),
+    ("PutBlock", put_block(text="x" * 4_097), "block.text"),
+    ("PutBlock", put_block(size_limit=65_537), "block.size_limit"),
+    ("PutBlock", put_block(size_limit=-1), "block.size_limit"),
+    ("PutBlock", put_block(description="x" * 1_025), "block.description"),
+    ("PutBlock", put_block(scope=scope_pb2.Scope(thread="t")), "block.scope.thread"),
+    ("PutBlock", put_block(expected_version=-1), "expected_version"),
+    ("GetBlock", pb.GetBlockRequest(), "name"),
+    ("GetBlock", pb.GetBlockRequest(scope=scope_pb2.Scope(thread="t"), name="a"), "scope.thread"),
+    ("ListBlocks", pb.ListBlocksRequest(scope=scope_pb2.Scope(thread="t")), "scope.thread"),
+    ("ListBlocks", pb.ListBlocksRequest(page_token="AAAA"), "page_token"),
     ("ListSpaces", pb.ListSpacesRequest(page_size=-1), "page_size"),
     ("ListSpaces", pb.ListSpacesRequest(page_token="AAAA"), "page_token"),
 ]

@@ -1,37 +1,42 @@
-"""Memories in Postgres."""
+"""Memories in Postgres: remembering, changing and forgetting."""
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from janus_kit.postgres import Connection
 from janus_memory.adapters.postgres_turns import TurnStatements
-from janus_memory.model import Document, NewMemory
+from janus_memory.adapters.postgres_units import UnitStatements
+from janus_memory.adapters.sql import VERSION_COLUMNS, version_of
+from janus_memory.model import Change, Document, MemoryVersion, NewMemory
 from janus_memory.ports import KnownMemory
 
 
-class MemoryStatements(TurnStatements):
+class MemoryStatements(TurnStatements, UnitStatements):
     """Memories by version, of one tenant's transaction."""
 
     _connection: Connection
 
-    async def lock_remembering(self, space_no: int) -> None:
+    async def lock_remembering(self, space_no: int) -> datetime:
         # Two writers of one text must not both find it absent; a lock by space is
         # simpler than a lost race on the unique index, and is held for milliseconds.
+        # The time is read with the lock in hand, so times on record follow it.
         await self._connection.execute(
             "SELECT pg_advisory_xact_lock(hashtextextended('janus.memory.remember', $1))", space_no
         )
+        at: datetime = await self._connection.fetchval("SELECT clock_timestamp()")
+        return at
 
     async def known_memories(self, space_no: int, ids: Sequence[str], digests: Sequence[bytes]) -> list[KnownMemory]:
         rows = await self._connection.fetch(
-            """SELECT id, version, digest, expires_at, space_no = $1 AS here FROM memory.memory
-               WHERE superseded_at IS NULL
-                 AND (id = ANY($2::text[]) OR (space_no = $1 AND digest = ANY($3::bytea[])))""",
+            """(SELECT DISTINCT ON (id) id, version, digest, expires_at, recorded_at,
+                       superseded_at IS NULL AS current, space_no = $1 AS here
+                FROM memory.memory WHERE id = ANY($2::text[]) ORDER BY id, version DESC)
+               UNION
+               SELECT id, version, digest, expires_at, recorded_at, true, true
+               FROM memory.memory WHERE superseded_at IS NULL AND space_no = $1 AND digest = ANY($3::bytea[])""",
             space_no, list(ids), list(digests),
         )  # fmt: skip
-        # In another space the same text is another memory: only its id is taken.
-        return [
-            KnownMemory(row["id"], row["version"], row["digest"] if row["here"] else b"", row["expires_at"])
-            for row in rows
-        ]
+        return [KnownMemory(**row) for row in rows]
 
     async def add_memories(
         self,
@@ -39,41 +44,95 @@ class MemoryStatements(TurnStatements):
         memories: Sequence[tuple[NewMemory, int]],
         documents: Sequence[Document],
         changed_by: str,
+        at: datetime,
     ) -> None:
         again = [memory.id for memory, version in memories if version > 1]
         if again:
-            await self._supersede(space_no, again)
+            await self._supersede(space_no, again, at)
         await self._connection.executemany(
             """INSERT INTO memory.memory (id, version, space_no, kind, text, subject, agent, thread,
                    predicate, provenance_json, valid_from, valid_to, expires_at, importance,
-                   metadata_json, embedding, digest, changed_by)
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)""",
+                   metadata_json, embedding, digest, changed_by, recorded_at, change)
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)""",
             [
                 (
                     memory.id, version, space_no, int(memory.kind), memory.text, memory.scope.subject,
                     memory.scope.agent, memory.scope.thread, memory.predicate, memory.provenance_json,
                     memory.valid_from, memory.valid_to, memory.expires_at, memory.importance,
-                    memory.metadata_json, list(memory.embedding) or None, memory.digest, changed_by,
+                    memory.metadata_json, list(memory.embedding) or None, memory.digest, changed_by, at,
+                    int(Change.CREATED if version == 1 else Change.UPDATED),
                 )
                 for memory, version in memories
             ],
         )  # fmt: skip
-        now = await self._connection.fetchval("SELECT now()")
-        await self._add_documents(space_no, documents, now)
+        await self._add_documents(space_no, documents, at)
 
-    async def _supersede(self, space_no: int, ids: Sequence[str]) -> None:
-        await self._connection.execute(
-            "UPDATE memory.memory SET superseded_at = now() WHERE superseded_at IS NULL AND id = ANY($1::text[])",
-            list(ids),
+    async def latest_version(self, memory_id: str) -> MemoryVersion | None:
+        row = await self._connection.fetchrow(
+            f"""SELECT {VERSION_COLUMNS}, s.name AS space FROM memory.memory m
+                JOIN memory.space s ON s.number = m.space_no
+                WHERE m.id = $1 ORDER BY m.version DESC LIMIT 1""",  # noqa: S608 - constant columns
+            memory_id,
         )
+        return version_of(row, row["space"]) if row else None
+
+    async def add_version(
+        self, space_no: int, version: MemoryVersion, digest: bytes, document: Document | None, *, same_text: bool
+    ) -> None:
+        memory, cause = version.memory, version.cause
+        await self._supersede(space_no, [memory.id], memory.recorded_at)
+        await self._connection.execute(
+            """INSERT INTO memory.memory (id, version, space_no, kind, text, subject, agent, thread,
+                   predicate, provenance_json, valid_from, valid_to, expires_at, importance,
+                   metadata_json, embedding, digest, changed_by, recorded_at, superseded_at, change,
+                   message_id, reason)
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15,
+                   (SELECT embedding FROM memory.memory WHERE $16 AND id = $1 AND version = $2::bigint - 1),
+                   $17, $18, $19, $20, $21, $22, $23)""",
+            memory.id, memory.version, space_no, int(memory.kind), memory.text, memory.scope.subject,
+            memory.scope.agent, memory.scope.thread, memory.predicate, memory.provenance_json,
+            memory.valid_from, memory.valid_to, memory.expires_at, memory.importance,
+            memory.metadata_json, same_text, digest, cause.changed_by, memory.recorded_at,
+            memory.superseded_at, int(version.change), cause.message_id, cause.reason,
+        )  # fmt: skip
+        if document is not None:
+            await self._add_documents(space_no, [document], memory.recorded_at)
+
+    async def remove_from_search(self, space_no: int, memory_id: str) -> None:
+        rows = await self._connection.fetch(
+            "SELECT unit FROM memory.unit WHERE space_no = $1 AND kind > 1 AND record_id = $2", space_no, memory_id
+        )
+        await self._remove_units(space_no, [row["unit"] for row in rows])
+
+    async def purge_versions(self, memory_id: str) -> None:
+        # The last version says why it was forgotten, in words written for that.
+        await self._connection.execute(
+            """UPDATE memory.memory m
+               SET text = '', subject = '', agent = '', thread = '', predicate = '', provenance_json = '[]',
+                   valid_from = NULL, valid_to = NULL, expires_at = NULL, importance = 0.5, metadata_json = '',
+                   embedding = NULL, digest = '', message_id = '', purged = true,
+                   reason = CASE WHEN version = (SELECT max(version) FROM memory.memory WHERE id = $1)
+                                 THEN reason ELSE '' END
+               WHERE id = $1""",
+            memory_id,
+        )
+
+    async def _supersede(self, space_no: int, ids: Sequence[str], at: datetime) -> None:
+        await self._connection.execute(
+            "UPDATE memory.memory SET superseded_at = $2 WHERE superseded_at IS NULL AND id = ANY($1::text[])",
+            list(ids), at,
+        )  # fmt: skip
+        rows = await self._connection.fetch(
+            """WITH held AS (
+                   SELECT unit, retired FROM memory.unit
+                   WHERE space_no = $1 AND kind > 1 AND superseded_at IS NULL AND record_id = ANY($2::text[])
+                   ORDER BY unit FOR UPDATE
+               )
+               UPDATE memory.unit u SET superseded_at = $3, retired = true FROM held
+               WHERE u.space_no = $1 AND u.unit = held.unit RETURNING u.unit, held.retired AS already""",
+            space_no, list(ids), at,
+        )  # fmt: skip
+        await self._uncount(space_no, [row["unit"] for row in rows if not row["already"]])
         # The old units go through the outbox as well, so that the vector index
         # learns that they are history.
-        await self._connection.execute(
-            """WITH old AS (
-                   UPDATE memory.unit SET superseded_at = now()
-                   WHERE space_no = $1 AND kind > 1 AND superseded_at IS NULL AND record_id = ANY($2::text[])
-                   RETURNING unit
-               )
-               INSERT INTO memory.outbox (space_no, unit, counted) SELECT $1, unit, true FROM old""",
-            space_no, list(ids),
-        )  # fmt: skip
+        await self._enqueue_units(space_no, [row["unit"] for row in rows])

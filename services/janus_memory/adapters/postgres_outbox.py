@@ -5,16 +5,18 @@ from typing import Any
 from uuid import UUID
 
 from janus_kit.postgres import Connection
+from janus_memory.adapters.postgres_units import UnitStatements
 from janus_memory.model import Embeddable, IndexBatch, Indexed, IndexTask, Kind, View
 from janus_memory.text import date_text, line
 
 CHANNEL = "janus_memory_outbox"
 EMBEDDED_CHARS = 8_000
 """Characters of a record that are embedded; models read no further."""
-_BEFORE = 2
+REACH_BEFORE = 2
+"""Turns before a turn that are embedded with it, of the same session."""
 
 
-class OutboxStatements:
+class OutboxStatements(UnitStatements):
     """Outbox rows and what they ask for, of one tenant's transaction."""
 
     _connection: Connection
@@ -49,25 +51,7 @@ class OutboxStatements:
     async def count_terms(self, space_no: int, tasks: Sequence[IndexTask]) -> None:
         if not tasks:
             return
-        units = [task.unit for task in tasks]
-        await self._connection.execute(
-            """INSERT INTO memory.lexicon AS l (space_no, term, units)
-               SELECT $1, split_part(lexeme, ':', 2), count(*)
-               FROM memory.unit, unnest(tsvector_to_array(terms)) AS lexeme
-               WHERE space_no = $1 AND unit = ANY($2::bigint[])
-               GROUP BY 2 ORDER BY 2
-               ON CONFLICT (tenant, space_no, term) DO UPDATE SET units = l.units + excluded.units""",
-            space_no, units,
-        )  # fmt: skip
-        # A turn's date is three terms, which are not in its bag.
-        await self._connection.execute(
-            """INSERT INTO memory.statistics AS s (space_no, units, tokens)
-               SELECT $1, count(*), coalesce(sum(octet_length(bag) / 4 + CASE kind WHEN 1 THEN 3 ELSE 0 END), 0)
-               FROM memory.unit WHERE space_no = $1 AND unit = ANY($2::bigint[])
-               ON CONFLICT (tenant, space_no) DO UPDATE
-               SET units = s.units + excluded.units, tokens = s.tokens + excluded.tokens""",
-            space_no, units,
-        )  # fmt: skip
+        await self._tally(space_no, [task.unit for task in tasks], 1)
         await self._connection.execute(
             "UPDATE memory.outbox SET counted = true WHERE space_no = $1 AND id = ANY($2::bigint[])",
             space_no, [task.id for task in tasks],
@@ -112,7 +96,7 @@ class OutboxStatements:
             f"""SELECT u.unit, t.speaker, left(t.text, {EMBEDDED_CHARS}) AS text
                 FROM memory.unit u
                 JOIN memory.turn t ON t.space_no = u.space_no AND t.thread = u.thread
-                     AND t.position BETWEEN u.position - {_BEFORE} AND u.position - 1
+                     AND t.position BETWEEN u.position - {REACH_BEFORE} AND u.position - 1
                      AND t.session = u.session
                 WHERE u.space_no = $1 AND u.kind = 1 AND u.unit = ANY($2::bigint[])
                 ORDER BY u.unit, t.position""",  # noqa: S608 - constants

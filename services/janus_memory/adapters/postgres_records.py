@@ -5,15 +5,19 @@ from contextlib import asynccontextmanager
 from uuid import UUID
 
 from janus_kit.postgres import Connection, Database
-from janus_memory.adapters.postgres_memories import MemoryStatements
+from janus_memory.adapters.postgres_blocks import BlockStatements
+from janus_memory.adapters.postgres_history import HistoryStatements
 from janus_memory.adapters.postgres_outbox import CHANNEL, OutboxStatements
+from janus_memory.adapters.postgres_retention import RetentionStatements
 from janus_memory.adapters.postgres_search import SearchStatements
 from janus_memory.adapters.postgres_spaces import SpaceStatements
 from janus_memory.model import Backlog, IndexBatch, IndexTask
 from janus_memory.ports import Transaction
 
 
-class PostgresTransaction(SpaceStatements, MemoryStatements, SearchStatements, OutboxStatements):
+class PostgresTransaction(
+    SpaceStatements, RetentionStatements, HistoryStatements, BlockStatements, SearchStatements, OutboxStatements
+):
     """One transaction of one tenant; row-level security is bound to that tenant."""
 
     def __init__(self, connection: Connection) -> None:
@@ -86,6 +90,16 @@ class PostgresRecords:
                    FROM memory.outbox"""
             )
         return Backlog(row["waiting"], max(float(row["oldest"]), 0.0), row["dead"])
+
+    async def to_sweep(self) -> list[tuple[str, int]]:
+        async with self._database.worker() as connection:
+            rows = await connection.fetch(
+                """SELECT tenant, number FROM memory.space WHERE retention IS NOT NULL
+                   UNION
+                   SELECT tenant, space_no FROM memory.unit
+                   WHERE NOT retired AND (superseded_at IS NOT NULL OR expires_at <= now())"""
+            )
+        return [(row["tenant"], row["number"]) for row in rows]
 
     async def forget_requests(self) -> int:
         async with self._database.worker() as connection:

@@ -9,7 +9,8 @@ from janus_memory.model import Backend, Space, SpaceDraft, Weights
 from janus_memory.ports import StoredAnswer
 
 _COLUMNS = (
-    "name, number, incarnation, backend, model, dimensions, weights, description, version, created_at, generation"
+    "name, number, incarnation, backend, model, dimensions, weights, description, version, created_at, generation,"
+    " retention"
 )
 
 
@@ -65,20 +66,20 @@ class SpaceStatements:
     async def add_space(self, draft: SpaceDraft) -> Space:
         assert draft.backend is not None
         row = await self._connection.fetchrow(
-            f"""INSERT INTO memory.space AS s (name, backend, model, dimensions, weights, description)
-                VALUES ($1, $2, $3, $4, $5::jsonb, $6)
+            f"""INSERT INTO memory.space AS s (name, backend, model, dimensions, weights, description, retention)
+                VALUES ($1, $2, $3, $4, $5::jsonb, $6, $7)
                 ON CONFLICT (tenant, name) DO UPDATE SET name = excluded.name
                 RETURNING {_COLUMNS}""",  # noqa: S608 - constant columns
             draft.name, int(draft.backend), draft.model, draft.dimensions, _weights_json(draft.weights),
-            draft.description,
+            draft.description, draft.retention,
         )  # fmt: skip
         return _space(row)
 
     async def change_space(self, draft: SpaceDraft) -> Space:
         row = await self._connection.fetchrow(
-            f"""UPDATE memory.space SET weights = $2::jsonb, description = $3, version = version + 1
+            f"""UPDATE memory.space SET weights = $2::jsonb, description = $3, retention = $4, version = version + 1
                 WHERE name = $1 RETURNING {_COLUMNS}""",  # noqa: S608 - constant columns
-            draft.name, _weights_json(draft.weights), draft.description,
+            draft.name, _weights_json(draft.weights), draft.description, draft.retention,
         )  # fmt: skip
         return _space(row)
 
@@ -115,4 +116,5 @@ def _space(row: Any) -> Space:
         version=row["version"],
         created_at=row["created_at"],
         generation=row["generation"],
+        retention=row["retention"],
     )

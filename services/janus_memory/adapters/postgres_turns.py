@@ -21,14 +21,15 @@ class TurnStatements:
             """INSERT INTO memory.thread AS t (space_no, id) VALUES ($1, $2)
                ON CONFLICT (tenant, space_no, id) DO UPDATE SET last_position = t.last_position
                RETURNING incarnation, last_position, session, last_occurred_at,
-                         clock_timestamp() AS read_at""",
+                         clock_timestamp() AS read_at, removed""",
             space_no, thread,
         )  # fmt: skip
         return _head(row)
 
     async def thread_head(self, space_no: int, thread: str) -> ThreadHead | None:
         row = await self._connection.fetchrow(
-            """SELECT incarnation, last_position, session, last_occurred_at, clock_timestamp() AS read_at
+            """SELECT incarnation, last_position, session, last_occurred_at, clock_timestamp() AS read_at,
+                      removed
                FROM memory.thread WHERE space_no = $1 AND id = $2""",
             space_no, thread,
         )  # fmt: skip
@@ -140,6 +141,7 @@ def _head(row: Any) -> ThreadHead:
         session=row["session"],
         last_occurred_at=row["last_occurred_at"],
         read_at=row["read_at"],
+        removed=row["removed"],
     )
 
 

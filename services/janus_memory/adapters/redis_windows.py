@@ -71,6 +71,16 @@ class RedisWindows:
         turns.reverse()
         return turns
 
+    async def drop(self, tenant: str, incarnations: Sequence[str]) -> None:
+        async def work() -> None:
+            # One by one: what is deleted at once has to be in one slot of a cluster.
+            async with self._client.pipeline(transaction=False) as pipe:
+                for incarnation in incarnations:
+                    pipe.unlink(_name(tenant, incarnation))
+                await pipe.execute()
+
+        await self._guarded(work)
+
     async def ping(self) -> None:
         async def work() -> None:
             await self._client.ping()

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from janus_memory.model import HardFilter, Kind, Memory, Scope, Turn
+from janus_memory.model import Cause, Change, HardFilter, Kind, Memory, MemoryVersion, Scope, Turn
 
 
 class Bound:
@@ -33,16 +33,19 @@ def allowed(where: HardFilter, bound: Bound) -> str:
             conditions.append(f"{column} = {bound(value)}")
     if where.kinds:
         conditions.append(f"kind = ANY({bound([int(kind) for kind in where.kinds])}::smallint[])")
-    at = bound(where.valid_at)
-    conditions.append(f"(valid_from IS NULL OR valid_from <= {at}::timestamptz)")
-    conditions.append(f"(valid_to IS NULL OR valid_to > {at}::timestamptz)")
-    conditions.append(f"(expires_at IS NULL OR expires_at > {bound(where.now)}::timestamptz)")
-    if where.recorded_at is None:
-        conditions.append("superseded_at IS NULL")
-    else:
+    if not where.whenever:
+        at = bound(where.valid_at)
+        conditions.append(f"(valid_from IS NULL OR valid_from <= {at}::timestamptz)")
+        conditions.append(f"(valid_to IS NULL OR valid_to > {at}::timestamptz)")
+    if not where.inactive:
+        conditions.append(f"(expires_at IS NULL OR expires_at > {bound(where.now)}::timestamptz)")
+    if where.recorded_at is not None:
         known = bound(where.recorded_at)
         conditions.append(f"recorded_at <= {known}::timestamptz")
-        conditions.append(f"(superseded_at IS NULL OR superseded_at > {known}::timestamptz)")
+        if not where.inactive:
+            conditions.append(f"(superseded_at IS NULL OR superseded_at > {known}::timestamptz)")
+    elif not where.inactive:
+        conditions.append("superseded_at IS NULL")
     return "".join(f" AND {condition}" for condition in conditions)
 
 
@@ -54,6 +57,9 @@ MEMORY_COLUMNS = (
     "m.id, m.version, m.kind, m.text, m.subject, m.agent, m.thread, m.predicate, m.provenance_json,"
     " m.valid_from, m.valid_to, m.expires_at, m.importance, m.metadata_json, m.recorded_at, m.superseded_at"
 )
+
+
+VERSION_COLUMNS = f"{MEMORY_COLUMNS}, m.change, m.changed_by, m.message_id, m.reason, m.purged"
 
 
 def turn_of(row: Any, space: str) -> Turn:
@@ -93,6 +99,12 @@ def memory_of(row: Any, space: str) -> Memory:
         recorded_at=row["recorded_at"],
         superseded_at=row["superseded_at"],
     )
+
+
+def version_of(row: Any, space: str) -> MemoryVersion:
+    """A row of VERSION_COLUMNS as a version."""
+    cause = Cause(row["changed_by"], row["message_id"], row["reason"])
+    return MemoryVersion(memory_of(row, space), Change(row["change"]), cause, row["purged"])
 
 
 def quoted(lexemes: Sequence[str]) -> str:

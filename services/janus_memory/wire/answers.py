@@ -12,7 +12,7 @@ from janus_memory.remember import Remembered
 from janus_memory.window import MAX_BYTES
 from janus_memory.windowing import Window
 from janus_memory.wire.content import leave_out_bytes
-from janus_memory.wire.values import scope_to, stamp
+from janus_memory.wire.values import duration, scope_to, stamp
 
 # Tag and length of a hit.
 _HIT_FRAME_BYTES = 6
@@ -115,6 +115,7 @@ def space_to(space: Space) -> space_pb2.Space:
         created_at=stamp(space.created_at),
         version=space.version,
         index_backlog=space.backlog,
+        retention=duration(space.retention),
     )
 
 

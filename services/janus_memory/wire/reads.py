@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from google.protobuf.message import Message
+
 from janus_api.memory.v1 import memory_service_pb2 as pb
 from janus_api.memory.v1 import recall_pb2, space_pb2
 from janus_kit.errors import InvalidArgument, Unimplemented
 from janus_kit.validate import Violations
 from janus_memory.idempotency import Request
 from janus_memory.model import Backend, HardFilter, Kind, RecallQuery, Scope, SpaceDraft, Weights
-from janus_memory.wire.values import scope_of, time_of
+from janus_memory.wire.values import retention_of, scope_of, time_of
 from janus_memory.wire.writes import request_of
 
 _MAX_DIMENSIONS = 4_096
@@ -99,10 +101,9 @@ def put_space_command(message: pb.PutSpaceRequest) -> PutSpaceCommand:
     check.length("space.description", space.description, at_most=1_024)
     check.require(message.expected_version >= 0, "expected_version", "must not be negative")
     weights = weights_of(check, "space.weights", space.weights)
+    retention = retention_of(check, "space.retention", space)
     check.id("request_id", message.request_id, optional=True)
     check.done()
-    if space.HasField("retention"):
-        raise not_implemented("space.retention")
     draft = SpaceDraft(
         name=space.name,
         backend=Backend(space.backend) if space.backend else None,
@@ -110,6 +111,7 @@ def put_space_command(message: pb.PutSpaceRequest) -> PutSpaceCommand:
         dimensions=space.dimensions,
         weights=weights,
         description=space.description,
+        retention=retention,
     )
     return PutSpaceCommand(draft, message.expected_version, request_of("PutSpace", message))
 
@@ -122,6 +124,15 @@ def weights_of(check: Violations, path: str, message: recall_pb2.RecallWeights) 
             values[name] = getattr(message, name)
             check.between(f"{path}.{name}", values[name], 0, 10)
     return Weights(**values)
+
+
+def query_of(method: str, message: Message) -> str:
+    """A list's query in words of its own: everything but the page. A token is of one query alone."""
+    body: Message = type(message)()
+    body.CopyFrom(message)
+    for field in ("page_size", "page_token"):
+        body.ClearField(field)
+    return f"{method}:{hashlib.sha256(body.SerializeToString(deterministic=True)).hexdigest()}"
 
 
 def page_of(tenant: str, query: str, page_size: int, page_token: str) -> tuple[str, int]:
@@ -137,10 +148,13 @@ def page_of(tenant: str, query: str, page_size: int, page_token: str) -> tuple[s
         if mark != _mark(tenant, query) or not isinstance(after, str) or "\x00" in after:
             raise ValueError
     except (ValueError, TypeError, binascii.Error, RecursionError):
-        raise InvalidArgument(
-            "page_token", "must be one that this query returned", reason="PAGE_TOKEN_INVALID"
-        ) from None
+        raise bad_page_token() from None
     return after, page_size or 100
+
+
+def bad_page_token() -> InvalidArgument:
+    """A token that this query did not return."""
+    return InvalidArgument("page_token", "must be one that this query returned", reason="PAGE_TOKEN_INVALID")
 
 
 def page_token(tenant: str, query: str, after: str) -> str:

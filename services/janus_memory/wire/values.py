@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from janus_api.memory.v1 import scope_pb2
+from janus_api.memory.v1 import scope_pb2, space_pb2
 from janus_kit.validate import Violations
 from janus_memory.model import DEFAULT_SPACE, Scope
 
@@ -18,6 +19,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Years 1 to 9999 are what every store and client agrees on; a day's margin for time zones.
 _FIRST_SECOND = -62_135_510_400
 _LAST_SECOND = 253_402_214_400
+# What google.protobuf.Duration may say.
+_MOST_SECONDS = 315_576_000_000
 
 
 def time_of(check: Violations, path: str, holder: Any, field: str) -> datetime | None:
@@ -37,6 +40,26 @@ def stamp(when: datetime | None) -> Timestamp | None:
         return None
     delta = when - _EPOCH
     return Timestamp(seconds=delta.days * 86_400 + delta.seconds, nanos=delta.microseconds * 1000)
+
+
+def retention_of(check: Violations, path: str, space: space_pb2.Space) -> timedelta | None:
+    """How long a space keeps records, to the microsecond, rounded up; None: for ever, or wrong."""
+    if not space.HasField("retention"):
+        return None
+    seconds, nanos = space.retention.seconds, space.retention.nanos
+    valid = abs(seconds) <= _MOST_SECONDS and abs(nanos) < 1_000_000_000 and seconds * nanos >= 0
+    if not check.require(valid, path, "must be a valid duration of at most 10,000 years"):
+        return None
+    if not check.require(seconds > 0 or nanos > 0, path, "must be above 0"):
+        return None
+    return timedelta(seconds=seconds, microseconds=-(-nanos // 1000))
+
+
+def duration(span: timedelta | None) -> Duration | None:
+    """A span of time for the wire."""
+    if span is None:
+        return None
+    return Duration(seconds=span.days * 86_400 + span.seconds, nanos=span.microseconds * 1000)
 
 
 def check_metadata(check: Violations, path: str, text: str) -> None:

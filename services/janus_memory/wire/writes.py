@@ -13,6 +13,7 @@ from janus_api.memory.v1 import record_pb2, scope_pb2
 from janus_kit.validate import Violations
 from janus_memory.idempotency import Request
 from janus_memory.model import Kind, NewMemory, NewTurn, Role, Scope
+from janus_memory.versions import digest
 from janus_memory.wire.content import check_message, count_parts, facts
 from janus_memory.wire.values import check_metadata, scope_of, time_of
 
@@ -161,10 +162,7 @@ def _turn(check: Violations, path: str, turn: record_pb2.Turn, scope: Scope) -> 
 def _memory(check: Violations, path: str, memory: record_pb2.Memory, outer: Scope) -> NewMemory:
     check.id(f"{path}.id", memory.id, optional=True)
     check.specified(f"{path}.kind", memory.kind, record_pb2.MemoryKind.values())
-    if "\x00" in memory.text:
-        check.add(f"{path}.text", "must not contain NUL characters")
-    elif not memory.text.strip() or len(memory.text.encode()) > _MAX_MEMORY_BYTES:
-        check.add(f"{path}.text", f"must be 1 character to {_MAX_MEMORY_BYTES} bytes of UTF-8, not blank")
+    check_text(check, f"{path}.text", memory.text)
     own = memory.HasField("scope") and memory.scope != scope_pb2.Scope()
     scope = scope_of(check, f"{path}.scope", memory.scope) if own else outer
     check.length(f"{path}.predicate", memory.predicate, at_most=128)
@@ -177,7 +175,6 @@ def _memory(check: Violations, path: str, memory: record_pb2.Memory, outer: Scop
     check.between(f"{path}.importance", importance, 0, 1)
     check.finite(f"{path}.embedding", memory.embedding)
     kind = Kind(memory.kind + 1) if 1 <= memory.kind <= 5 else Kind.FACT
-    key = json.dumps([kind, memory.text, scope.subject, scope.agent, scope.thread]).encode()
     return NewMemory(
         id=memory.id,
         kind=kind,
@@ -191,8 +188,16 @@ def _memory(check: Violations, path: str, memory: record_pb2.Memory, outer: Scop
         importance=importance,
         metadata_json=memory.metadata_json,
         embedding=tuple(memory.embedding),
-        digest=hashlib.sha256(key).digest(),
+        digest=digest(kind, memory.text, scope),
     )
+
+
+def check_text(check: Violations, path: str, text: str) -> None:
+    """What a memory says."""
+    if "\x00" in text:
+        check.add(path, "must not contain NUL characters")
+    elif not text.strip() or len(text.encode()) > _MAX_MEMORY_BYTES:
+        check.add(path, f"must be 1 character to {_MAX_MEMORY_BYTES} bytes of UTF-8, not blank")
 
 
 def _provenance(check: Violations, path: str, memory: record_pb2.Memory) -> str:

@@ -1,0 +1,91 @@
+"""What a space's retention removes, and what expires, in Postgres."""
+
+from collections.abc import Sequence
+
+from janus_kit.postgres import Connection
+from janus_memory.adapters.postgres_memories import MemoryStatements
+from janus_memory.adapters.postgres_outbox import REACH_BEFORE
+
+# A longer retention, or none, would reach beyond what Postgres calls a time.
+_OLD = "recorded_at < now() - (SELECT least(retention, interval '1000 years') FROM memory.space WHERE number = $1)"
+
+
+class RetentionStatements(MemoryStatements):
+    """Records that come to their end, of one tenant's transaction."""
+
+    _connection: Connection
+
+    async def lock_sweeping(self, space_no: int) -> bool:
+        return bool(
+            await self._connection.fetchval(
+                "SELECT pg_try_advisory_xact_lock(hashtextextended('janus.memory.sweep', $1))", space_no
+            )
+        )
+
+    async def retire_expired(self, space_no: int, limit: int) -> int:
+        rows = await self._connection.fetch(
+            """WITH held AS (
+                   SELECT unit FROM memory.unit
+                   WHERE space_no = $1 AND NOT retired AND (superseded_at IS NOT NULL OR expires_at <= now())
+                   ORDER BY unit LIMIT $2 FOR UPDATE
+               )
+               UPDATE memory.unit u SET retired = true FROM held
+               WHERE u.space_no = $1 AND u.unit = held.unit RETURNING u.unit""",
+            space_no, limit,
+        )  # fmt: skip
+        await self._uncount(space_no, [row["unit"] for row in rows])
+        return len(rows)
+
+    async def remove_old_memories(self, space_no: int, limit: int) -> int:
+        rows = await self._connection.fetch(
+            f"""WITH gone AS (
+                    DELETE FROM memory.memory WHERE (id, version) IN (
+                        SELECT id, version FROM memory.memory WHERE space_no = $1 AND {_OLD}
+                        ORDER BY recorded_at LIMIT $2)
+                    RETURNING id, version
+                )
+                SELECT u.unit FROM gone LEFT JOIN memory.unit u
+                    ON u.space_no = $1 AND u.kind > 1 AND u.record_id = gone.id AND u.version = gone.version""",  # noqa: S608 - constants
+            space_no, limit,
+        )  # fmt: skip
+        await self._remove_units(space_no, [row["unit"] for row in rows if row["unit"] is not None])
+        return len(rows)
+
+    async def remove_old_turns(self, space_no: int, limit: int) -> tuple[int, Sequence[str]]:
+        rows = await self._connection.fetch(
+            f"""SELECT unit, thread, position FROM memory.unit
+                WHERE space_no = $1 AND kind = 1 AND {_OLD} ORDER BY recorded_at LIMIT $2""",  # noqa: S608 - constants
+            space_no, limit,
+        )  # fmt: skip
+        if not rows:
+            return 0, ()
+        threads = [row["thread"] for row in rows]
+        positions = [row["position"] for row in rows]
+        # The next incarnation's window begins empty; who still fills the old one fills nobody's.
+        heads = await self._connection.fetch(
+            """SELECT id, incarnation FROM memory.thread
+               WHERE space_no = $1 AND id = ANY($2::text[]) ORDER BY id FOR UPDATE""",
+            space_no, threads,
+        )  # fmt: skip
+        await self._connection.execute(
+            """WITH gone AS (
+                   DELETE FROM memory.turn t USING unnest($2::text[], $3::bigint[]) AS r (thread, position)
+                   WHERE t.space_no = $1 AND t.thread = r.thread AND t.position = r.position
+                   RETURNING t.thread
+               )
+               UPDATE memory.thread t SET removed = t.removed + g.count, incarnation = gen_random_uuid()
+               FROM (SELECT thread, count(*) FROM gone GROUP BY thread) g
+               WHERE t.space_no = $1 AND t.id = g.thread""",
+            space_no, threads, positions,
+        )  # fmt: skip
+        await self._remove_units(space_no, [row["unit"] for row in rows])
+        # Vectors of the turns after them were made with their text.
+        after = await self._connection.fetch(
+            f"""SELECT DISTINCT u.unit
+                FROM unnest($2::text[], $3::bigint[]) AS r (in_thread, at)
+                JOIN memory.unit u ON u.space_no = $1 AND u.kind = 1 AND u.thread = r.in_thread
+                                  AND u.position BETWEEN r.at + 1 AND r.at + {REACH_BEFORE}""",  # noqa: S608 - a constant
+            space_no, threads, positions,
+        )  # fmt: skip
+        await self._enqueue_units(space_no, [row["unit"] for row in after])
+        return len(rows), [row["incarnation"].hex for row in heads]
