@@ -15,22 +15,26 @@ from janus_kit.interceptors.context import remaining_seconds
 from janus_kit.mount import BackgroundTask, Mount, Part
 from janus_kit.postgres import database
 from janus_kit.redis import redis as redis_client
-from janus_kit.settings import PostgresSettings, RedisSettings
+from janus_kit.settings import PostgresSettings, RedisSettings, SettingsError
 from janus_memory import metrics
 from janus_memory.adapters.chroma_index import ChromaIndex
 from janus_memory.adapters.inference_embedder import KnownEmbedders
 from janus_memory.adapters.lexical_embedder import LexicalEmbedder
 from janus_memory.adapters.pgvector_index import PgvectorIndex
 from janus_memory.adapters.postgres_records import PostgresRecords
+from janus_memory.adapters.receipt_keys import ReceiptKeys
 from janus_memory.adapters.redis_windows import RedisWindows
 from janus_memory.append import AppendTurns
 from janus_memory.blocks import Blocks
+from janus_memory.erase import Erase
 from janus_memory.indexer import Indexer
 from janus_memory.lifecycle import Lifecycle
 from janus_memory.model import Backend
 from janus_memory.parts import Parts
 from janus_memory.ports import VectorIndex
 from janus_memory.recall import Recall
+from janus_memory.receipts import ReceiptError
+from janus_memory.reconcile import Reconcile
 from janus_memory.remember import Remember
 from janus_memory.retention import Sweep
 from janus_memory.servicer import SERVICE, MemoryServicer
@@ -75,6 +79,7 @@ async def mount(settings: MemorySettings, *, postgres: PostgresSettings, redis: 
             frozenset(Backend(backend) for backend in indexes),
         )
         spaces = Spaces(records, embedders, defaults)
+        erase = Erase(records, windows, indexes, spaces, _receipt_keys(settings), parts, clock)
         servicer = MemoryServicer(  # type: ignore[abstract]  # what is not built refuses by itself
             append=AppendTurns(records, windows, spaces, parts, clock),
             window=ReadWindow(records, windows, spaces, parts),
@@ -85,13 +90,18 @@ async def mount(settings: MemorySettings, *, postgres: PostgresSettings, redis: 
             spaces=spaces,
             memories=Lifecycle(records, spaces),
             core=Blocks(records, spaces),
+            erase=erase,
             clock=clock,
         )
         sweep = Sweep(records, windows, every_s=settings.sweep_every_s)
         background: list[tuple[str, BackgroundTask]] = [
             ("memory-backlog", lambda: _watch(records)),
             ("memory-sweep", sweep.run),
+            ("memory-erasures", erase.run_for_ever),
         ]
+        if settings.reconcile_every_s:
+            reconcile = Reconcile(records, windows, indexes)
+            background.append(("memory-reconciler", lambda: reconcile.run_for_ever(settings.reconcile_every_s)))
         if settings.indexer:
             indexer = Indexer(records, indexes, embedders, parts, poll_s=settings.indexer_poll_s)
             background.append(("memory-indexer", indexer.run))
@@ -113,6 +123,14 @@ async def _watch(records: PostgresRecords) -> None:
         except JanusError:
             pass  # Postgres is away or busy: its own part says so.
         await asyncio.sleep(_BACKLOG_EVERY_S)
+
+
+def _receipt_keys(settings: MemorySettings) -> ReceiptKeys:
+    key = settings.receipt_key
+    try:
+        return ReceiptKeys(key.get_secret_value() if key else None)
+    except ReceiptError as error:
+        raise SettingsError([f"memory.receipt_key: {error}"]) from None
 
 
 def _noting(index: ChromaIndex, parts: Parts) -> Callable[[], Awaitable[None]]:

@@ -58,7 +58,7 @@ class AppendTurns:
 
             async def work() -> Mapping[str, Any]:
                 nonlocal incarnation
-                head = await tx.lock_thread(space.number, scope.thread)
+                head = await tx.lock_thread(space.number, scope.thread, scope.subject)
                 incarnation = head.incarnation
                 positions, fresh = await self._place(tx, space, scope, turns, head)
                 stored.extend(fresh)

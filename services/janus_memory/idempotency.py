@@ -8,11 +8,34 @@ from janus_memory.ports import Transaction
 
 
 class Request(NamedTuple):
-    """A write's identity: its method, the client's id (empty: none) and the digest of its body."""
+    """A write's identity: its method, the client's id (empty: none) and the digest of its body.
+
+    ``subjects``: whose records it is about; their erasure removes its answer.
+    """
 
     method: str
     id: str
     body: bytes
+    subjects: tuple[str, ...] = ()
+
+
+async def claimed(tx: Transaction, request: Request) -> Mapping[str, Any] | None:
+    """Take the request's id; or what it was answered before, which is empty while that is not known.
+
+    Raises AlreadyExists / REQUEST_ID_REUSED when the id came with another body
+    in the last 24 h.
+    """
+    stored = await tx.claim_request(request.method, request.id, request.body, request.subjects)
+    if stored is None:
+        return None
+    if stored.body != request.body:
+        raise AlreadyExists(
+            "REQUEST_ID_REUSED",
+            f"request_id '{request.id}' was used with another body",
+            "request",
+            request.id,
+        )
+    return stored.answer
 
 
 async def once(
@@ -26,16 +49,9 @@ async def once(
     """
     if not request.id:
         return await work(), False
-    stored = await tx.claim_request(request.method, request.id, request.body)
+    stored = await claimed(tx, request)
     if stored is not None:
-        if stored.body != request.body:
-            raise AlreadyExists(
-                "REQUEST_ID_REUSED",
-                f"request_id '{request.id}' was used with another body",
-                "request",
-                request.id,
-            )
-        return stored.answer, True
+        return stored, True
     answer = await work()
     await tx.answer_request(request.method, request.id, answer)
     return answer, False

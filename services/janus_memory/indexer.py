@@ -10,7 +10,7 @@ tries, with the reason.
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from uuid import uuid4
 
 from janus_kit.auth.identity import Identity, acting_as
@@ -127,15 +127,26 @@ class Indexer:
                 raise Unavailable(part)
             rows = await self._vectors(batch.tenant, space, found)
             try:
-                await index.upsert(batch.tenant, space, rows)
-                await index.delete(batch.tenant, space, [unit for unit in units if unit not in present])
-            except Unavailable:
-                self._parts.away(part)
+                try:
+                    await index.upsert(batch.tenant, space, rows)
+                finally:
+                    # Also of a write that may have arrived although it failed.
+                    gone = await self._gone_meanwhile(batch, present)
+                    await index.delete(
+                        batch.tenant, space, [unit for unit in units if unit not in present or unit in gone]
+                    )
+            except Unavailable as error:
+                self._parts.away(error.part)
                 raise
             self._parts.back(part)
         async with self._records.transaction(batch.tenant) as tx:
             held = await tx.held_tasks(batch, [task.id for task in tasks])
             await tx.finish_tasks(batch.space_no, [task.id for task in held])
+
+    async def _gone_meanwhile(self, batch: IndexBatch, units: Collection[int]) -> set[int]:
+        """Units that were erased while they were embedded: whoever holds their lease by now, they must not stay."""
+        async with self._records.transaction(batch.tenant) as tx:
+            return set(await tx.tombstones(batch.space_no, list(units)))
 
     async def _vectors(self, tenant: str, space: Space, found: Sequence[Embeddable]) -> list[VectorRow]:
         part = f"embedder:{space.model}"

@@ -5,12 +5,13 @@ of one tenant. Failures are janus_kit errors; a part that is away is
 ``Unavailable`` naming it (`postgres`, `redis`, `chroma`, `embedder`, …).
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
+from janus_memory.erasure import Erasing, Signer
 from janus_memory.model import (
     Backlog,
     Block,
@@ -34,6 +35,7 @@ from janus_memory.model import (
     VectorRow,
     View,
 )
+from janus_memory.reconciliation import Entry, Reconciling
 
 
 class Purpose(Enum):
@@ -87,6 +89,14 @@ class VectorIndex(Protocol):
         """In each view the nearest allowed units, best first; ties by lower unit first."""
         ...
 
+    async def entries(self, tenant: str, space: Space, view: View, units: Sequence[int]) -> list[Entry]:
+        """What the view holds of the units, in any order."""
+        ...
+
+    def pages(self, tenant: str, space: Space, view: View) -> AsyncIterator[list[int]]:
+        """All units that the view holds, some at a time; those that come or go meanwhile may be missed."""
+        ...
+
     async def ping(self) -> None:
         """Raise Unavailable when the backend does not answer."""
         ...
@@ -96,7 +106,19 @@ class Windows(Protocol):
     """Working memory: the newest turns of threads. May lose everything at any time."""
 
     async def put(self, tenant: str, incarnation: str, turns: Sequence[Turn]) -> None:
-        """Remember turns by their positions. Raises Unavailable("redis")."""
+        """Remember turns by their positions, unless the window was erased. Raises Unavailable("redis")."""
+        ...
+
+    async def erase(self, tenant: str, incarnations: Sequence[str]) -> int:
+        """Remove windows for good: what is put later is not kept. How many there were."""
+        ...
+
+    async def kept(self, tenant: str, incarnations: Sequence[str]) -> int:
+        """How many of the windows there are."""
+        ...
+
+    async def held(self, tenant: str, incarnation: str) -> list[Turn] | None:
+        """Everything that a window holds, by position; None when some of it cannot be read."""
         ...
 
     async def newest(self, tenant: str, incarnation: str, last: int, limit: int) -> list[Turn]:
@@ -145,11 +167,24 @@ class KnownMemory(NamedTuple):
     here: bool = True
 
 
-class Transaction(Protocol):
+class Receipts(Protocol):
+    """Keys that receipts are signed with."""
+
+    async def signer(self, tx: "Transaction") -> Signer:
+        """The key of the transaction's tenant."""
+        ...
+
+
+class Transaction(Erasing, Reconciling, Protocol):
     """One transaction of one tenant. Leaving it without an error commits all of it."""
 
-    async def claim_request(self, method: str, request_id: str, body: bytes) -> StoredAnswer | None:
-        """Take a request id, or get what it was taken for in the last 24 h; waits for a racing twin."""
+    async def claim_request(
+        self, method: str, request_id: str, body: bytes, subjects: Sequence[str] = ()
+    ) -> StoredAnswer | None:
+        """Take a request id, or get what it was taken for in the last 24 h; waits for a racing twin.
+
+        ``subjects``: whose records the request is about.
+        """
         ...
 
     async def answer_request(self, method: str, request_id: str, answer: Mapping[str, Any]) -> None:
@@ -176,8 +211,11 @@ class Transaction(Protocol):
 
     async def backlog(self, space_no: int) -> int: ...
 
-    async def lock_thread(self, space_no: int, thread: str) -> ThreadHead:
-        """The end of the thread, made if absent; appends of others wait from here."""
+    async def lock_thread(self, space_no: int, thread: str, subject: str = "") -> ThreadHead:
+        """The end of the thread, made if absent; appends of others wait from here.
+
+        So does an erasure of ``subject``, whose turns are to be added.
+        """
         ...
 
     async def thread_head(self, space_no: int, thread: str) -> ThreadHead | None: ...
@@ -198,6 +236,10 @@ class Transaction(Protocol):
 
     async def known_memories(self, space_no: int, ids: Sequence[str], digests: Sequence[bytes]) -> list[KnownMemory]:
         """Last versions of the ids (in any space), and current memories that have one of the digests (in this one)."""
+        ...
+
+    async def hold_subjects(self, subjects: Collection[str]) -> None:
+        """Write about them before or after their erasure and not during it, until the transaction ends."""
         ...
 
     async def lock_remembering(self, space_no: int) -> datetime:
@@ -352,6 +394,18 @@ class Records(Protocol):
 
     async def forget_requests(self) -> int:
         """Remove stored answers older than 24 h; how many."""
+        ...
+
+    async def due_spaces(self, every_s: float, limit: int) -> list[tuple[str, str]]:
+        """Spaces of all tenants, by tenant and name, that were not compared with their indexes for so long."""
+        ...
+
+    async def spaces_of_all(self, after: tuple[str, str], limit: int) -> list[tuple[str, str]]:
+        """Spaces of all tenants, by tenant and name, beginning after one."""
+        ...
+
+    async def tenants_erasing(self, older_than_s: float) -> list[str]:
+        """Tenants with an erasure that began so long ago and has not ended."""
         ...
 
     def wakeups(self) -> AsyncIterator[None]:

@@ -18,13 +18,14 @@ from janus_memory import metrics
 from janus_memory.append import AppendTurns
 from janus_memory.blocks import Blocks
 from janus_memory.consistency import WAIT_S
+from janus_memory.erase import Erase
 from janus_memory.lifecycle import Lifecycle
 from janus_memory.model import Cause
 from janus_memory.recall import Recall
 from janus_memory.remember import Remember
 from janus_memory.spaces import Spaces
 from janus_memory.windowing import ReadWindow
-from janus_memory.wire import answers, blocks, lifecycle, reads, writes
+from janus_memory.wire import answers, blocks, erasures, lifecycle, reads, writes
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -45,6 +46,7 @@ class MemoryServicer(rpc.MemoryServiceServicer):
         spaces: Spaces,
         memories: Lifecycle,
         core: Blocks,
+        erase: Erase,
         clock: Clock,
     ) -> None:
         self._append = append
@@ -54,6 +56,7 @@ class MemoryServicer(rpc.MemoryServiceServicer):
         self._spaces = spaces
         self._memories = memories
         self._core = core
+        self._erase = erase
         self._clock = clock
 
     async def AppendMessages(self, request: pb.AppendMessagesRequest, context: Context) -> pb.AppendMessagesResponse:
@@ -176,6 +179,12 @@ class MemoryServicer(rpc.MemoryServiceServicer):
             spaces=map(answers.space_to, spaces),
             next_page_token=reads.page_token(tenant, "ListSpaces", following),
         )
+
+    async def Erase(self, request: pb.EraseRequest, context: Context) -> pb.EraseResponse:
+        command = erasures.erase_command(request)
+        with metrics.observed("delete_memory"):
+            receipt = await self._erase.run(_tenant(), command.subject, command.space, command.reason, command.request)
+        return pb.EraseResponse(receipt=erasures.receipt_to(receipt))
 
 
 def _refusal(name: str, streams: bool) -> Any:

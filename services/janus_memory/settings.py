@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from janus_kit.settings import Seconds, Settings
 
@@ -30,6 +30,11 @@ class MemorySettings(Settings):
     """Longest wait for one answer of Chroma when indexing."""
     embed_timeout_s: Seconds = 10.0
     """Longest wait for one answer of an embedding model when indexing."""
+    receipt_key: SecretStr | None = None
+    """Ed25519 key that receipts of erasures are signed with: PEM, or the base64 of its 32 bytes.
+    Unset: each tenant has its own in Postgres, made with its first erasure."""
+    reconcile_every_s: float = Field(default=86_400, ge=0, le=31 * 86_400)
+    """How often each space's indexes are compared with its records, and repaired; 0: never."""
     indexer: bool = True
     """Whether this process works off the outbox."""
     indexer_poll_s: Seconds = 1.0

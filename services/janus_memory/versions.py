@@ -36,8 +36,10 @@ async def hold(tx: Transaction, memory_id: str) -> Held | None:
     """Hold a memory until the transaction ends; None when there is none."""
     found = await tx.latest_version(memory_id)
     space = await tx.space(found.memory.scope.space) if found else None
-    if space is None:
+    if found is None or space is None:
         return None
+    # Before any row, as an erasure does it, which waits for writers of the subject.
+    await tx.hold_subjects([found.memory.scope.subject])
     at = await tx.lock_remembering(space.number)
     latest = await tx.latest_version(memory_id)
     return Held(space, latest, max(at, latest.memory.recorded_at + TICK)) if latest else None

@@ -25,7 +25,8 @@ class ReadWindow:
 
     Postgres says where the thread ends; what Redis holds is used only if it
     ends there too and has no gap. So a cache that missed appends, or was lost,
-    is rebuilt and never believed.
+    is rebuilt and never believed. After an erasure a thread's positions may have
+    gaps: its turns before one come from Postgres.
     """
 
     def __init__(self, records: Records, windows: Windows, spaces: Spaces, parts: Parts) -> None:

@@ -30,6 +30,7 @@ from janus_memory.model import (
     Weights,
 )
 from janus_memory.ports import VectorIndex
+from janus_memory.reconciliation import Entry
 
 NOW = datetime(2024, 6, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -261,3 +262,30 @@ async def test_a_dropped_collection_is_begun_again(backends: Backends, chroma_ur
     assert units(await found(index, "ann", space, pointing(1))) == []
     await index.upsert("ann", space, [row(2, pointing(1))])
     assert units(await found(index, "ann", space, pointing(1))) == [2]
+
+
+async def test_what_an_index_holds_can_be_compared_with_the_records(index: VectorIndex, backends: Backends) -> None:
+    space = await backends.space("ann")
+    bounded = row(
+        3, pointing(1), subject="bob", agent="helper", thread="talk", kind=Kind.FACT,
+        valid_from=NOW - DAY, valid_to=NOW + DAY, expires_at=NOW + 2 * DAY, superseded_at=NOW, version=7,
+    )  # fmt: skip
+    await index.upsert("ann", space, [row(1, pointing(1)), row(2, pointing(1), view=View.BEFORE), bounded])
+    entries = {entry.about.unit: entry for entry in await index.entries("ann", space, View.ALONE, [1, 2, 3, 4])}
+    assert entries == {1: Entry(about(1), 1), 3: Entry(bounded.about, 7)}
+    assert [entry.about.unit for entry in await index.entries("ann", space, View.BEFORE, [1, 2, 3])] == [2]
+    assert await index.entries("ann", space, View.ALONE, []) == []
+    assert await index.entries("bob", space, View.ALONE, [1, 2, 3]) == []
+
+
+async def test_everything_that_an_index_holds_is_paged_through(index: VectorIndex, backends: Backends) -> None:
+    space = await backends.space("ann")
+    other = await backends.space("ann")
+    await index.upsert("ann", space, [row(unit, pointing(1)) for unit in range(1, 2_301)])
+    await index.upsert("ann", space, [row(2_301, pointing(1), expires_at=NOW)])
+    await index.upsert("ann", other, [row(5_000, pointing(1))])
+    pages = [page async for page in index.pages("ann", space, View.ALONE)]
+    assert len(pages) > 2
+    assert sorted(unit for page in pages for unit in page) == list(range(1, 2_302))
+    assert [page async for page in index.pages("ann", space, View.BEFORE)] == []
+    assert [page async for page in index.pages("bob", space, View.ALONE)] == []

@@ -366,7 +366,7 @@ async def test_what_is_not_built_says_so(ann: Caller) -> None:
         for method in pb.DESCRIPTOR.services_by_name["MemoryService"].methods
         if method.name
         not in {
-            "AppendMessages", "GetWindow", "Remember", "Recall", "GetMemory", "ListMemories", "UpdateMemory",
+            "AppendMessages", "GetWindow", "Remember", "Recall", "GetMemory", "ListMemories", "UpdateMemory", "Erase",
             "ForgetMemory", "GetHistory", "PutBlock", "GetBlock", "ListBlocks", "PutSpace", "GetSpace", "ListSpaces",
         }
     ]  # fmt: skip

@@ -15,23 +15,26 @@ thread, on first use.
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from janus_kit.errors import InvalidArgument, JanusError, Unavailable
 from janus_kit.telemetry.logging import get_logger
 from janus_memory.adapters.by_view import by_view
-from janus_memory.model import HardFilter, Indexed, Neighbour, Space, VectorRow, View
+from janus_memory.model import HardFilter, Indexed, Kind, Neighbour, Space, VectorRow, View
+from janus_memory.reconciliation import Entry
 
 T = TypeVar("T")
 
 MAX_BATCH = 5_000
 """Rows of one request; the server refuses more than 5,461."""
+_PAGE = 1_000
 # "Since ever" and "for ever" as seconds: Chroma has no null, and all numbers of a key must be floats.
 _NEVER = 1e12
 _EVER = -1e12
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _OPEN, _TIMED = "open", "timed"
 # Wide enough that collections of thousands are searched exhaustively in effect.
 _HNSW = {"space": "cosine", "ef_construction": 200, "ef_search": 400, "max_neighbors": 32}
@@ -109,6 +112,30 @@ class ChromaIndex:
 
         results = await asyncio.gather(*map(both, views), return_exceptions=True)
         return by_view(views, results)
+
+    async def entries(self, tenant: str, space: Space, view: View, units: Sequence[int]) -> list[Entry]:
+        async def work(collection: Any) -> list[Entry]:
+            there = await collection.get(ids=[str(unit) for unit in batch], include=["metadatas"])
+            pairs = zip(there["ids"], there["metadatas"], strict=True)
+            return [_entry(int(name), metadata) for name, metadata in pairs]
+
+        found: list[Entry] = []
+        for start in range(0, len(units), MAX_BATCH):
+            batch = units[start : start + MAX_BATCH]
+            for part in (_OPEN, _TIMED):
+                found.extend(await self._on(tenant, space, view, part, work))
+        return found
+
+    async def pages(self, tenant: str, space: Space, view: View) -> AsyncIterator[list[int]]:
+        async def work(collection: Any) -> list[int]:
+            there = await collection.get(limit=_PAGE, offset=offset, include=[])
+            return [int(name) for name in there["ids"]]
+
+        for part in (_OPEN, _TIMED):
+            offset = 0
+            while page := await self._on(tenant, space, view, part, work):
+                yield page
+                offset += len(page)
 
     async def ping(self) -> None:
         """Ask for its heartbeat, without the library: most meshes never need that."""
@@ -267,6 +294,29 @@ def _metadata(about: Indexed, version: int) -> Mapping[str, str | int | float]:
         "valid_to": _seconds(about.valid_to, _NEVER),
         "expires_at": _seconds(about.expires_at, _NEVER),
     }
+
+
+def _entry(unit: int, metadata: Mapping[str, Any]) -> Entry:
+    """What `_metadata` was made from; its times are exact to a millisecond."""
+    recorded_at = _time(metadata["recorded_at"])
+    assert recorded_at is not None
+    about = Indexed(
+        unit=unit,
+        kind=Kind(int(metadata["kind"])),
+        subject=str(metadata["subject"]),
+        agent=str(metadata["agent"]),
+        thread=str(metadata["thread"]),
+        recorded_at=recorded_at,
+        valid_from=_time(metadata["valid_from"]),
+        valid_to=_time(metadata["valid_to"]),
+        expires_at=_time(metadata["expires_at"]),
+        superseded_at=_time(metadata["superseded_at"]),
+    )
+    return Entry(about, int(metadata["version"]))
+
+
+def _time(seconds: float) -> datetime | None:
+    return None if abs(seconds) >= _NEVER else _EPOCH + timedelta(seconds=seconds)
 
 
 def _seconds(when: datetime | None, otherwise: float) -> float:

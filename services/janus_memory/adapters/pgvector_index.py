@@ -9,13 +9,16 @@ them and is not built yet.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from math import sqrt
 
 from janus_kit.postgres import Database
 from janus_memory.adapters.by_view import by_view
-from janus_memory.adapters.sql import Bound, allowed
+from janus_memory.adapters.sql import INDEXED_COLUMNS, Bound, allowed, indexed_of
 from janus_memory.model import HardFilter, Neighbour, Space, VectorRow, View
+from janus_memory.reconciliation import Entry
+
+_PAGE = 1_000
 
 
 class PgvectorIndex:
@@ -57,8 +60,10 @@ class PgvectorIndex:
             return
         async with self._database.tenant(tenant) as connection:
             await connection.execute(
-                "DELETE FROM memory.vector WHERE space_no = $1 AND generation = $2 AND unit = ANY($3::bigint[])",
-                space.number, space.generation, list(units),
+                """DELETE FROM memory.vector
+                   WHERE space_no = $1 AND generation = $2 AND view = ANY($3::smallint[])
+                     AND unit = ANY($4::bigint[])""",
+                space.number, space.generation, list(map(int, View)), list(units),
             )  # fmt: skip
 
     async def search(
@@ -88,6 +93,29 @@ class PgvectorIndex:
         # A scan keeps one core busy: views are scanned side by side.
         results = await asyncio.gather(*map(nearest, views), return_exceptions=True)
         return by_view(views, results)
+
+    async def entries(self, tenant: str, space: Space, view: View, units: Sequence[int]) -> list[Entry]:
+        async with self._database.tenant(tenant) as connection:
+            rows = await connection.fetch(
+                f"""SELECT {INDEXED_COLUMNS}, version FROM memory.vector
+                    WHERE space_no = $1 AND generation = $2 AND view = $3 AND unit = ANY($4::bigint[])""",  # noqa: S608 - constant columns
+                space.number, space.generation, int(view), list(units),
+            )  # fmt: skip
+        return [Entry(indexed_of(row), row["version"]) for row in rows]
+
+    async def pages(self, tenant: str, space: Space, view: View) -> AsyncIterator[list[int]]:
+        after = -1
+        while True:
+            async with self._database.tenant(tenant) as connection:
+                rows = await connection.fetch(
+                    """SELECT unit FROM memory.vector
+                       WHERE space_no = $1 AND generation = $2 AND view = $3 AND unit > $4 ORDER BY unit LIMIT $5""",
+                    space.number, space.generation, int(view), after, _PAGE,
+                )  # fmt: skip
+            if not rows:
+                return
+            yield [row["unit"] for row in rows]
+            after = rows[-1]["unit"]
 
     async def ping(self) -> None:
         await self._database.ping()

@@ -1,6 +1,6 @@
 """Memories in Postgres: remembering, changing and forgetting."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from janus_kit.postgres import Connection
@@ -26,6 +26,13 @@ class MemoryStatements(TurnStatements, UnitStatements):
         at: datetime = await self._connection.fetchval("SELECT clock_timestamp()")
         return at
 
+    async def hold_subjects(self, subjects: Collection[str]) -> None:
+        await self._connection.execute(
+            """SELECT pg_advisory_xact_lock_shared(memory.subject_key(current_setting('janus.tenant'), subject))
+               FROM unnest($1::text[]) AS subject""",
+            sorted({*subjects} - {""}),
+        )
+
     async def known_memories(self, space_no: int, ids: Sequence[str], digests: Sequence[bytes]) -> list[KnownMemory]:
         rows = await self._connection.fetch(
             """(SELECT DISTINCT ON (id) id, version, digest, expires_at, recorded_at,
@@ -48,6 +55,8 @@ class MemoryStatements(TurnStatements, UnitStatements):
     ) -> None:
         again = [memory.id for memory, version in memories if version > 1]
         if again:
+            # Before any row, as an erasure does it, which waits for writers of the subject.
+            await self.hold_subjects({memory.scope.subject for memory, _ in memories})
             await self._supersede(space_no, again, at)
         await self._connection.executemany(
             """INSERT INTO memory.memory (id, version, space_no, kind, text, subject, agent, thread,

@@ -6,7 +6,8 @@ from uuid import UUID
 
 from janus_kit.postgres import Connection
 from janus_memory.adapters.postgres_units import UnitStatements
-from janus_memory.model import Embeddable, IndexBatch, Indexed, IndexTask, Kind, View
+from janus_memory.adapters.sql import indexed_of
+from janus_memory.model import Embeddable, IndexBatch, IndexTask, Kind, View
 from janus_memory.text import date_text, line
 
 CHANNEL = "janus_memory_outbox"
@@ -115,18 +116,7 @@ def _embeddable(row: Any, before: Sequence[str]) -> Embeddable:
         together = "\n".join([*before, alone])
         texts = {View.ALONE: f"{date} {alone}", View.BEFORE: f"{date} {together}"}
     return Embeddable(
-        about=Indexed(
-            unit=row["unit"],
-            kind=kind,
-            subject=row["subject"],
-            agent=row["agent"],
-            thread=row["thread"],
-            recorded_at=row["recorded_at"],
-            valid_from=row["valid_from"],
-            valid_to=row["valid_to"],
-            expires_at=row["expires_at"],
-            superseded_at=row["superseded_at"],
-        ),
+        about=indexed_of(row),
         version=row["version"],
         texts=texts,
         embedding=tuple(row["embedding"] or ()),

@@ -8,15 +8,20 @@ from janus_kit.postgres import Connection, Database
 from janus_memory.adapters.postgres_blocks import BlockStatements
 from janus_memory.adapters.postgres_history import HistoryStatements
 from janus_memory.adapters.postgres_outbox import CHANNEL, OutboxStatements
+from janus_memory.adapters.postgres_reconciliation import ReconciliationStatements
 from janus_memory.adapters.postgres_retention import RetentionStatements
 from janus_memory.adapters.postgres_search import SearchStatements
-from janus_memory.adapters.postgres_spaces import SpaceStatements
 from janus_memory.model import Backlog, IndexBatch, IndexTask
 from janus_memory.ports import Transaction
 
 
 class PostgresTransaction(
-    SpaceStatements, RetentionStatements, HistoryStatements, BlockStatements, SearchStatements, OutboxStatements
+    ReconciliationStatements,
+    RetentionStatements,
+    HistoryStatements,
+    BlockStatements,
+    SearchStatements,
+    OutboxStatements,
 ):
     """One transaction of one tenant; row-level security is bound to that tenant."""
 
@@ -107,6 +112,34 @@ class PostgresRecords:
                 "DELETE FROM memory.request WHERE created_at < now() - interval '24 hours'"
             )
         return int(status.split()[-1])
+
+    async def due_spaces(self, every_s: float, limit: int) -> list[tuple[str, str]]:
+        async with self._database.worker() as connection:
+            rows = await connection.fetch(
+                """SELECT tenant, name FROM memory.space
+                   WHERE reconciled_at <= now() - make_interval(secs => $1::double precision)
+                   ORDER BY reconciled_at LIMIT $2""",
+                every_s, limit,
+            )  # fmt: skip
+        return [(row["tenant"], row["name"]) for row in rows]
+
+    async def spaces_of_all(self, after: tuple[str, str], limit: int) -> list[tuple[str, str]]:
+        async with self._database.worker() as connection:
+            rows = await connection.fetch(
+                """SELECT tenant, name FROM memory.space WHERE (tenant, name) > ($1, $2)
+                   ORDER BY tenant, name LIMIT $3""",
+                *after, limit,
+            )  # fmt: skip
+        return [(row["tenant"], row["name"]) for row in rows]
+
+    async def tenants_erasing(self, older_than_s: float) -> list[str]:
+        async with self._database.worker() as connection:
+            rows = await connection.fetch(
+                """SELECT DISTINCT tenant FROM memory.erasure
+                   WHERE started_at < now() - make_interval(secs => $1::double precision) LIMIT 100""",
+                older_than_s,
+            )
+        return [row["tenant"] for row in rows]
 
     async def wakeups(self) -> AsyncIterator[None]:
         async for _ in self._database.listen(CHANNEL):

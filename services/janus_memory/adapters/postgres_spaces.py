@@ -1,7 +1,7 @@
 """Spaces and stored answers in Postgres."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from janus_kit.postgres import Connection
@@ -19,15 +19,17 @@ class SpaceStatements:
 
     _connection: Connection
 
-    async def claim_request(self, method: str, request_id: str, body: bytes) -> StoredAnswer | None:
+    async def claim_request(
+        self, method: str, request_id: str, body: bytes, subjects: Sequence[str] = ()
+    ) -> StoredAnswer | None:
         # A twin that is at work holds the row: this waits until it ends, and then
         # finds its answer, or takes the id if it failed.
         taken = await self._connection.fetchval(
-            """INSERT INTO memory.request AS r (method, id, body) VALUES ($1, $2, $3)
+            """INSERT INTO memory.request AS r (method, id, body, subjects) VALUES ($1, $2, $3, $4)
                ON CONFLICT (tenant, method, id) DO UPDATE
-               SET body = excluded.body, answer = '{}', created_at = now()
+               SET body = excluded.body, answer = '{}', subjects = excluded.subjects, created_at = now()
                WHERE r.created_at < now() - interval '24 hours' RETURNING true""",
-            method, request_id, body,
+            method, request_id, body, list(subjects),
         )  # fmt: skip
         if taken:
             return None

@@ -16,20 +16,23 @@ class TurnStatements:
     _connection: Connection
     _last_outbox: int
 
-    async def lock_thread(self, space_no: int, thread: str) -> ThreadHead:
+    async def lock_thread(self, space_no: int, thread: str, subject: str = "") -> ThreadHead:
         row = await self._connection.fetchrow(
-            """INSERT INTO memory.thread AS t (space_no, id) VALUES ($1, $2)
+            """WITH held AS MATERIALIZED (
+                   SELECT CASE WHEN $3::text <> '' THEN pg_advisory_xact_lock_shared(
+                       memory.subject_key(current_setting('janus.tenant'), $3))::text END
+               )
+               INSERT INTO memory.thread AS t (space_no, id) SELECT $1, $2 FROM held
                ON CONFLICT (tenant, space_no, id) DO UPDATE SET last_position = t.last_position
-               RETURNING incarnation, last_position, session, last_occurred_at,
-                         clock_timestamp() AS read_at, removed""",
-            space_no, thread,
+               RETURNING incarnation, last_position, session, last_occurred_at, removed,
+                         clock_timestamp() AS read_at""",
+            space_no, thread, subject,
         )  # fmt: skip
         return _head(row)
 
     async def thread_head(self, space_no: int, thread: str) -> ThreadHead | None:
         row = await self._connection.fetchrow(
-            """SELECT incarnation, last_position, session, last_occurred_at, clock_timestamp() AS read_at,
-                      removed
+            """SELECT incarnation, last_position, session, last_occurred_at, removed, clock_timestamp() AS read_at
                FROM memory.thread WHERE space_no = $1 AND id = $2""",
             space_no, thread,
         )  # fmt: skip

@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import TypeVar
 
+from redis.exceptions import ResponseError
+
 from janus_kit.errors import Unavailable
 from janus_kit.redis import RedisClient, answering, key
 from janus_memory.model import Scope, Turn
@@ -26,6 +28,8 @@ _MAX_ENTRY_BYTES = 64 * 1024
 # Long enough for a busy server, short enough to fall back while a caller waits.
 _TIMEOUT_S = 0.5
 _REST_S = 1.0
+# Longer than any call that read the thread before it was erased.
+_MARK_TTL_S = 3_600
 
 
 class RedisWindows:
@@ -48,9 +52,43 @@ class RedisWindows:
                 pipe.zadd(name, entries)
                 pipe.zremrangebyrank(name, 0, -self._length - 1)
                 pipe.expire(name, self._ttl_s)
-                await pipe.execute()
+                await _unless_erased(pipe.execute())
 
         await self._guarded(work)
+
+    async def erase(self, tenant: str, incarnations: Sequence[str]) -> int:
+        """In an erased window's place is a mark of another type, which refuses turns that come late."""
+        there = await self.kept(tenant, incarnations)
+
+        async def work() -> None:
+            async with self._client.pipeline(transaction=False) as pipe:
+                for each in incarnations:
+                    pipe.set(_name(tenant, each), b"", ex=_MARK_TTL_S)
+                await pipe.execute()
+
+        if incarnations:
+            await self._guarded(work)
+        return there
+
+    async def kept(self, tenant: str, incarnations: Sequence[str]) -> int:
+        async def work() -> int:
+            async with self._client.pipeline(transaction=False) as pipe:
+                for each in incarnations:
+                    pipe.type(_name(tenant, each))
+                return sum(kind == b"zset" for kind in await pipe.execute())
+
+        return await self._guarded(work) if incarnations else 0
+
+    async def held(self, tenant: str, incarnation: str) -> list[Turn] | None:
+        async def work() -> list[bytes]:
+            async with self._client.pipeline(transaction=False) as pipe:
+                pipe.zrange(_name(tenant, incarnation), 0, -1)
+                found: list[list[bytes]] | None = await _unless_erased(pipe.execute())
+                return found[0] if found else []
+
+        turns = [_unpacked(entry) for entry in await self._guarded(work)]
+        read = [turn for turn in turns if turn is not None]
+        return read if len(read) == len(turns) else None
 
     async def newest(self, tenant: str, incarnation: str, last: int, limit: int) -> list[Turn]:
         name = _name(tenant, incarnation)
@@ -59,8 +97,8 @@ class RedisWindows:
             async with self._client.pipeline(transaction=False) as pipe:
                 pipe.zrevrangebyscore(name, last, last - limit + 1)
                 pipe.expire(name, self._ttl_s)
-                found: list[bytes] = (await pipe.execute())[0]
-                return found
+                found: list[list[bytes]] | None = await _unless_erased(pipe.execute())
+                return found[0] if found else []
 
         turns: list[Turn] = []
         for entry in await self._guarded(work):
@@ -99,6 +137,16 @@ class RedisWindows:
         """Callers fall back: one slow try a second is enough for all of them."""
         self._resting_until = time.monotonic() + _REST_S
         return Unavailable("redis", "redis does not answer")
+
+
+async def _unless_erased(command: Awaitable[T]) -> T | None:
+    """The answer; None when a mark is in the window's place."""
+    try:
+        return await command
+    except ResponseError as error:
+        if "WRONGTYPE" not in str(error):
+            raise
+        return None
 
 
 def _name(tenant: str, incarnation: str) -> str:

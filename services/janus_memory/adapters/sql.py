@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from janus_memory.model import Cause, Change, HardFilter, Kind, Memory, MemoryVersion, Scope, Turn
+from janus_memory.model import Cause, Change, HardFilter, Indexed, Kind, Memory, MemoryVersion, Scope, Turn
 
 
 class Bound:
@@ -57,6 +57,24 @@ MEMORY_COLUMNS = (
     "m.id, m.version, m.kind, m.text, m.subject, m.agent, m.thread, m.predicate, m.provenance_json,"
     " m.valid_from, m.valid_to, m.expires_at, m.importance, m.metadata_json, m.recorded_at, m.superseded_at"
 )
+
+INDEXED_COLUMNS = "unit, kind, subject, agent, thread, recorded_at, valid_from, valid_to, expires_at, superseded_at"
+
+
+def indexed_of(row: Any) -> Indexed:
+    """A row of INDEXED_COLUMNS, of units or of vectors."""
+    return Indexed(
+        unit=row["unit"],
+        kind=Kind(row["kind"]),
+        subject=row["subject"],
+        agent=row["agent"],
+        thread=row["thread"],
+        recorded_at=row["recorded_at"],
+        valid_from=row["valid_from"],
+        valid_to=row["valid_to"],
+        expires_at=row["expires_at"],
+        superseded_at=row["superseded_at"],
+    )
 
 
 VERSION_COLUMNS = f"{MEMORY_COLUMNS}, m.change, m.changed_by, m.message_id, m.reason, m.purged"

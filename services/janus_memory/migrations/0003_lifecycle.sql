@@ -23,7 +23,6 @@ CREATE INDEX memory_age ON memory.memory (tenant, space_no, recorded_at);
 ALTER TABLE memory.unit ADD COLUMN retired boolean NOT NULL DEFAULT false;
 CREATE INDEX unit_ending ON memory.unit (tenant, space_no, expires_at)
     WHERE NOT retired AND (superseded_at IS NOT NULL OR expires_at IS NOT NULL);
-CREATE INDEX outbox_uncounted ON memory.outbox (tenant, space_no, unit) WHERE NOT counted;
 -- Lists of memories, newest first; and turns by age.
 CREATE INDEX unit_listed ON memory.unit (tenant, space_no, recorded_at, record_id) WHERE kind > 1;
 CREATE INDEX unit_age ON memory.unit (tenant, space_no, recorded_at) WHERE kind = 1;

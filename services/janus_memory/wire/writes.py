@@ -55,7 +55,21 @@ def request_of(method: str, message: Any) -> Request:
     for field in ("request_id", "consistency"):
         if field in body.DESCRIPTOR.fields_by_name:
             body.ClearField(field)
-    return Request(method, message.request_id, _digest(body))
+    return Request(method, message.request_id, _digest(body), tuple(sorted(_subjects(message))))
+
+
+def _subjects(message: Any, depth: int = 1) -> set[str]:
+    """Subjects that a request names: in its scope, and in those of what it writes."""
+    found: set[str] = set()
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        for each in value if field.is_repeated else (value,):
+            if isinstance(each, scope_pb2.Scope):
+                found.add(each.subject)
+            elif depth:
+                found |= _subjects(each, depth - 1)
+    return found - {""}
 
 
 def append_command(message: pb.AppendMessagesRequest) -> AppendCommand:

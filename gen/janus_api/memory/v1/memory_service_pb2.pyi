@@ -1197,14 +1197,19 @@ class EraseReceipt(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     ERASED_AT_FIELD_NUMBER: _builtins.int
     COUNTS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     SIGNATURE_FIELD_NUMBER: _builtins.int
     KEY_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Given by the server, unique."""
+    reason: _builtins.str
+    """As the request gave it. Empty: none."""
     signature: _builtins.bytes
-    """Signature over the deterministic serialisation of the fields above."""
+    """Ed25519 signature over the deterministic serialisation of the fields above."""
     key_id: _builtins.str
-    """Name of the signing key."""
+    """The signing key: `ed25519:` and the public key's 32 bytes in base64url,
+    without padding.
+    """
     @_builtins.property
     def erased_at(self) -> _timestamp_pb2.Timestamp:
         """When the last store was read back."""
@@ -1219,12 +1224,13 @@ class EraseReceipt(_message.Message):
         id: _builtins.str = ...,
         erased_at: _timestamp_pb2.Timestamp | None = ...,
         counts: _abc.Iterable[Global___EraseCount] | None = ...,
+        reason: _builtins.str = ...,
         signature: _builtins.bytes = ...,
         key_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["erased_at", b"erased_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "erased_at", b"erased_at", "id", b"id", "key_id", b"key_id", "signature", b"signature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "erased_at", b"erased_at", "id", b"id", "key_id", b"key_id", "reason", b"reason", "signature", b"signature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
