@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from janus_app.memory.commands import memory_app
+
 app = typer.Typer(
     name="janus",
     help="A self-hosted backend for AI assistants: inference, memory and durable runs behind one gRPC contract.",
@@ -19,6 +21,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+app.add_typer(memory_app, name="memory")
 
 Data = Annotated[
     Path | None, typer.Option("--data", help="Data folder. Default: $JANUS_DATA, else ~/.local/share/janus.")

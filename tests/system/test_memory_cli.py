@@ -1,0 +1,108 @@
+"""`janus memory` at a real mesh: what a person at a terminal, or a script, gets to see."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.system.driver import Server
+from typer.testing import CliRunner, Result
+
+from janus_api.memory.v1 import memory_service_pb2 as pb
+from janus_api.memory.v1 import record_pb2, scope_pb2
+from janus_app.cli import app
+from janus_app.client import Mesh
+
+
+@pytest.fixture
+def run(served: Server, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("JANUS_DATA", str(served.data))
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in ("JANUS_ADDRESS", "JANUS_CONFIG", "JANUS_POSTGRES_URL"):
+        monkeypatch.delenv(name, raising=False)
+    runner = CliRunner()
+
+    def invoke(*arguments: str, code: int = 0, **options: Any) -> Result:
+        result = runner.invoke(app, ["memory", *arguments], **options)
+        assert result.exit_code == code, result.output
+        assert "Traceback" not in result.output
+        return result
+
+    return invoke
+
+
+def remember(mesh: Mesh, tenant: str, *texts: str, **fields: Any) -> list[str]:
+    request = pb.RememberRequest(
+        scope=scope_pb2.Scope(subject=fields.pop("subject", "ada")),
+        memories=[record_pb2.Memory(kind=record_pb2.MEMORY_KIND_FACT, text=text, **fields) for text in texts],
+        consistency=scope_pb2.CONSISTENCY_READ_YOUR_WRITES,
+    )
+    answer = mesh.memory.Remember(request, metadata=[("janus-tenant", tenant)])
+    return list(answer.memory_ids)
+
+
+def test_what_was_remembered_is_found_shown_and_has_its_history(mesh: Mesh, run: Any) -> None:
+    (heron, _) = remember(mesh, "cli-a", "Ada saw a heron at [red]the weir[/red].\x1b[2J", "Ada likes trains.")
+    request = pb.UpdateMemoryRequest(
+        memory=record_pb2.Memory(id=heron, text="Ada saw a grey heron at the weir."), reason="she looked again"
+    )
+    request.update_mask.paths.append("text")
+    found = run("search", "heron", "--tenant", "cli-a", "--explain").stdout
+    # What people wrote is text, and nothing that a terminal acts on.
+    assert "[red]the weir[/red]" in found
+    assert "\x1b" not in found
+    assert "lexical_turn" in found
+    assert heron in found
+    mesh.memory.UpdateMemory(request, metadata=[("janus-tenant", "cli-a")])
+    shown = run("show", heron, "--tenant", "cli-a").stdout
+    assert "grey heron" in shown
+    assert "fact" in shown
+    rows = run("history", heron, "--tenant", "cli-a").stdout
+    assert "created" in rows
+    assert "updated" in rows
+    assert "she looked again" in rows
+    versions = [json.loads(line) for line in run("history", heron, "--tenant", "cli-a", "--json").stdout.splitlines()]
+    assert [version["memory"]["version"] for version in versions] == ["1", "2"]
+    hits = json.loads(run("search", "heron", "--tenant", "cli-a", "--kind", "fact", "--json").stdout)["hits"]
+    assert hits[0]["memory"]["id"] == heron
+    assert "Nothing was found" in run("search", "heron", "--tenant", "cli-nobody").stdout
+
+
+def test_what_cannot_be_done_is_said_in_a_line(mesh: Mesh, run: Any) -> None:
+    absent = run("show", "mem_absent", code=1)
+    assert "NOT_FOUND" in absent.stderr
+    assert "document_chunk" in run("search", "x", "--kind", "novel", code=1).stderr
+    assert "no Filter" in run("search", "x", "--filter", "{", code=1).stderr
+    assert "chroma" in run("reindex", "--backend", "paper", code=1).stderr
+    assert "query" in run("search", "", code=1).stderr
+    run("verify", "--space", "default", code=2)
+
+
+def test_an_erasure_is_asked_for_and_receipted(mesh: Mesh, run: Any, tmp_path: Path) -> None:
+    remember(mesh, "cli-e", "Bea keeps bees.", subject="bea")
+    remember(mesh, "cli-e", "Ada counts bees.")
+    run("erase", "bea", "--tenant", "cli-e", code=1, input="n\n")
+    assert "Bea keeps" in run("search", "bees", "--tenant", "cli-e").stdout
+    file = tmp_path / "receipt.json"
+    told = run("erase", "bea", "--tenant", "cli-e", "--yes", "--receipt", str(file)).stdout
+    assert "postgres.memory" in told
+    assert "signed with the key ed25519:" in told
+    assert json.loads(file.read_text())["key_id"].startswith("ed25519:")
+    left = run("search", "bees", "--tenant", "cli-e").stdout
+    assert "Bea keeps" not in left
+    assert "Ada counts" in left
+
+
+def test_the_stores_of_the_running_mesh_are_compared(mesh: Mesh, run: Any) -> None:
+    remember(mesh, "cli-v", "Cleo keeps accounts.")
+    rows = run("verify", "--tenant", "cli-v").stdout.splitlines()
+    assert rows[0].split()[:3] == ["tenant", "space", "backend"]
+    assert rows[1].split()[:3] == ["cli-v", "default", "pgvector"]
+
+
+def test_without_a_mesh_it_is_said_how_to_start_one(run: Any, tmp_path: Path) -> None:
+    for command in (["search", "x"], ["verify"], ["export", str(tmp_path / "out")]):
+        assert "janus serve" in run(*command, "--data", str(tmp_path / "empty"), code=1).stderr
+    assert not (tmp_path / "out").exists()
