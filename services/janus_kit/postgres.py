@@ -68,12 +68,14 @@ class Database:
         self._line_is_free = asyncio.Lock()
 
     @asynccontextmanager
-    async def tenant(self, tenant: str) -> AsyncIterator[Connection]:
+    async def tenant(self, tenant: str, *, snapshot: bool = False) -> AsyncIterator[Connection]:
         """A transaction that sees and writes one tenant's rows; commits at the end.
 
+        With ``snapshot`` it writes nothing, and sees what its first statement saw.
         Raises Unavailable, or ResourceExhausted when no connection is free.
         """
-        async with self._transaction() as connection:
+        options = {"isolation": "repeatable_read", "readonly": True} if snapshot else {}
+        async with self._transaction(**options) as connection:
             await connection.execute("SELECT set_config('janus.tenant', $1, true)", tenant)
             yield connection
 
@@ -140,8 +142,8 @@ class Database:
             await asyncio.sleep(_LISTEN_BACKOFF_S)
 
     @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[Connection]:
-        async with self._connection() as connection, connection.transaction():
+    async def _transaction(self, **options: Any) -> AsyncIterator[Connection]:
+        async with self._connection() as connection, connection.transaction(**options):
             yield connection
 
     @asynccontextmanager

@@ -27,7 +27,10 @@ from janus_memory.adapters.redis_windows import RedisWindows
 from janus_memory.append import AppendTurns
 from janus_memory.blocks import Blocks
 from janus_memory.erase import Erase
+from janus_memory.export import Export
+from janus_memory.importing import Import
 from janus_memory.indexer import Indexer
+from janus_memory.ingest import Ingest
 from janus_memory.lifecycle import Lifecycle
 from janus_memory.model import Backend
 from janus_memory.parts import Parts
@@ -41,6 +44,8 @@ from janus_memory.servicer import SERVICE, MemoryServicer
 from janus_memory.settings import MemorySettings
 from janus_memory.spaces import SpaceDefaults, Spaces
 from janus_memory.windowing import ReadWindow
+from janus_memory.wire.ingest import packed
+from janus_memory.wire.portable import encoded
 
 _BACKLOG_EVERY_S = 5.0
 _CHANNEL_STATES_AWAY = {grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN}
@@ -91,6 +96,9 @@ async def mount(settings: MemorySettings, *, postgres: PostgresSettings, redis: 
             memories=Lifecycle(records, spaces),
             core=Blocks(records, spaces),
             erase=erase,
+            ingest=Ingest(records, spaces, clock, packed),
+            export=Export(records, indexes, spaces),
+            import_=Import(records, spaces, encoded),
             clock=clock,
         )
         sweep = Sweep(records, windows, every_s=settings.sweep_every_s)
@@ -120,6 +128,7 @@ async def _watch(records: PostgresRecords) -> None:
         try:
             metrics.show(await records.backlog())
             await records.forget_requests()
+            await records.forget_imports()
         except JanusError:
             pass  # Postgres is away or busy: its own part says so.
         await asyncio.sleep(_BACKLOG_EVERY_S)

@@ -1,13 +1,13 @@
 """AppendMessages: turns into a thread, in one transaction, without any model."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from janus_kit.clock import Clock
-from janus_kit.errors import AlreadyExists, Unavailable
+from janus_kit.errors import AlreadyExists, JanusError, Unavailable
 from janus_kit.ids import new_id
 from janus_memory.consistency import caught_up, token
 from janus_memory.idempotency import Request, once
@@ -31,6 +31,14 @@ class Appended:
     token: str
     searchable: bool
     degraded: tuple[str, ...]
+
+
+class Placed(NamedTuple):
+    """What became of one turn: its id and position, and whether it was stored just now."""
+
+    id: str
+    position: int
+    fresh: bool
 
 
 class AppendTurns:
@@ -60,10 +68,15 @@ class AppendTurns:
                 nonlocal incarnation
                 head = await tx.lock_thread(space.number, scope.thread, scope.subject)
                 incarnation = head.incarnation
-                positions, fresh = await self._place(tx, space, scope, turns, head)
+                found, fresh = await place(tx, space, head, turns, self._clock.now(), _raise)
                 stored.extend(fresh)
+                placed = [each for each in found if each]
                 upto = await tx.enqueue(space.number)
-                return {"ids": list(positions), "positions": list(positions.values()), "outbox": upto}
+                return {
+                    "ids": [each.id for each in placed],
+                    "positions": [each.position for each in placed],
+                    "outbox": upto,
+                }
 
             answer, _ = await once(tx, request, work)
         degraded = await self._to_window(tenant, incarnation, stored)
@@ -81,33 +94,6 @@ class AppendTurns:
             degraded=tuple(dict.fromkeys(degraded)),
         )
 
-    async def _place(
-        self, tx: Transaction, space: Space, scope: Scope, turns: Sequence[NewTurn], head: ThreadHead
-    ) -> tuple[dict[str, int], list[Turn]]:
-        """Positions by id in the order of the request, and the turns that are new."""
-        given = [turn.id for turn in turns if turn.id]
-        known = await tx.known_turns(space.number, scope.thread, given) if given else {}
-        now = self._clock.now()
-        fresh, documents = [], []
-        positions: dict[str, int] = {}
-        for turn in turns:
-            if turn.id in known:
-                _must_equal(turn, known[turn.id])
-                positions[turn.id] = known[turn.id].position
-                continue
-            placed = replace(turn, id=turn.id or new_id("msg"), occurred_at=turn.occurred_at or now)
-            assert placed.occurred_at is not None
-            head = _advanced(head, placed.occurred_at)
-            positions[placed.id] = head.last_position
-            fresh.append(placed)
-            documents.append(_document(space, placed, head))
-            if len(turn.text) > LONG_TEXT:
-                # Others on the event loop take their turn between long texts.
-                await asyncio.sleep(0)
-        if not fresh:
-            return positions, []
-        return positions, await tx.add_turns(space, head, fresh, documents)
-
     async def _to_window(self, tenant: str, incarnation: str, turns: Sequence[Turn]) -> list[str]:
         if not turns:
             return []
@@ -121,7 +107,50 @@ class AppendTurns:
         return []
 
 
-def _advanced(head: ThreadHead, occurred_at: datetime) -> ThreadHead:
+async def place(
+    tx: Transaction,
+    space: Space,
+    head: ThreadHead,
+    turns: Sequence[NewTurn],
+    now: datetime,
+    refuse: Callable[[int, JanusError], None],
+) -> tuple[list[Placed | None], list[Turn]]:
+    """Store turns of one thread, whose end is locked, after it; what became of each, and those that are new.
+
+    ``refuse`` gets the place and the error of a turn that cannot be stored; if
+    it does not raise, the others are stored and this one is None.
+    """
+    given = [turn.id for turn in turns if turn.id]
+    known = await tx.known_turns(space.number, turns[0].scope.thread, given) if given else {}
+    end = head
+    found: list[Placed | None] = []
+    fresh, documents = [], []
+    waited = 0
+    for at, turn in enumerate(turns):
+        there = known.get(turn.id)
+        if there is not None:
+            if turn.digest == there.digest:
+                found.append(Placed(turn.id, there.position, False))
+            else:
+                refuse(at, _taken(turn.id))
+                found.append(None)
+            continue
+        occurred_at = turn.occurred_at or now
+        placed = replace(turn, id=turn.id or new_id("msg"), occurred_at=occurred_at)
+        end = advanced(end, occurred_at)
+        known[placed.id] = KnownTurn(end.last_position, placed.digest)
+        found.append(Placed(placed.id, end.last_position, True))
+        fresh.append(placed)
+        documents.append(turn_document(space, placed, end))
+        waited += len(turn.text)
+        if waited > LONG_TEXT:
+            # Others on the event loop take their turn every few milliseconds.
+            waited = 0
+            await asyncio.sleep(0)
+    return found, await tx.add_turns(space, head, fresh, documents) if fresh else []
+
+
+def advanced(head: ThreadHead, occurred_at: datetime) -> ThreadHead:
     """The head after one more turn. A jump in time, either way, begins a session."""
     last = head.last_occurred_at
     same = last is not None and abs(occurred_at - last) <= SESSION_GAP
@@ -133,7 +162,8 @@ def _advanced(head: ThreadHead, occurred_at: datetime) -> ThreadHead:
     )
 
 
-def _document(space: Space, turn: NewTurn, head: ThreadHead) -> Document:
+def turn_document(space: Space, turn: NewTurn, head: ThreadHead) -> Document:
+    """What is searched of a turn that is where a thread ends now."""
     assert turn.occurred_at is not None
     own = terms(line(turn.speaker, turn.text))
     return Document(
@@ -151,11 +181,11 @@ def _document(space: Space, turn: NewTurn, head: ThreadHead) -> Document:
     )
 
 
-def _must_equal(turn: NewTurn, known: KnownTurn) -> None:
-    if turn.digest != known.digest:
-        raise AlreadyExists(
-            "RESOURCE_EXISTS",
-            f"message '{turn.id}' is in the thread with other content",
-            "message",
-            turn.id,
-        )
+def _raise(at: int, error: JanusError) -> None:
+    raise error
+
+
+def _taken(turn_id: str) -> AlreadyExists:
+    return AlreadyExists(
+        "RESOURCE_EXISTS", f"message '{turn_id}' is in the thread with other content", "message", turn_id
+    )

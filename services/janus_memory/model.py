@@ -182,12 +182,18 @@ class Cause:
 
 @dataclass(frozen=True, slots=True)
 class MemoryVersion:
-    """A version in a memory's history. Of a purged one only id, version and times of the memory are left."""
+    """A version in a memory's history. Of a purged one only id, version and times of the memory are left.
+
+    ``embedding`` is a vector that came with it, and ``digest`` what makes it
+    the same as another; both only where it is moved.
+    """
 
     memory: Memory
     change: Change
     cause: Cause
     purged: bool = False
+    embedding: tuple[float, ...] = ()
+    digest: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +335,9 @@ class Document:
     valid_to: datetime | None = None
     expires_at: datetime | None = None
     metadata_json: str = ""
+    recorded_at: datetime | None = None
+    """None: now."""
+    superseded_at: datetime | None = None
 
 
 class Candidate(NamedTuple):

@@ -97,6 +97,10 @@ class VectorIndex(Protocol):
         """All units that the view holds, some at a time; those that come or go meanwhile may be missed."""
         ...
 
+    async def vectors(self, tenant: str, space: Space, units: Sequence[int]) -> dict[int, list[float]]:
+        """What View.ALONE has of the units; those that are not there are left out."""
+        ...
+
     async def ping(self) -> None:
         """Raise Unavailable when the backend does not answer."""
         ...
@@ -175,6 +179,13 @@ class Receipts(Protocol):
         ...
 
 
+class KnownVersion(NamedTuple):
+    """A version of a memory on record, and whether it is in the space that was asked for."""
+
+    version: MemoryVersion
+    here: bool
+
+
 class Transaction(Erasing, Reconciling, Protocol):
     """One transaction of one tenant. Leaving it without an error commits all of it."""
 
@@ -185,6 +196,10 @@ class Transaction(Erasing, Reconciling, Protocol):
 
         ``subjects``: whose records the request is about.
         """
+        ...
+
+    async def answered_request(self, method: str, request_id: str) -> StoredAnswer | None:
+        """What a request id was answered in the last 24 h; waits for nobody."""
         ...
 
     async def answer_request(self, method: str, request_id: str, answer: Mapping[str, Any]) -> None:
@@ -326,6 +341,32 @@ class Transaction(Erasing, Reconciling, Protocol):
         """Remove turns that are older than the space's retention; how many, and whose windows had them."""
         ...
 
+    async def put_turns(
+        self, space_no: int, stored: Sequence[Turn], turns: Sequence[NewTurn], placed: Sequence[Document]
+    ) -> None:
+        """Store turns of one locked thread as they were recorded elsewhere, and move its end to the last."""
+        ...
+
+    async def versions_of(self, space: Space, ids: Sequence[str]) -> list[KnownVersion]:
+        """Every version of memories of the tenant."""
+        ...
+
+    async def put_versions(
+        self, space_no: int, versions: Sequence[MemoryVersion], documents: Sequence[Document]
+    ) -> None:
+        """Store versions as they were recorded elsewhere."""
+        ...
+
+    async def add_import_part(self, import_id: str, number: int, records: bytes) -> None:
+        """Keep a piece of an import until its end."""
+        ...
+
+    async def import_part(self, import_id: str, number: int) -> bytes | None: ...
+
+    async def drop_import(self, import_id: str) -> None:
+        """Remove all pieces of an import."""
+        ...
+
     async def enqueue(self, space_no: int) -> int:
         """Wake the indexer; the number of the last outbox row of this transaction, or of the space."""
         ...
@@ -373,10 +414,40 @@ class Transaction(Erasing, Reconciling, Protocol):
         ...
 
 
+class Snapshot(Protocol):
+    """A tenant's records as they were at one moment, in pages of some MiB; an empty page is the end."""
+
+    async def space(self, name: str) -> Space | None: ...
+
+    async def turns_after(self, space: Space, scope: Scope, thread: str, position: int) -> list[Turn]:
+        """Turns by thread and position, after one."""
+        ...
+
+    async def memories_after(self, space: Space, scope: Scope, after: str) -> list[MemoryVersion]:
+        """Current versions by id, after one."""
+        ...
+
+    async def units_of(self, space: Space, ids: Sequence[str]) -> dict[str, int]:
+        """The units that current versions are searched by, by id."""
+        ...
+
+    async def blocks_after(self, space: Space, scope: Scope, after: tuple[str, str, str]) -> list[Block]:
+        """Blocks by name, subject and agent, after one."""
+        ...
+
+    async def superseded_after(self, space: Space, scope: Scope, after: str, number: int) -> list[MemoryVersion]:
+        """Superseded versions by id and version, after one."""
+        ...
+
+
 class Records(Protocol):
     """The truth."""
 
     def transaction(self, tenant: str) -> AbstractAsyncContextManager[Transaction]: ...
+
+    def snapshot(self, tenant: str) -> AbstractAsyncContextManager[Snapshot]:
+        """Everything within sees the same moment, and holds a connection."""
+        ...
 
     async def claim(self, worker: str, limit: int, lease_s: float) -> IndexBatch | None:
         """Lease due outbox rows of one space that nobody else works on.
@@ -406,6 +477,10 @@ class Records(Protocol):
 
     async def tenants_erasing(self, older_than_s: float) -> list[str]:
         """Tenants with an erasure that began so long ago and has not ended."""
+        ...
+
+    async def forget_imports(self) -> int:
+        """Remove pieces of imports that ended a day ago without saying so; how many."""
         ...
 
     def wakeups(self) -> AsyncIterator[None]:

@@ -1,13 +1,13 @@
 """Remember: memories as versions, in one transaction, without any model."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from janus_kit.clock import Clock
-from janus_kit.errors import AlreadyExists, FieldViolation, InvalidArgument
+from janus_kit.errors import AlreadyExists, FieldViolation, InvalidArgument, JanusError
 from janus_kit.ids import new_id
 from janus_memory.consistency import caught_up, token
 from janus_memory.idempotency import Request, once
@@ -27,6 +27,13 @@ class Remembered:
     token: str
     searchable: bool
     degraded: tuple[str, ...]
+
+
+class Kept(NamedTuple):
+    """What became of one memory: its id, and whether it was stored just now."""
+
+    id: str
+    fresh: bool
 
 
 class Remember:
@@ -70,40 +77,75 @@ class Remember:
         )
 
     async def _store(self, tx: Transaction, space: Space, memories: Sequence[NewMemory], subject: str) -> list[str]:
-        now = self._clock.now()
-        # Two writers of one text must not both find it absent.
-        at = await tx.lock_remembering(space.number)
-        known = await tx.known_memories(
-            space.number, [memory.id for memory in memories if memory.id], [memory.digest for memory in memories]
+        kept = await keep(tx, space, memories, subject, self._clock.now(), _raise)
+        return [each.id for each in kept if each]
+
+
+async def keep(
+    tx: Transaction,
+    space: Space,
+    memories: Sequence[NewMemory],
+    subject: str,
+    now: datetime,
+    refuse: Callable[[int, JanusError], None],
+) -> list[Kept | None]:
+    """Store what is not there yet; what became of each, in order.
+
+    ``refuse`` gets the place and the error of a memory that cannot be stored;
+    if it does not raise, the others are stored and this one is None.
+    """
+    # Before any row, as an erasure does it, which waits for writers of the subject.
+    await tx.hold_subjects([memory.scope.subject for memory in memories])
+    # Two writers of one text must not both find it absent.
+    at = await tx.lock_remembering(space.number)
+    known = await tx.known_memories(
+        space.number, [memory.id for memory in memories if memory.id], [memory.digest for memory in memories]
+    )
+    by_digest = {each.digest: each for each in known if each.current and each.here}
+    by_id = {each.id: each for each in known}
+    kept: list[Kept | None] = []
+    fresh: list[tuple[NewMemory, int]] = []
+    written: set[str] = set()
+    for place, memory in enumerate(memories):
+        there = by_digest.get(memory.digest)
+        if there is None and memory.id in by_id:
+            there = by_id[memory.id]
+            if there.current or not there.here:
+                refuse(place, _taken(memory.id))
+                kept.append(None)
+                continue
+        if there is not None and there.current and (not _expired(there, now) or there.id in written):
+            kept.append(Kept(there.id, False))
+            continue
+        version = there.version + 1 if there else 1
+        memory = replace(memory, id=there.id if there else memory.id or new_id("mem"))
+        fresh.append((memory, version))
+        written.add(memory.id)
+        at = max(at, there.recorded_at + TICK) if there else at
+        by_digest[memory.digest] = by_id[memory.id] = KnownMemory(
+            memory.id, version, memory.digest, memory.expires_at, at
         )
-        by_digest = {each.digest: each for each in known if each.current and each.here}
-        by_id = {each.id: each for each in known}
-        ids: list[str] = []
-        fresh: list[tuple[NewMemory, int]] = []
-        for memory in memories:
-            there = by_digest.get(memory.digest)
-            if there is None and memory.id in by_id:
-                there = by_id[memory.id]
-                if there.current or not there.here:
-                    raise AlreadyExists(
-                        "RESOURCE_EXISTS", f"memory '{memory.id}' exists with other content", "memory", memory.id
-                    )
-            if there is None or not there.current or (_expired(there, now) and there.id not in ids):
-                version = there.version + 1 if there else 1
-                memory = replace(memory, id=there.id if there else memory.id or new_id("mem"))
-                fresh.append((memory, version))
-                at = max(at, there.recorded_at + TICK) if there else at
-                there = KnownMemory(memory.id, version, memory.digest, memory.expires_at, at)
-                by_digest[memory.digest] = by_id[memory.id] = there
-            ids.append(there.id)
-        if fresh:
-            documents = []
-            for memory, version in fresh:
-                documents.append(document(space, memory, version, at))
-                if len(memory.text) > LONG_TEXT:
-                    await asyncio.sleep(0)
-            await tx.add_memories(space.number, fresh, documents, subject, at)
-        return ids
+        kept.append(Kept(memory.id, True))
+    if fresh:
+        documents = []
+        waited = 0
+        for memory, version in fresh:
+            documents.append(document(space, memory, version, at))
+            waited += len(memory.text)
+            if waited > LONG_TEXT:
+                # Others on the event loop take their turn every few milliseconds.
+                waited = 0
+                await asyncio.sleep(0)
+        await tx.add_memories(space.number, fresh, documents, subject, at)
+    return kept
+
+
+def _raise(place: int, error: JanusError) -> None:
+    raise error
+
+
+def _taken(memory_id: str) -> AlreadyExists:
+    return AlreadyExists("RESOURCE_EXISTS", f"memory '{memory_id}' exists with other content", "memory", memory_id)
 
 
 def _expired(memory: KnownMemory, now: datetime) -> bool:
@@ -112,15 +154,21 @@ def _expired(memory: KnownMemory, now: datetime) -> bool:
 
 def _check_vectors(space: Space, memories: Sequence[NewMemory]) -> None:
     """The caller's own vectors must be of the space's length."""
-    wrong = [
-        (place, len(memory.embedding))
-        for place, memory in enumerate(memories)
-        if memory.embedding and len(memory.embedding) != space.dimensions
-    ]
+    wrong = [place for place, memory in enumerate(memories) if has_wrong_vector(space, memory)]
     if wrong:
-        rule = f"must have {space.dimensions} numbers, the dimensions of space '{space.name}'"
-        raise InvalidArgument.of(
-            [FieldViolation(f"memories[{place}].embedding", rule) for place, _ in wrong],
-            reason="DIMENSION_MISMATCH",
-            metadata={"expected": str(space.dimensions), "actual": str(wrong[0][1])},
-        )
+        raise wrong_vectors(space, wrong, len(memories[wrong[0]].embedding))
+
+
+def has_wrong_vector(space: Space, memory: NewMemory) -> bool:
+    """Whether it brings a vector that is not of the space's length."""
+    return bool(memory.embedding) and len(memory.embedding) != space.dimensions
+
+
+def wrong_vectors(space: Space, places: Sequence[int], length: int) -> InvalidArgument:
+    """The refusal of memories at these places of a request, the first of which brings so many numbers."""
+    rule = f"must have {space.dimensions} numbers, the dimensions of space '{space.name}'"
+    return InvalidArgument.of(
+        [FieldViolation(f"memories[{place}].embedding", rule) for place in places],
+        reason="DIMENSION_MISMATCH",
+        metadata={"expected": str(space.dimensions), "actual": str(length)},
+    )

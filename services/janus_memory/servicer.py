@@ -1,6 +1,7 @@
 """gRPC face of memory: decode, delegate, encode. No decisions here."""
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -19,6 +20,9 @@ from janus_memory.append import AppendTurns
 from janus_memory.blocks import Blocks
 from janus_memory.consistency import WAIT_S
 from janus_memory.erase import Erase
+from janus_memory.export import Export
+from janus_memory.importing import Import
+from janus_memory.ingest import Ingest
 from janus_memory.lifecycle import Lifecycle
 from janus_memory.model import Cause
 from janus_memory.recall import Recall
@@ -26,6 +30,8 @@ from janus_memory.remember import Remember
 from janus_memory.spaces import Spaces
 from janus_memory.windowing import ReadWindow
 from janus_memory.wire import answers, blocks, erasures, lifecycle, reads, writes
+from janus_memory.wire.ingest import IngestStream, ingested_to
+from janus_memory.wire.portable import Exported, ImportStream, export_query
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -47,6 +53,9 @@ class MemoryServicer(rpc.MemoryServiceServicer):
         memories: Lifecycle,
         core: Blocks,
         erase: Erase,
+        ingest: Ingest,
+        export: Export,
+        import_: Import,
         clock: Clock,
     ) -> None:
         self._append = append
@@ -57,6 +66,9 @@ class MemoryServicer(rpc.MemoryServiceServicer):
         self._memories = memories
         self._core = core
         self._erase = erase
+        self._ingest = ingest
+        self._export = export
+        self._import = import_
         self._clock = clock
 
     async def AppendMessages(self, request: pb.AppendMessagesRequest, context: Context) -> pb.AppendMessagesResponse:
@@ -86,6 +98,16 @@ class MemoryServicer(rpc.MemoryServiceServicer):
                 _wait(command.waits),
             )
         return answers.remembered_to(done)
+
+    async def Ingest(self, request_iterator: AsyncIterator[pb.IngestRequest], context: Context) -> pb.IngestResponse:
+        stream = IngestStream(request_iterator)
+        config = await stream.config()
+        identity = current_identity()
+        with metrics.observed("ingest_memories", {names.GEN_AI_MEMORY_STORE_ID: config.scope.space}):
+            done = await self._ingest.run(
+                identity.tenant, identity.subject, config.scope.space, config.request_id, stream
+            )
+        return ingested_to(done)
 
     async def Recall(self, request: recall_pb2.RecallRequest, context: Context) -> recall_pb2.RecallResponse:
         query = reads.recall_query(request, self._clock.now())
@@ -160,6 +182,24 @@ class MemoryServicer(rpc.MemoryServiceServicer):
         with metrics.observed("list_blocks"):
             found, following = await self._core.page(tenant, query.scope, query.after, query.limit)
         return blocks.blocks_to(tenant, query.query, found, following)
+
+    async def Export(self, request: pb.ExportRequest, context: Context) -> AsyncIterator[pb.ExportResponse]:
+        query = export_query(request)
+        exported = Exported()
+        with metrics.observed("export_memories", {names.GEN_AI_MEMORY_STORE_ID: query.scope.space}):
+            # Closed with the call: it holds a database connection.
+            async with aclosing(self._export.run(_tenant(), query)) as records:
+                async for record in records:
+                    yield exported.message(record)
+            yield exported.completed()
+
+    async def Import(self, request_iterator: AsyncIterator[pb.ImportRequest], context: Context) -> pb.ImportResponse:
+        identity = current_identity()
+        stream = ImportStream(request_iterator, identity.subject)
+        config = await stream.config()
+        with metrics.observed("import_memories"):
+            done = await self._import.run(identity.tenant, config.space, config.request_id, stream)
+        return pb.ImportResponse(stored=done.stored, unchanged=done.unchanged)
 
     async def PutSpace(self, request: pb.PutSpaceRequest, context: Context) -> pb.PutSpaceResponse:
         command = reads.put_space_command(request)

@@ -58,6 +58,10 @@ class Spaces:
             raise NotFound("space", name)
         return space
 
+    async def completed(self, draft: SpaceDraft) -> SpaceDraft:
+        """A draft with nothing left open, of a backend and model that are there; may ask the model."""
+        return await self._completed(draft)
+
     async def get(self, tenant: str, name: str) -> Space:
         """One space with its backlog. Raises NotFound."""
         async with self._records.transaction(tenant) as tx:

@@ -1,8 +1,10 @@
 """What every embedder promises, and the built-in one in particular."""
 
+import hashlib
 import math
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from janus_memory.adapters.lexical_embedder import LexicalEmbedder, vector
 from janus_memory.ports import Purpose
+from janus_memory.text import terms
 
 # `vector("We painted the bridge", 16)`, to six digits.
 ANCHOR = [
@@ -49,6 +52,30 @@ def test_vectors_have_length_one_or_are_zero(text: str, dimensions: int) -> None
     assert len(made) == dimensions
     norm = math.sqrt(cosine(made, made))
     assert norm == pytest.approx(1.0) or norm == 0
+
+
+def by_hand(text: str, dimensions: int) -> list[float]:
+    """The vector by the plainest arithmetic, one number after the other."""
+    sums = [0.0] * dimensions
+    for word, count in sorted(Counter(terms(text)).items()):
+        marked = f"^{word}$"
+        grams = [marked[i : i + n] for n in (3, 4) for i in range(len(marked) - n + 1)]
+        features = [(f"w {word}", 1.0)]
+        features += [(f"g {gram}", 1.0 / math.sqrt(len(grams))) for gram in grams]
+        for feature, share in features:
+            digest = hashlib.blake2b(feature.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+            number = int.from_bytes(digest, "little")
+            sums[(number >> 1) % dimensions] += math.sqrt(count) * (share if number & 1 else -share)
+    total = 0.0
+    for value in sums:
+        total += value * value
+    return [value / math.sqrt(total) for value in sums] if total else sums
+
+
+@given(st.text(max_size=200) | st.lists(st.sampled_from(["red", "bridge", "painted", "é"])).map(" ".join))
+def test_it_is_what_plain_arithmetic_gives_to_the_bit(text: str) -> None:
+    for dimensions in (1, 16, 384):
+        assert vector(text, dimensions) == by_hand(text, dimensions)
 
 
 def test_misspelt_and_inflected_words_are_near() -> None:

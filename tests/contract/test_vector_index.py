@@ -289,3 +289,11 @@ async def test_everything_that_an_index_holds_is_paged_through(index: VectorInde
     assert sorted(unit for page in pages for unit in page) == list(range(1, 2_302))
     assert [page async for page in index.pages("ann", space, View.BEFORE)] == []
     assert [page async for page in index.pages("bob", space, View.ALONE)] == []
+
+
+async def test_vectors_can_be_read_back(index: VectorIndex, backends: Backends) -> None:
+    space = await backends.space("ann")
+    rows = [row(1, pointing(1)), row(2, pointing(0, 1), expires_at=NOW + DAY), row(2, pointing(0, 0, 1), View.BEFORE)]
+    await index.upsert("ann", space, rows)
+    assert await index.vectors("ann", space, [1, 2, 3]) == {1: pointing(1), 2: pointing(0, 1)}
+    assert await index.vectors("bob", space, [1, 2]) == {}

@@ -48,7 +48,7 @@ def asked(provider: str, directives: str, **fields: object) -> request_pb2.Promp
         (";status=429;retry-after=3", grpc.StatusCode.RESOURCE_EXHAUSTED, "PROVIDER_RATE_LIMITED", 3),
         (";status=529", grpc.StatusCode.UNAVAILABLE, "PROVIDER_UNAVAILABLE", 1),
         (";status=500", grpc.StatusCode.UNAVAILABLE, "PROVIDER_UNAVAILABLE", 1),
-        (";status=504", grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", None),
+        (";status=504", grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", 1.0),
         (";status=401", grpc.StatusCode.FAILED_PRECONDITION, "PROVIDER_AUTH", None),
         (";status=400", grpc.StatusCode.INVALID_ARGUMENT, "PROVIDER_REJECTED_REQUEST", None),
         (";error=0", grpc.StatusCode.UNAVAILABLE, "PROVIDER_UNAVAILABLE", 1),

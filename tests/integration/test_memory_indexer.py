@@ -187,6 +187,16 @@ async def test_a_space_is_worked_on_by_one_at_a_time(bench: Bench) -> None:
     assert await records.claim(str(uuid4()), 10, 30) is None
 
 
+async def test_a_batch_is_no_larger_than_asked_however_much_is_waiting(bench: Bench) -> None:
+    ann = bench.memory.caller()
+    for part in range(4):
+        await ann.remember(*(f"fact {part} {n}" for n in range(100)))
+    batch = await PostgresRecords(bench.pool).claim(str(uuid4()), 30, 15)
+    assert batch is not None
+    assert len(batch.tasks) == 30
+    assert await bench.owner.fetchval("SELECT count(*) FROM memory.outbox WHERE lease IS NOT NULL") == 30
+
+
 async def test_rows_of_a_worker_that_died_are_taken_over(bench: Bench) -> None:
     ann = bench.memory.caller()
     await ann.append("talk", "the heron")
@@ -251,7 +261,7 @@ async def test_a_recall_with_a_token_sees_what_is_not_indexed(bench: Bench) -> N
 async def test_read_your_writes_says_so_when_it_could_not(bench: Bench) -> None:
     ann = bench.memory.caller()
     request = pb.AppendMessagesRequest(scope=scope_pb2.Scope(thread="t"), turns=[said("x")], consistency=RYW)
-    done = await ann.stub.AppendMessages(request, metadata=ann.metadata, timeout=1)
+    done = await ann.stub.AppendMessages(request, metadata=ann.metadata, timeout=3)
     assert not done.searchable
 
 

@@ -18,7 +18,7 @@ Redis may have lost events that readers have. It is marked as lost instead.
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any
@@ -78,9 +78,8 @@ class RedisReplay:
     async def open(self, tenant: str, generation_id: str, owner: str, lease_s: float, pledge: Pledge | None) -> None:
         arguments: list[Any] = [owner, round(lease_s * 1000), self._running_ms, _pledged(pledge)]
         async with self._answering():
-            # First: one that is listed and was never opened is forgotten; the other way round it would be missed.
-            await self._writer.zadd(_RUNNING, {_listed(tenant, generation_id): time.time() + lease_s})
-            result = await self._open(keys=_keys(tenant, generation_id), args=arguments)
+            opening = self._open, _keys(tenant, generation_id), arguments
+            (result,) = await self._all([opening], listed={_listed(tenant, generation_id): time.time() + lease_s})
         if result == _FENCED:
             raise ReplayFenced(generation_id)
 
@@ -134,10 +133,9 @@ class RedisReplay:
                 [
                     *((self._renew, _keys(*each), lease) for each in owned),
                     *((self._announce, _keys(*each), [owner, _PRESENCE_MS]) for each in read),
-                ]
+                ],
+                listed={_listed(*each): time.time() + lease_s for each in owned},
             )
-            if owned:
-                await self._writer.zadd(_RUNNING, {_listed(*each): time.time() + lease_s for each in owned})
         counts = {_FENCED: None, _UNKNOWN: -1}
         return [counts.get(int(result), int(result)) for result in results[: len(owned)]]
 
@@ -175,12 +173,18 @@ class RedisReplay:
                 pipeline.xrange(stream, f"({after}-0", "+", count=_PAGE)
             return list(await pipeline.execute())
 
-    async def _all(self, calls: Sequence[tuple[Any, list[str], list[Any]]]) -> list[Any]:
-        """Scripts in one round trip. (A pipeline that runs scripts asks first which ones are known.)"""
+    async def _all(
+        self, calls: Sequence[tuple[Any, list[str], list[Any]]], *, listed: Mapping[str, float]
+    ) -> list[Any]:
+        """Scripts in one round trip, and what is listed as worked on. (A pipeline that runs scripts asks first
+        which ones are known.)"""
         async with self._writer.pipeline(transaction=False) as pipeline:
+            if listed:
+                # First: what is listed and was never opened is forgotten; the other way round it would be missed.
+                pipeline.zadd(_RUNNING, dict(listed))
             for script, keys, arguments in calls:
                 await script(keys=keys, args=arguments, client=pipeline)
-            return list(await pipeline.execute())
+            return list(await pipeline.execute())[1 if listed else 0 :]
 
     async def _syncs_every_write(self) -> bool:
         """Whether what Redis answered for survives its restart; no, where it may not be asked."""

@@ -137,6 +137,20 @@ class ChromaIndex:
                 yield page
                 offset += len(page)
 
+    async def vectors(self, tenant: str, space: Space, units: Sequence[int]) -> dict[int, list[float]]:
+        found: dict[int, list[float]] = {}
+
+        async def work(collection: Any) -> None:
+            there = await collection.get(ids=[str(unit) for unit in batch], include=["embeddings"])
+            pairs = zip(there["ids"], there["embeddings"], strict=True)
+            found.update((int(name), [float(number) for number in vector]) for name, vector in pairs)
+
+        for start in range(0, len(units), MAX_BATCH):
+            batch = units[start : start + MAX_BATCH]
+            for part in (_OPEN, _TIMED):
+                await self._on(tenant, space, View.ALONE, part, work)
+        return found
+
     async def ping(self) -> None:
         """Ask for its heartbeat, without the library: most meshes never need that."""
 

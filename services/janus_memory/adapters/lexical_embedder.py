@@ -14,10 +14,15 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from math import sqrt
+from typing import TYPE_CHECKING, NamedTuple
 
 from janus_memory.model import LEXICAL_MODEL
 from janus_memory.ports import Purpose
 from janus_memory.text import terms
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 DIMENSIONS = 384
 _NGRAMS = (3, 4)
@@ -48,25 +53,42 @@ class LexicalEmbedder:
 
 def vector(text: str, dimensions: int = DIMENSIONS) -> list[float]:
     """The vector of a text: of length 1, or zero for a text without words."""
-    sums = [0.0] * dimensions
+    import numpy as np
+
+    places, shares = [], []
     for word, count in sorted(Counter(terms(text)).items()):
-        weight = sqrt(count)
-        for place, share in _features(word, dimensions):
-            sums[place] += weight * share
-    norm = sqrt(sum(value * value for value in sums))
-    return [value / norm for value in sums] if norm else sums
+        of_word = _features(word, dimensions)
+        places.append(of_word.places)
+        shares.append(of_word.shares if count == 1 else sqrt(count) * of_word.shares)
+    if not places:
+        return [0.0] * dimensions
+    # One after the other, in this order, so that every platform rounds the same:
+    # neither of them adds in pairs, as other sums of arrays do.
+    sums = np.bincount(np.concatenate(places), np.concatenate(shares), dimensions)
+    norm = sqrt(np.add.accumulate(sums * sums)[-1])
+    found: list[float] = (sums / norm if norm else sums).tolist()
+    return found
+
+
+class _Features(NamedTuple):
+    """Where a word's features go, and with what sign and weight."""
+
+    places: "NDArray[np.int64]"
+    shares: "NDArray[np.float64]"
 
 
 @lru_cache(maxsize=32_768)
-def _features(word: str, dimensions: int) -> tuple[tuple[int, float], ...]:
-    """Where a word's features go, and with what sign and weight."""
+def _features(word: str, dimensions: int) -> _Features:
+    import numpy as np
+
     marked = f"^{word}$"
     grams = [marked[i : i + n] for n in _NGRAMS for i in range(len(marked) - n + 1)]
     found = [_placed(f"w {word}", dimensions, _WORD_WEIGHT)]
     if grams:
         share = _NGRAM_WEIGHT / sqrt(len(grams))
         found.extend(_placed(f"g {gram}", dimensions, share) for gram in grams)
-    return tuple(found)
+    places, shares = zip(*found, strict=True)
+    return _Features(np.array(places, np.int64), np.array(shares, np.float64))
 
 
 def _placed(feature: str, dimensions: int, weight: float) -> tuple[int, float]:

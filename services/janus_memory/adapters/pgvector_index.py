@@ -10,15 +10,22 @@ them and is not built yet.
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from itertools import accumulate
 from math import sqrt
+from operator import mul
 
 from janus_kit.postgres import Database
 from janus_memory.adapters.by_view import by_view
-from janus_memory.adapters.sql import INDEXED_COLUMNS, Bound, allowed, indexed_of
+from janus_memory.adapters.sql import INDEXED_COLUMNS, Bound, allowed, indexed_of, rows_of
 from janus_memory.model import HardFilter, Neighbour, Space, VectorRow, View
 from janus_memory.reconciliation import Entry
 
 _PAGE = 1_000
+
+MAX_BATCH = 256
+"""Vectors of one statement: some MiB at most."""
+# Below what a stored number of 32 bits can tell apart.
+_AS_GOOD_AS_ONE = 1e-9
 
 
 class PgvectorIndex:
@@ -30,30 +37,52 @@ class PgvectorIndex:
     async def upsert(self, tenant: str, space: Space, rows: Sequence[VectorRow]) -> None:
         if not rows:
             return
+        for start in range(0, len(rows), MAX_BATCH):
+            await self._upsert(tenant, space, rows[start : start + MAX_BATCH])
+
+    async def _upsert(self, tenant: str, space: Space, rows: Sequence[VectorRow]) -> None:
+        bound = Bound(space.number, space.generation, space.dimensions)
+        # A record without neighbours has one vector in both views: it is sent once.
+        distinct = {id(row.vector): row.vector for row in rows}
+        ends = dict(zip(distinct, accumulate(map(len, distinct.values())), strict=True))
+        numbers = bound([number for vector in distinct.values() for number in unit_length(vector)])
+        new = rows_of(
+            bound,
+            # Where its vector ends among the numbers of all vectors, and how long it is.
+            ends=("integer", [ends[id(row.vector)] for row in rows]),
+            length=("integer", [len(row.vector) for row in rows]),
+            view=("smallint", [int(row.view) for row in rows]),
+            unit=("bigint", [row.about.unit for row in rows]),
+            version=("bigint", [row.version for row in rows]),
+            kind=("smallint", [int(row.about.kind) for row in rows]),
+            subject=("text", [row.about.subject for row in rows]),
+            agent=("text", [row.about.agent for row in rows]),
+            thread=("text", [row.about.thread for row in rows]),
+            recorded_at=("timestamptz", [row.about.recorded_at for row in rows]),
+            superseded_at=("timestamptz", [row.about.superseded_at for row in rows]),
+            valid_from=("timestamptz", [row.about.valid_from for row in rows]),
+            valid_to=("timestamptz", [row.about.valid_to for row in rows]),
+            expires_at=("timestamptz", [row.about.expires_at for row in rows]),
+        )
         async with self._database.tenant(tenant) as connection:
-            await connection.executemany(
-                """INSERT INTO memory.vector AS v (space_no, generation, view, unit, version, kind, subject, agent,
-                       thread, recorded_at, superseded_at, valid_from, valid_to, expires_at, dimensions,
-                       embedding)
-                   SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16::real[]::vector
-                   WHERE NOT EXISTS (SELECT FROM memory.tombstone WHERE space_no = $1 AND unit = $4)
-                   ON CONFLICT (tenant, space_no, generation, view, unit) DO UPDATE
-                   SET version = excluded.version, kind = excluded.kind, subject = excluded.subject,
-                       agent = excluded.agent, thread = excluded.thread,
-                       recorded_at = excluded.recorded_at, superseded_at = excluded.superseded_at,
-                       valid_from = excluded.valid_from, valid_to = excluded.valid_to,
-                       expires_at = excluded.expires_at, embedding = excluded.embedding
-                   WHERE v.version <= excluded.version""",
-                [
-                    (
-                        space.number, space.generation, int(row.view), row.about.unit, row.version, int(row.about.kind),
-                        row.about.subject, row.about.agent, row.about.thread, row.about.recorded_at,
-                        row.about.superseded_at, row.about.valid_from, row.about.valid_to,
-                        row.about.expires_at, space.dimensions, unit_length(row.vector),
-                    )
-                    for row in rows
-                ],
-            )  # fmt: skip
+            await connection.execute(
+                f"""INSERT INTO memory.vector AS v (space_no, generation, view, unit, version, kind, subject, agent,
+                        thread, recorded_at, superseded_at, valid_from, valid_to, expires_at, dimensions,
+                        embedding)
+                    SELECT $1, $2, view, unit, version, kind, subject, agent,
+                           thread, recorded_at, superseded_at, valid_from, valid_to, expires_at, $3,
+                           (({numbers}::real[])[ends - length + 1 : ends])::vector
+                    FROM {new}
+                    WHERE NOT EXISTS (SELECT FROM memory.tombstone t WHERE t.space_no = $1 AND t.unit = r.unit)
+                    ON CONFLICT (tenant, space_no, generation, view, unit) DO UPDATE
+                    SET version = excluded.version, kind = excluded.kind, subject = excluded.subject,
+                        agent = excluded.agent, thread = excluded.thread,
+                        recorded_at = excluded.recorded_at, superseded_at = excluded.superseded_at,
+                        valid_from = excluded.valid_from, valid_to = excluded.valid_to,
+                        expires_at = excluded.expires_at, embedding = excluded.embedding
+                    WHERE v.version <= excluded.version""",  # noqa: S608 - placeholders and constants
+                *bound.values,
+            )
 
     async def delete(self, tenant: str, space: Space, units: Sequence[int]) -> None:
         if not units:
@@ -117,11 +146,23 @@ class PgvectorIndex:
             yield [row["unit"] for row in rows]
             after = rows[-1]["unit"]
 
+    async def vectors(self, tenant: str, space: Space, units: Sequence[int]) -> dict[int, list[float]]:
+        async with self._database.tenant(tenant) as connection:
+            rows = await connection.fetch(
+                """SELECT unit, embedding::real[] AS embedding FROM memory.vector
+                   WHERE space_no = $1 AND generation = $2 AND view = $3 AND unit = ANY($4::bigint[])""",
+                space.number, space.generation, int(View.ALONE), list(units),
+            )  # fmt: skip
+        return {row["unit"]: row["embedding"] for row in rows}
+
     async def ping(self) -> None:
         await self._database.ping()
 
 
 def unit_length(vector: Sequence[float]) -> list[float]:
     """The vector at length 1; a zero vector stays, and is similar to nothing."""
-    norm = sqrt(sum(value * value for value in vector))
-    return [value / norm for value in vector] if norm else list(vector)
+    square = sum(map(mul, vector, vector))
+    if not square or abs(square - 1) < _AS_GOOD_AS_ONE:
+        return list(vector)
+    norm = sqrt(square)
+    return [value / norm for value in vector]

@@ -2,12 +2,13 @@
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
+from itertools import accumulate
 
 from janus_kit.postgres import Connection
 from janus_memory.adapters.postgres_turns import TurnStatements
 from janus_memory.adapters.postgres_units import UnitStatements
-from janus_memory.adapters.sql import VERSION_COLUMNS, version_of
-from janus_memory.model import Change, Document, MemoryVersion, NewMemory
+from janus_memory.adapters.sql import VERSION_COLUMNS, Bound, rows_of, version_of
+from janus_memory.model import Cause, Change, Document, Memory, MemoryVersion, NewMemory
 from janus_memory.ports import KnownMemory
 
 
@@ -55,26 +56,65 @@ class MemoryStatements(TurnStatements, UnitStatements):
     ) -> None:
         again = [memory.id for memory, version in memories if version > 1]
         if again:
-            # Before any row, as an erasure does it, which waits for writers of the subject.
-            await self.hold_subjects({memory.scope.subject for memory, _ in memories})
             await self._supersede(space_no, again, at)
-        await self._connection.executemany(
-            """INSERT INTO memory.memory (id, version, space_no, kind, text, subject, agent, thread,
-                   predicate, provenance_json, valid_from, valid_to, expires_at, importance,
-                   metadata_json, embedding, digest, changed_by, recorded_at, change)
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)""",
+        await self._insert_versions(
+            space_no,
             [
-                (
-                    memory.id, version, space_no, int(memory.kind), memory.text, memory.scope.subject,
-                    memory.scope.agent, memory.scope.thread, memory.predicate, memory.provenance_json,
-                    memory.valid_from, memory.valid_to, memory.expires_at, memory.importance,
-                    memory.metadata_json, list(memory.embedding) or None, memory.digest, changed_by, at,
-                    int(Change.CREATED if version == 1 else Change.UPDATED),
+                MemoryVersion(
+                    _recorded(memory, version, at),
+                    Change.CREATED if version == 1 else Change.UPDATED,
+                    Cause(changed_by),
+                    embedding=memory.embedding,
+                    digest=memory.digest,
                 )
                 for memory, version in memories
             ],
-        )  # fmt: skip
+        )
         await self._add_documents(space_no, documents, at)
+
+    async def _insert_versions(self, space_no: int, versions: Sequence[MemoryVersion]) -> None:
+        memories = [version.memory for version in versions]
+        bound = Bound(space_no)
+        numbers = bound([number for version in versions for number in version.embedding])
+        rows = rows_of(
+            bound,
+            id=("text", [memory.id for memory in memories]),
+            version=("bigint", [memory.version for memory in memories]),
+            kind=("smallint", [int(memory.kind) for memory in memories]),
+            text=("text", [memory.text for memory in memories]),
+            subject=("text", [memory.scope.subject for memory in memories]),
+            agent=("text", [memory.scope.agent for memory in memories]),
+            thread=("text", [memory.scope.thread for memory in memories]),
+            predicate=("text", [memory.predicate for memory in memories]),
+            provenance_json=("text", [memory.provenance_json for memory in memories]),
+            valid_from=("timestamptz", [memory.valid_from for memory in memories]),
+            valid_to=("timestamptz", [memory.valid_to for memory in memories]),
+            expires_at=("timestamptz", [memory.expires_at for memory in memories]),
+            importance=("double precision", [memory.importance for memory in memories]),
+            metadata_json=("text", [memory.metadata_json for memory in memories]),
+            recorded_at=("timestamptz", [memory.recorded_at for memory in memories]),
+            superseded_at=("timestamptz", [memory.superseded_at for memory in memories]),
+            digest=("bytea", [version.digest for version in versions]),
+            change=("smallint", [int(version.change) for version in versions]),
+            changed_by=("text", [version.cause.changed_by for version in versions]),
+            message_id=("text", [version.cause.message_id for version in versions]),
+            reason=("text", [version.cause.reason for version in versions]),
+            purged=("boolean", [version.purged for version in versions]),
+            # Where its vector ends among the numbers of all vectors, and how long it is.
+            ends=("integer", list(accumulate(len(version.embedding) for version in versions))),
+            length=("integer", [len(version.embedding) for version in versions]),
+        )
+        await self._connection.execute(
+            f"""INSERT INTO memory.memory (space_no, id, version, kind, text, subject, agent, thread, predicate,
+                    provenance_json, valid_from, valid_to, expires_at, importance, metadata_json, recorded_at,
+                    superseded_at, digest, change, changed_by, message_id, reason, purged, embedding)
+                SELECT $1, id, version, kind, text, subject, agent, thread, predicate,
+                       provenance_json, valid_from, valid_to, expires_at, importance, metadata_json, recorded_at,
+                       superseded_at, digest, change, changed_by, message_id, reason, purged,
+                       CASE WHEN length > 0 THEN ({numbers}::real[])[ends - length + 1 : ends] END
+                FROM {rows}""",  # noqa: S608 - placeholders and constants
+            *bound.values,
+        )
 
     async def latest_version(self, memory_id: str) -> MemoryVersion | None:
         row = await self._connection.fetchrow(
@@ -145,3 +185,22 @@ class MemoryStatements(TurnStatements, UnitStatements):
         # The old units go through the outbox as well, so that the vector index
         # learns that they are history.
         await self._enqueue_units(space_no, [row["unit"] for row in rows])
+
+
+def _recorded(memory: NewMemory, version: int, now: datetime) -> Memory:
+    return Memory(
+        id=memory.id,
+        version=version,
+        kind=memory.kind,
+        text=memory.text,
+        scope=memory.scope,
+        predicate=memory.predicate,
+        provenance_json=memory.provenance_json,
+        valid_from=memory.valid_from,
+        valid_to=memory.valid_to,
+        expires_at=memory.expires_at,
+        importance=memory.importance,
+        metadata_json=memory.metadata_json,
+        recorded_at=now,
+        superseded_at=None,
+    )

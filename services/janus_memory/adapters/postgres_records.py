@@ -6,18 +6,21 @@ from uuid import UUID
 
 from janus_kit.postgres import Connection, Database
 from janus_memory.adapters.postgres_blocks import BlockStatements
+from janus_memory.adapters.postgres_export import PostgresSnapshot
 from janus_memory.adapters.postgres_history import HistoryStatements
+from janus_memory.adapters.postgres_import import ImportStatements
 from janus_memory.adapters.postgres_outbox import CHANNEL, OutboxStatements
 from janus_memory.adapters.postgres_reconciliation import ReconciliationStatements
 from janus_memory.adapters.postgres_retention import RetentionStatements
 from janus_memory.adapters.postgres_search import SearchStatements
 from janus_memory.model import Backlog, IndexBatch, IndexTask
-from janus_memory.ports import Transaction
+from janus_memory.ports import Snapshot, Transaction
 
 
 class PostgresTransaction(
     ReconciliationStatements,
     RetentionStatements,
+    ImportStatements,
     HistoryStatements,
     BlockStatements,
     SearchStatements,
@@ -40,6 +43,14 @@ class PostgresRecords:
     async def transaction(self, tenant: str) -> AsyncIterator[Transaction]:
         async with self._database.tenant(tenant) as connection:
             yield PostgresTransaction(connection)
+
+    @asynccontextmanager
+    async def snapshot(self, tenant: str) -> AsyncIterator[Snapshot]:
+        async with self._database.tenant(tenant, snapshot=True) as connection:
+            # Pages are read in the order of an index. A planner without statistics would
+            # read and sort all that is left for each of them.
+            await connection.execute("SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off")
+            yield PostgresSnapshot(connection)
 
     async def claim(self, worker: str, limit: int, lease_s: float) -> IndexBatch | None:
         lease = UUID(worker)
@@ -64,16 +75,18 @@ class PostgresRecords:
             )
             if not alone:
                 return None
+            # ARRAY(…) is evaluated once. A planner without statistics runs IN (…) anew for
+            # every row of the table, and each run locks rows that the others skipped.
             rows = await connection.fetch(
                 """UPDATE memory.outbox SET lease = $3, leased_until = now() + make_interval(secs => $4)
-                   WHERE tenant = $1 AND space_no = $2 AND id IN (
+                   WHERE tenant = $1 AND space_no = $2 AND id = ANY(ARRAY(
                        SELECT id FROM memory.outbox
                        WHERE tenant = $1 AND space_no = $2 AND dead_at IS NULL AND available_at <= now()
                          AND NOT EXISTS (SELECT FROM memory.outbox
                                          WHERE tenant = $1 AND space_no = $2
                                            AND lease IS NOT NULL AND lease <> $3
                                            AND leased_until >= now())
-                       ORDER BY id LIMIT $5 FOR UPDATE SKIP LOCKED)
+                       ORDER BY id LIMIT $5 FOR UPDATE SKIP LOCKED))
                    RETURNING id, unit, attempts, counted""",
                 due["tenant"], due["space_no"], lease, lease_s, limit,
             )  # fmt: skip
@@ -140,6 +153,13 @@ class PostgresRecords:
                 older_than_s,
             )
         return [row["tenant"] for row in rows]
+
+    async def forget_imports(self) -> int:
+        async with self._database.worker() as connection:
+            status = await connection.execute(
+                "DELETE FROM memory.import_part WHERE created_at < now() - interval '25 hours'"
+            )
+        return int(status.split()[-1])
 
     async def wakeups(self) -> AsyncIterator[None]:
         async for _ in self._database.listen(CHANNEL):

@@ -38,6 +38,14 @@ class SpaceStatements:
         )
         return StoredAnswer(row["body"], json.loads(row["answer"]))
 
+    async def answered_request(self, method: str, request_id: str) -> StoredAnswer | None:
+        row = await self._connection.fetchrow(
+            """SELECT body, answer FROM memory.request
+               WHERE method = $1 AND id = $2 AND created_at >= now() - interval '24 hours'""",
+            method, request_id,
+        )  # fmt: skip
+        return StoredAnswer(row["body"], json.loads(row["answer"])) if row else None
+
     async def answer_request(self, method: str, request_id: str, answer: Mapping[str, Any]) -> None:
         await self._connection.execute(
             "UPDATE memory.request SET answer = $3::jsonb WHERE method = $1 AND id = $2",

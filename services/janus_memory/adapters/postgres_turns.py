@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from janus_kit.postgres import Connection
-from janus_memory.adapters.sql import TURN_COLUMNS, turn_of
+from janus_memory.adapters.sql import TURN_COLUMNS, Bound, rows_of, turn_of
 from janus_memory.model import Document, NewTurn, Scope, Space, ThreadHead, Turn
 from janus_memory.ports import KnownTurn
 
@@ -50,6 +50,12 @@ class TurnStatements:
         self, space: Space, head: ThreadHead, turns: Sequence[NewTurn], placed: Sequence[Document]
     ) -> list[Turn]:
         stored = [_stored(turn, document, head.read_at) for turn, document in zip(turns, placed, strict=True)]
+        await self.put_turns(space.number, stored, turns, placed)
+        return stored
+
+    async def put_turns(
+        self, space_no: int, stored: Sequence[Turn], turns: Sequence[NewTurn], placed: Sequence[Document]
+    ) -> None:
         await self._connection.executemany(
             """INSERT INTO memory.turn (space_no, thread, position, id, subject, agent, role, speaker,
                    content, text, tokens, calls, results, session, occurred_at, recorded_at,
@@ -57,7 +63,7 @@ class TurnStatements:
                VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)""",
             [
                 (
-                    space.number, turn.scope.thread, turn.position, turn.id, turn.scope.subject,
+                    space_no, turn.scope.thread, turn.position, turn.id, turn.scope.subject,
                     turn.scope.agent, int(new.role), turn.speaker, turn.content, turn.text, turn.tokens,
                     list(turn.calls), list(turn.results), turn.session, turn.occurred_at,
                     turn.recorded_at, turn.metadata_json, new.digest,
@@ -66,13 +72,13 @@ class TurnStatements:
             ],
         )  # fmt: skip
         await self._connection.execute(
-            """UPDATE memory.thread SET last_position = $3, session = $4, last_occurred_at = $5
+            """UPDATE memory.thread SET last_position = $3, session = $4, last_occurred_at = $5,
+                      removed = removed + $3 - last_position - $6
                WHERE space_no = $1 AND id = $2""",
-            space.number, stored[0].scope.thread, stored[-1].position, stored[-1].session,
-            stored[-1].occurred_at,
+            space_no, stored[0].scope.thread, stored[-1].position, stored[-1].session,
+            stored[-1].occurred_at, len(stored),
         )  # fmt: skip
-        await self._add_documents(space.number, placed, head.read_at)
-        return stored
+        await self._add_documents(space_no, placed, stored[0].recorded_at)
 
     async def turns(self, space: Space, scope: Scope, below: int, limit: int) -> list[Turn]:
         rows = await self._connection.fetch(
@@ -93,47 +99,47 @@ class TurnStatements:
         return int(count)
 
     async def _add_documents(self, space_no: int, documents: Sequence[Document], recorded_at: datetime) -> None:
-        """Search documents and their outbox rows, in one statement."""
+        """Search documents and their outbox rows, in one statement; recorded then unless they say otherwise."""
+        bound = Bound(space_no)
+        rows = rows_of(
+            bound,
+            kind=("smallint", [int(each.kind) for each in documents]),
+            record_id=("text", [each.record_id for each in documents]),
+            version=("bigint", [each.version for each in documents]),
+            subject=("text", [each.scope.subject for each in documents]),
+            agent=("text", [each.scope.agent for each in documents]),
+            thread=("text", [each.scope.thread for each in documents]),
+            position=("bigint", [each.position for each in documents]),
+            session=("integer", [each.session for each in documents]),
+            speaker=("text", [each.speaker for each in documents]),
+            occurred_at=("timestamptz", [each.occurred_at for each in documents]),
+            recorded_at=("timestamptz", [each.recorded_at or recorded_at for each in documents]),
+            superseded_at=("timestamptz", [each.superseded_at for each in documents]),
+            valid_from=("timestamptz", [each.valid_from for each in documents]),
+            valid_to=("timestamptz", [each.valid_to for each in documents]),
+            expires_at=("timestamptz", [each.expires_at for each in documents]),
+            importance=("real", [each.importance for each in documents]),
+            metadata=("text", [each.metadata_json for each in documents]),
+            terms=("text", [" ".join(each.lexemes) for each in documents]),
+            bag=("bytea", [each.bag for each in documents]),
+        )
         self._last_outbox = await self._connection.fetchval(
-            """WITH new AS (
-                   INSERT INTO memory.unit (space_no, kind, record_id, version, subject, agent, thread,
-                       position, session, speaker, occurred_at, recorded_at, valid_from, valid_to,
-                       expires_at, importance, metadata, terms, bag)
-                   SELECT $1, kind, record_id, version, subject, agent, thread, position, session,
-                          speaker, occurred_at, $2, valid_from, valid_to, expires_at, importance,
-                          nullif(metadata, '')::jsonb, array_to_tsvector(string_to_array(terms, ' ')), bag
-                   FROM unnest($3::smallint[], $4::text[], $5::bigint[], $6::text[], $7::text[],
-                               $8::text[], $9::bigint[], $10::integer[], $11::text[], $12::timestamptz[],
-                               $13::timestamptz[], $14::timestamptz[], $15::timestamptz[], $16::real[],
-                               $17::text[], $18::text[], $19::bytea[])
-                        AS d (kind, record_id, version, subject, agent, thread, position, session,
-                              speaker, occurred_at, valid_from, valid_to, expires_at, importance,
-                              metadata, terms, bag)
-                   RETURNING unit
-               ), queued AS (
-                   INSERT INTO memory.outbox (space_no, unit) SELECT $1, unit FROM new ORDER BY unit
-                   RETURNING id
-               )
-               SELECT max(id) FROM queued""",
-            space_no,
-            recorded_at,
-            [int(each.kind) for each in documents],
-            [each.record_id for each in documents],
-            [each.version for each in documents],
-            [each.scope.subject for each in documents],
-            [each.scope.agent for each in documents],
-            [each.scope.thread for each in documents],
-            [each.position for each in documents],
-            [each.session for each in documents],
-            [each.speaker for each in documents],
-            [each.occurred_at for each in documents],
-            [each.valid_from for each in documents],
-            [each.valid_to for each in documents],
-            [each.expires_at for each in documents],
-            [each.importance for each in documents],
-            [each.metadata_json for each in documents],
-            [" ".join(each.lexemes) for each in documents],
-            [each.bag for each in documents],
+            f"""WITH new AS (
+                    INSERT INTO memory.unit (space_no, kind, record_id, version, subject, agent, thread,
+                        position, session, speaker, occurred_at, recorded_at, superseded_at, valid_from,
+                        valid_to, expires_at, importance, metadata, terms, bag)
+                    SELECT $1, kind, record_id, version, subject, agent, thread,
+                           position, session, speaker, occurred_at, recorded_at, superseded_at, valid_from,
+                           valid_to, expires_at, importance, nullif(metadata, '')::jsonb,
+                           array_to_tsvector(string_to_array(terms, ' ')), bag
+                    FROM {rows}
+                    RETURNING unit
+                ), queued AS (
+                    INSERT INTO memory.outbox (space_no, unit) SELECT $1, unit FROM new ORDER BY unit
+                    RETURNING id
+                )
+                SELECT max(id) FROM queued""",  # noqa: S608 - placeholders and constants
+            *bound.values,
         )
 
 

@@ -17,6 +17,12 @@ class Bound:
         return f"${len(self.values)}"
 
 
+def rows_of(bound: Bound, **columns: tuple[str, Sequence[Any]]) -> str:
+    """Columns of equal length, each with its SQL type, as rows `r` of a FROM: one statement for many rows."""
+    arrays = ", ".join(f"{bound(values)}::{kind}[]" for kind, values in columns.values())
+    return f"unnest({arrays}) AS r ({', '.join(columns)})"
+
+
 def allowed(where: HardFilter, bound: Bound) -> str:
     """Conditions of a hard filter, each with AND before it; for units and for vectors.
 

@@ -110,6 +110,31 @@ def remember_command(message: pb.RememberRequest) -> RememberCommand:
     return RememberCommand(first, tuple(memories), request_of("Remember", message), waits)
 
 
+def one_memory(memory: record_pb2.Memory, scope: Scope, path: str = "memories[0]") -> NewMemory:
+    """A memory by itself, in a scope unless it has its own. Raises what Remember would for it."""
+    check = Violations()
+    few = check.count(f"{path}.provenance", memory.provenance, at_most=_MAX_PROVENANCE)
+    if not check.count(f"{path}.embedding", memory.embedding, at_most=_MAX_DIMENSIONS) or not few:
+        check.done()
+    found = _memory(check, path, memory, scope)
+    check.done()
+    return found
+
+
+def one_turn(turn: record_pb2.Turn, scope: Scope, path: str = "turns[0]") -> NewTurn:
+    """A turn by itself, in a scope unless it has its own. Raises what AppendMessages would for it."""
+    check = Violations()
+    if turn.HasField("scope") and turn.scope != scope_pb2.Scope():
+        scope = scope_of(check, "scope", turn.scope)
+        turn.ClearField("scope")
+    check.id("scope.thread", scope.thread)
+    if count_parts(check, f"{path}.message", turn.message) is None:
+        check.done()
+    found = _turn(check, path, turn, scope)
+    check.done()
+    return found
+
+
 # A request of 4 MiB can hold a million pieces, and looking at each would stop
 # everybody else for seconds: what has too many is refused by its counts alone.
 

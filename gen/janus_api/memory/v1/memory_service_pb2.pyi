@@ -401,10 +401,14 @@ class IngestDocument(_message.Message):
     """Plain text, 1 character to 3 MiB. Required."""
     metadata_json: _builtins.str
     """Every chunk's metadata: a JSON object, at most 16 KiB, depth 8. Empty:
-    none.
+    none. Chunks get the key `chunk`, their number from 1, beside it, unless
+    the key is taken or no room is left.
     """
     chunk_size: _builtins.int
-    """Most characters of a chunk, 200 to 8,000. 0: 1,200."""
+    """Most characters of a chunk, 200 to 8,000. 0: 1,200. Cut between
+    paragraphs, lines, sentences or words, and never within what is seen as
+    one character.
+    """
     def __init__(
         self,
         *,
@@ -902,7 +906,10 @@ class ExportRequest(_message.Message):
     include_history: _builtins.bool
     """Also superseded versions. Default false."""
     include_vectors: _builtins.bool
-    """Also vectors. Default false."""
+    """Also the vectors of memories; those of turns are made anew by an import.
+    Default false: then an import makes all anew, also those that clients
+    brought.
+    """
     @_builtins.property
     def scope(self) -> _scope_pb2.Scope:
         """What to export: every field that is set is a hard filter. Unset: all of
@@ -995,7 +1002,11 @@ class ExportCompleted(_message.Message):
     records: _builtins.int
     """Records before this one."""
     sha256: _builtins.bytes
-    """SHA-256 over the records' deterministic serialisations, in order; 32 bytes."""
+    """SHA-256 over the records' deterministic serialisations, in order; 32 bytes.
+    A record's is that of its ExportResponse without `sequence`, which is also
+    its ImportRequest: field tag, length as a varint, and the record's own
+    bytes, with fields in the order of their numbers and defaults left out.
+    """
     def __init__(
         self,
         *,
@@ -1029,19 +1040,25 @@ class ImportRequest(_message.Message):
 
     @_builtins.property
     def space(self) -> _space_pb2.Space:
-        """The space that the records were in."""
+        """The space that the records were in: the first record. Made like it where
+        it is absent; left as it is where it is not.
+        """
 
     @_builtins.property
     def turn(self) -> _record_pb2.Turn:
-        """A turn, as exported."""
+        """A turn, as exported. Keeps its id, position and times; in a thread that
+        is there, the import must hold its last turn and can only go on from it.
+        """
 
     @_builtins.property
     def memory(self) -> _record_pb2.Memory:
-        """A memory, as exported."""
+        """A memory, as exported. Keeps its id, version and times; changed by who
+        imports it.
+        """
 
     @_builtins.property
     def version(self) -> _record_pb2.MemoryVersion:
-        """A superseded version, as exported."""
+        """A superseded version, as exported; its history says what it said."""
 
     @_builtins.property
     def block(self) -> _record_pb2.Block:

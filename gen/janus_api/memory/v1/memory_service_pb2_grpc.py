@@ -199,7 +199,11 @@ class MemoryServiceServicer(object):
 
     def Ingest(self, request_iterator, context):
         """Many records with back pressure; a bad item is reported, the others are
-        stored. The first message configures, the others carry items.
+        stored. The first message configures, the others carry items. Everything
+        that was stored is durable when it answers; of a stream that breaks off,
+        what was written until then stays, and the stream can be sent again: what
+        is there under the same id or content is unchanged, and with a request_id
+        also turns that have no id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -259,15 +263,19 @@ class MemoryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Export(self, request, context):
-        """Everything of a scope as typed records, ending in a checksum.
+        """Everything of a scope as typed records, ending in a checksum; as it was at
+        one moment, however long the reader takes. RESOURCE_EXHAUSTED / OVERLOADED
+        when too many run, DEADLINE_EXCEEDED for a reader that takes nothing for
+        45 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Import(self, request_iterator, context):
-        """Puts exported records back. Fails with DATA_LOSS / CHECKSUM_MISMATCH and
-        stores nothing when the checksum is wrong.
+        """Puts exported records back, all or none. Fails with DATA_LOSS /
+        CHECKSUM_MISMATCH and stores nothing when the checksum is wrong, and with
+        ALREADY_EXISTS / RESOURCE_EXISTS when a record is there with other content.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

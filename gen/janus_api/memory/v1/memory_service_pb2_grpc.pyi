@@ -53,7 +53,11 @@ class MemoryServiceStub:
     """Durable when it answers. Stores memories; all or none."""
     Ingest: _grpc.StreamUnaryMultiCallable[_memory_service_pb2.IngestRequest, _memory_service_pb2.IngestResponse]
     """Many records with back pressure; a bad item is reported, the others are
-    stored. The first message configures, the others carry items.
+    stored. The first message configures, the others carry items. Everything
+    that was stored is durable when it answers; of a stream that breaks off,
+    what was written until then stays, and the stream can be sent again: what
+    is there under the same id or content is unchanged, and with a request_id
+    also turns that have no id.
     """
     Recall: _grpc.UnaryUnaryMultiCallable[_recall_pb2.RecallRequest, _recall_pb2.RecallResponse]
     """The best turns and memories for a query, all of them allowed by scope,
@@ -78,10 +82,15 @@ class MemoryServiceStub:
     supersede, never delete; invalid model output changes nothing.
     """
     Export: _grpc.UnaryStreamMultiCallable[_memory_service_pb2.ExportRequest, _memory_service_pb2.ExportResponse]
-    """Everything of a scope as typed records, ending in a checksum."""
+    """Everything of a scope as typed records, ending in a checksum; as it was at
+    one moment, however long the reader takes. RESOURCE_EXHAUSTED / OVERLOADED
+    when too many run, DEADLINE_EXCEEDED for a reader that takes nothing for
+    45 s.
+    """
     Import: _grpc.StreamUnaryMultiCallable[_memory_service_pb2.ImportRequest, _memory_service_pb2.ImportResponse]
-    """Puts exported records back. Fails with DATA_LOSS / CHECKSUM_MISMATCH and
-    stores nothing when the checksum is wrong.
+    """Puts exported records back, all or none. Fails with DATA_LOSS /
+    CHECKSUM_MISMATCH and stores nothing when the checksum is wrong, and with
+    ALREADY_EXISTS / RESOURCE_EXISTS when a record is there with other content.
     """
     Erase: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.EraseRequest, _memory_service_pb2.EraseResponse]
     """Removes a subject everywhere and reads back that it is gone."""
@@ -135,7 +144,11 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     """Durable when it answers. Stores memories; all or none."""
     Ingest: _aio.StreamUnaryMultiCallable[_memory_service_pb2.IngestRequest, _memory_service_pb2.IngestResponse]  # type: ignore[assignment]
     """Many records with back pressure; a bad item is reported, the others are
-    stored. The first message configures, the others carry items.
+    stored. The first message configures, the others carry items. Everything
+    that was stored is durable when it answers; of a stream that breaks off,
+    what was written until then stays, and the stream can be sent again: what
+    is there under the same id or content is unchanged, and with a request_id
+    also turns that have no id.
     """
     Recall: _aio.UnaryUnaryMultiCallable[_recall_pb2.RecallRequest, _recall_pb2.RecallResponse]  # type: ignore[assignment]
     """The best turns and memories for a query, all of them allowed by scope,
@@ -160,10 +173,15 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     supersede, never delete; invalid model output changes nothing.
     """
     Export: _aio.UnaryStreamMultiCallable[_memory_service_pb2.ExportRequest, _memory_service_pb2.ExportResponse]  # type: ignore[assignment]
-    """Everything of a scope as typed records, ending in a checksum."""
+    """Everything of a scope as typed records, ending in a checksum; as it was at
+    one moment, however long the reader takes. RESOURCE_EXHAUSTED / OVERLOADED
+    when too many run, DEADLINE_EXCEEDED for a reader that takes nothing for
+    45 s.
+    """
     Import: _aio.StreamUnaryMultiCallable[_memory_service_pb2.ImportRequest, _memory_service_pb2.ImportResponse]  # type: ignore[assignment]
-    """Puts exported records back. Fails with DATA_LOSS / CHECKSUM_MISMATCH and
-    stores nothing when the checksum is wrong.
+    """Puts exported records back, all or none. Fails with DATA_LOSS /
+    CHECKSUM_MISMATCH and stores nothing when the checksum is wrong, and with
+    ALREADY_EXISTS / RESOURCE_EXISTS when a record is there with other content.
     """
     Erase: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.EraseRequest, _memory_service_pb2.EraseResponse]  # type: ignore[assignment]
     """Removes a subject everywhere and reads back that it is gone."""
@@ -238,7 +256,11 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_memory_service_pb2.IngestResponse, _abc.Awaitable[_memory_service_pb2.IngestResponse]]:
         """Many records with back pressure; a bad item is reported, the others are
-        stored. The first message configures, the others carry items.
+        stored. The first message configures, the others carry items. Everything
+        that was stored is durable when it answers; of a stream that breaks off,
+        what was written until then stays, and the stream can be sent again: what
+        is there under the same id or content is unchanged, and with a request_id
+        also turns that have no id.
         """
 
     @_abc_1.abstractmethod
@@ -311,7 +333,11 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_service_pb2.ExportRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_memory_service_pb2.ExportResponse], _abc.AsyncIterator[_memory_service_pb2.ExportResponse]]:
-        """Everything of a scope as typed records, ending in a checksum."""
+        """Everything of a scope as typed records, ending in a checksum; as it was at
+        one moment, however long the reader takes. RESOURCE_EXHAUSTED / OVERLOADED
+        when too many run, DEADLINE_EXCEEDED for a reader that takes nothing for
+        45 s.
+        """
 
     @_abc_1.abstractmethod
     def Import(
@@ -319,8 +345,9 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_memory_service_pb2.ImportRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_memory_service_pb2.ImportResponse, _abc.Awaitable[_memory_service_pb2.ImportResponse]]:
-        """Puts exported records back. Fails with DATA_LOSS / CHECKSUM_MISMATCH and
-        stores nothing when the checksum is wrong.
+        """Puts exported records back, all or none. Fails with DATA_LOSS /
+        CHECKSUM_MISMATCH and stores nothing when the checksum is wrong, and with
+        ALREADY_EXISTS / RESOURCE_EXISTS when a record is there with other content.
         """
 
     @_abc_1.abstractmethod
