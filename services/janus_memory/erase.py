@@ -41,6 +41,7 @@ STORES = (
     "postgres.outbox",
     "postgres.thread",
     "postgres.block",
+    "postgres.import",
     "postgres.request",
     "postgres.provenance",
     "redis.window",

@@ -24,7 +24,7 @@ from janus_memory.export import Export
 from janus_memory.importing import Import
 from janus_memory.ingest import Ingest
 from janus_memory.lifecycle import Lifecycle
-from janus_memory.model import Cause
+from janus_memory.model import DEFAULT_SPACE, Cause
 from janus_memory.recall import Recall
 from janus_memory.remember import Remember
 from janus_memory.spaces import Spaces
@@ -208,7 +208,7 @@ class MemoryServicer(rpc.MemoryServiceServicer):
         return pb.PutSpaceResponse(space=answers.space_to(space))
 
     async def GetSpace(self, request: pb.GetSpaceRequest, context: Context) -> pb.GetSpaceResponse:
-        name = require_id("name", request.name)
+        name = require_id("name", request.name or DEFAULT_SPACE)
         return pb.GetSpaceResponse(space=answers.space_to(await self._spaces.get(_tenant(), name)))
 
     async def ListSpaces(self, request: pb.ListSpacesRequest, context: Context) -> pb.ListSpacesResponse:

@@ -146,7 +146,7 @@ CASES: list[tuple[str, Any, str]] = [
     ("PutSpace", kept_for(1, -1), "space.retention"),
     ("PutSpace", kept_for(1, 1_000_000_000), "space.retention"),
     ("PutSpace", kept_for(2**62), "space.retention"),
-    ("GetSpace", pb.GetSpaceRequest(name=""), "name"),
+    ("GetSpace", pb.GetSpaceRequest(name="a b"), "name"),
     ("GetMemory", pb.GetMemoryRequest(), "memory_id"),
     ("GetMemory", pb.GetMemoryRequest(memory_id="' OR 1=1"), "memory_id"),
     ("ListMemories", pb.ListMemoriesRequest(scope=scope_pb2.Scope(space="a/b")), "scope.space"),

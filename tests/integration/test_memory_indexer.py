@@ -254,7 +254,7 @@ async def test_a_recall_with_a_token_sees_what_is_not_indexed(bench: Bench) -> N
     assert not done.searchable
     answer = await ann.recall("dentsit", consistency_token=done.consistency_token)
     assert answer.hits[0].turn.message.parts[0].text == "the dentist appointment moved"
-    space = (await ann.call("GetSpace", pb.GetSpaceRequest(name="default"))).space
+    space = (await ann.call("GetSpace", pb.GetSpaceRequest())).space
     assert space.index_backlog == 1
 
 

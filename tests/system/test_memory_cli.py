@@ -102,6 +102,24 @@ def test_the_stores_of_the_running_mesh_are_compared(mesh: Mesh, run: Any) -> No
     assert rows[1].split()[:3] == ["cli-v", "default", "pgvector"]
 
 
+def test_an_export_comes_back_elsewhere_and_is_refused_when_it_is_not_whole(
+    mesh: Mesh, run: Any, tmp_path: Path
+) -> None:
+    remember(mesh, "cli-x", "Dora draws doors.", "Dora drinks dew.", subject="dora")
+    file = tmp_path / "dora.export"
+    told = run("export", str(file), "--tenant", "cli-x", "--subject", "dora", "--history").stderr
+    assert "3 records" in told
+    assert "--force" in run("export", str(file), "--tenant", "cli-x", code=1).stderr
+    assert "3 stored" in run("import", str(file), "--tenant", "cli-y").stderr
+    assert "3 were there" in run("import", str(file), "--tenant", "cli-y").stderr
+    assert "Dora draws" in run("search", "doors", "--tenant", "cli-y").stdout
+    whole = file.read_bytes()
+    for broken, said in ((whole[:-5], "cut off"), (whole[:22], "not whole"), (b"hello", "is not what")):
+        file.write_bytes(broken)
+        assert said in run("import", str(file), "--tenant", "cli-z", code=1).stderr
+    assert [each.name for each in tmp_path.iterdir()] == ["dora.export"]
+
+
 def test_without_a_mesh_it_is_said_how_to_start_one(run: Any, tmp_path: Path) -> None:
     for command in (["search", "x"], ["verify"], ["export", str(tmp_path / "out")]):
         assert "janus serve" in run(*command, "--data", str(tmp_path / "empty"), code=1).stderr

@@ -33,6 +33,8 @@ class _Table(NamedTuple):
 
 _TABLES = (
     _Table("postgres.block", "block", _ITS),
+    # What waits to be imported is not known by subject: such an import fails, and can be sent again.
+    _Table("postgres.import", "import_part", "$1::text <> '' AND $2::bigint >= 0"),
     _Table("postgres.request", "request", "$1 = ANY(subjects) AND $2::bigint >= 0"),
 )
 

@@ -252,7 +252,7 @@ def _provenance(check: Violations, path: str, memory: record_pb2.Memory) -> str:
             check.length(f"{inside}.document", value, at_least=1, at_most=1_024)
         else:
             check.id(f"{inside}.{kind}", value)
-        check.length(f"{inside}.quote", source.quote, at_most=8_192)
+        check.length(f"{inside}.quote", source.quote, at_most=4_096)
         check.require(source.origin in record_pb2.Origin.values(), f"{inside}.origin", "must be a value of the enum")
         found.append({kind: value, "quote": source.quote, "origin": source.origin})
     return json.dumps(found)
