@@ -20,6 +20,7 @@ from janus_memory import metrics
 from janus_memory.adapters.chroma_index import ChromaIndex
 from janus_memory.adapters.inference_embedder import KnownEmbedders
 from janus_memory.adapters.lexical_embedder import LexicalEmbedder
+from janus_memory.adapters.onnx_embedder import OnnxModels
 from janus_memory.adapters.pgvector_index import PgvectorIndex
 from janus_memory.adapters.postgres_records import PostgresRecords
 from janus_memory.adapters.receipt_keys import ReceiptKeys
@@ -76,7 +77,9 @@ async def mount(settings: MemorySettings, *, postgres: PostgresSettings, redis: 
             channel = await stack.enter_async_context(connect(settings.inference_target))
             stub = inference_rpc.InferenceServiceStub(channel)
             checks.append(Part("inference", False, _reachable(channel), "only the built-in embedder makes vectors"))
-        embedders = KnownEmbedders(LexicalEmbedder(), stub, settings.embed_timeout_s)
+        local = OnnxModels(settings.onnx_dir, settings.onnx_threads)
+        stack.callback(local.close)
+        embedders = KnownEmbedders(LexicalEmbedder(), local, stub, settings.embed_timeout_s)
         defaults = SpaceDefaults(
             Backend[settings.default_backend.upper()],
             settings.default_embedding_model,

@@ -20,6 +20,10 @@ class MemorySettings(Settings):
     """Embedding model of a new space when its maker does not say."""
     default_dimensions: int = Field(default=0, ge=0, le=4096)
     """Dimensions that go with it; 0: the model's."""
+    onnx_dir: str | None = None
+    """Directory whose folders are the embedding models `onnx/<folder>`; unset: there are none."""
+    onnx_threads: int = Field(default=0, ge=0, le=256)
+    """Threads that such a model computes with; 0: half as many as there are processors."""
     window_turns: int = Field(default=400, ge=1, le=10_000)
     """Newest turns of a thread that Redis keeps."""
     window_ttl_s: int = Field(default=7 * 86_400, ge=1)

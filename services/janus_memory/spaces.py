@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from janus_kit.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from janus_kit.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from janus_memory.idempotency import Request, once
 from janus_memory.model import DEFAULT_SPACE, LEXICAL_MODEL, Backend, Space, SpaceDraft, Weights
 from janus_memory.parts import Parts
@@ -126,12 +126,15 @@ class Spaces:
             dimensions = self._defaults.dimensions
         if model == LEXICAL_MODEL:
             return replace(draft, backend=backend, model=model, dimensions=dimensions or LEXICAL_DIMENSIONS)
-        if model.startswith("onnx/"):
-            raise Unimplemented(
-                message="local ONNX models are not implemented in this version",
-                metadata={"feature": "space.embedding_model:onnx"},
-            )
-        [probe] = await self._embedders.named(model).embed(["dimensions"], dimensions, Purpose.DOCUMENT)
+        try:
+            [probe] = await self._embedders.named(model).embed(["dimensions"], dimensions, Purpose.DOCUMENT)
+        except Unavailable as away:
+            if not model.startswith("onnx/"):
+                raise
+            # It is in this process: it will not come back by itself.
+            raise InvalidArgument(
+                "space.embedding_model", away.message, reason="MODEL_NOT_FOUND", metadata={"model": model}
+            ) from away
         if dimensions and len(probe) != dimensions:
             raise InvalidArgument(
                 "space.dimensions",

@@ -17,6 +17,7 @@ from janus_kit.errors import InvalidArgument, Unavailable
 from janus_kit.rpc_errors import to_trailers
 from janus_memory.adapters.inference_embedder import KnownEmbedders
 from janus_memory.adapters.lexical_embedder import LexicalEmbedder, vector
+from janus_memory.adapters.onnx_embedder import OnnxModels
 from janus_memory.ports import Purpose
 
 MODEL = "openai/text-embedding-3-small"
@@ -69,7 +70,7 @@ async def inference() -> AsyncIterator[Served]:
 @pytest.fixture
 async def embedders(inference: Served) -> AsyncIterator[KnownEmbedders]:
     async with grpc.aio.insecure_channel(inference.target) as channel:
-        yield KnownEmbedders(LexicalEmbedder(), rpc.InferenceServiceStub(channel), 5)
+        yield KnownEmbedders(LexicalEmbedder(), OnnxModels(None, 0), rpc.InferenceServiceStub(channel), 5)
 
 
 @pytest.fixture

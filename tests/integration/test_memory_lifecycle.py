@@ -25,6 +25,7 @@ from janus_kit.settings import PostgresSettings
 from janus_memory.adapters.chroma_index import ChromaIndex
 from janus_memory.adapters.inference_embedder import KnownEmbedders
 from janus_memory.adapters.lexical_embedder import LexicalEmbedder
+from janus_memory.adapters.onnx_embedder import OnnxModels
 from janus_memory.adapters.pgvector_index import PgvectorIndex
 from janus_memory.adapters.postgres_records import PostgresRecords
 from janus_memory.indexer import Indexer
@@ -80,7 +81,9 @@ async def bench(postgres_url: str, redis_url: str, chroma_url: str) -> AsyncIter
         stack.push_async_callback(owner.close)
         records = PostgresRecords(pool)
         indexes: dict[int, VectorIndex] = {Backend.PGVECTOR: PgvectorIndex(pool), Backend.CHROMA: chroma}
-        indexer = Indexer(records, indexes, KnownEmbedders(LexicalEmbedder(), None, 5), Parts(), poll_s=1)
+        indexer = Indexer(
+            records, indexes, KnownEmbedders(LexicalEmbedder(), OnnxModels(None, 0), None, 5), Parts(), poll_s=1
+        )
         yield Bench(memory, records, owner, indexes, indexer)
 
 

@@ -26,6 +26,7 @@ from janus_kit.redis import redis as redis_client
 from janus_kit.settings import PostgresSettings, RedisSettings
 from janus_memory.adapters.inference_embedder import KnownEmbedders
 from janus_memory.adapters.lexical_embedder import LexicalEmbedder
+from janus_memory.adapters.onnx_embedder import OnnxModels
 from janus_memory.adapters.pgvector_index import PgvectorIndex
 from janus_memory.adapters.postgres_records import PostgresRecords
 from janus_memory.adapters.redis_windows import RedisWindows
@@ -94,7 +95,9 @@ async def bench(postgres_url: str, redis_url: str) -> AsyncIterator[Bench]:
         stack.push_async_callback(owner.close)
         records, windows = PostgresRecords(pool), TroubledWindows(client, length=400, ttl_s=600)
         indexes: dict[int, VectorIndex] = {Backend.PGVECTOR: PgvectorIndex(pool)}
-        indexer = Indexer(records, indexes, KnownEmbedders(LexicalEmbedder(), None, 5), Parts(), poll_s=1)
+        indexer = Indexer(
+            records, indexes, KnownEmbedders(LexicalEmbedder(), OnnxModels(None, 0), None, 5), Parts(), poll_s=1
+        )
         yield Bench(memory, owner, windows, Sweep(records, windows, every_s=1), indexer)
 
 

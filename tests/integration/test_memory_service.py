@@ -389,8 +389,6 @@ async def test_parts_of_a_request_that_are_not_built_are_refused(ann: Caller) ->
     assert error.metadata == {"feature": "filter"}
     listed = pb.ListMemoriesRequest(filter=filter_pb2.Filter())
     assert (await refused(ann.call("ListMemories", listed))).metadata == {"feature": "filter"}
-    local = pb.PutSpaceRequest(space=space_pb2.Space(name="s", embedding_model="onnx/minilm"))
-    assert (await refused(ann.call("PutSpace", local))).metadata["feature"].endswith("onnx")
 
 
 async def test_metadata_is_kept_for_filters(ann: Caller, postgres_url: str) -> None:

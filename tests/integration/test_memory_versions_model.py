@@ -22,6 +22,7 @@ from janus_kit.postgres import database
 from janus_kit.settings import PostgresSettings
 from janus_memory.adapters.inference_embedder import KnownEmbedders
 from janus_memory.adapters.lexical_embedder import LexicalEmbedder
+from janus_memory.adapters.onnx_embedder import OnnxModels
 from janus_memory.adapters.pgvector_index import PgvectorIndex
 from janus_memory.adapters.postgres_records import PostgresRecords
 from janus_memory.idempotency import Request
@@ -161,7 +162,7 @@ def world(runner: asyncio.Runner, postgres_url: str) -> Iterator[World]:
         stack.push_async_callback(owner.close)
         records, parts, clock = PostgresRecords(pool), Parts(), SystemClock()
         indexes: dict[int, VectorIndex] = {Backend.PGVECTOR: PgvectorIndex(pool)}
-        embedders = KnownEmbedders(LexicalEmbedder(), None, 5)
+        embedders = KnownEmbedders(LexicalEmbedder(), OnnxModels(None, 0), None, 5)
         defaults = SpaceDefaults(Backend.PGVECTOR, "janus/lexical-v1", 64, frozenset({Backend.PGVECTOR}))
         spaces = Spaces(records, embedders, defaults)
         windows: Any = None  # no turn is removed

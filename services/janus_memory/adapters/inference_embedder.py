@@ -9,6 +9,7 @@ from janus_api.inference.v1 import inference_service_pb2 as pb
 from janus_api.inference.v1 import inference_service_pb2_grpc as rpc
 from janus_kit.errors import InvalidArgument, JanusError, Unavailable
 from janus_kit.rpc_errors import from_rpc
+from janus_memory.adapters.onnx_embedder import PREFIX, OnnxModels
 from janus_memory.model import LEXICAL_MODEL
 from janus_memory.ports import Embedder, Purpose
 
@@ -57,16 +58,25 @@ class InferenceEmbedder:
 
 
 class KnownEmbedders:
-    """Implements ports.Embedders: the built-in one, and models of the inference service."""
+    """Implements ports.Embedders: the built-in one, local folders, and models of the inference service."""
 
-    def __init__(self, built_in: Embedder, stub: "rpc.InferenceServiceAsyncStub | None", timeout_s: float) -> None:
+    def __init__(
+        self,
+        built_in: Embedder,
+        local: OnnxModels,
+        stub: "rpc.InferenceServiceAsyncStub | None",
+        timeout_s: float,
+    ) -> None:
         self._built_in = built_in
+        self._local = local
         self._stub = stub
         self._timeout_s = timeout_s
 
     def named(self, model: str) -> Embedder:
         if model == LEXICAL_MODEL:
             return self._built_in
+        if model.startswith(PREFIX):
+            return self._local.named(model)
         if self._stub is None:
             raise Unavailable("embedder", "no inference service is configured for embedding")
         return InferenceEmbedder(self._stub, model, self._timeout_s)
