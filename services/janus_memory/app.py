@@ -21,6 +21,7 @@ from janus_memory.adapters.chroma_index import ChromaIndex
 from janus_memory.adapters.inference_embedder import KnownEmbedders
 from janus_memory.adapters.lexical_embedder import LexicalEmbedder
 from janus_memory.adapters.onnx_embedder import OnnxModels
+from janus_memory.adapters.pgvector_graph import PgvectorGraph
 from janus_memory.adapters.pgvector_index import PgvectorIndex
 from janus_memory.adapters.postgres_records import PostgresRecords
 from janus_memory.adapters.receipt_keys import ReceiptKeys
@@ -29,6 +30,7 @@ from janus_memory.append import AppendTurns
 from janus_memory.blocks import Blocks
 from janus_memory.erase import Erase
 from janus_memory.export import Export
+from janus_memory.graph import GraphKeeper
 from janus_memory.importing import Import
 from janus_memory.indexer import Indexer
 from janus_memory.ingest import Ingest
@@ -116,6 +118,7 @@ async def mount(settings: MemorySettings, *, postgres: PostgresSettings, redis: 
         if settings.indexer:
             indexer = Indexer(records, indexes, embedders, parts, poll_s=settings.indexer_poll_s)
             background.append(("memory-indexer", indexer.run))
+            background.append(("memory-graph", GraphKeeper(PgvectorGraph(pool)).run))
         yield Mount(
             name="memory",
             register=lambda server: rpc.add_MemoryServiceServicer_to_server(servicer, server),

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from janus_memory.model import Candidate, Kind, Lexicon
+from janus_memory.columns import Columns
+from janus_memory.model import Lexicon
 from janus_memory.text import DATE_TERMS, date_terms, may_be_date, term_hash
 
 if TYPE_CHECKING:
@@ -45,14 +46,14 @@ class Pool:
     neighbours: "dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]"
 
 
-def scores(candidates: Sequence[Candidate], query: Sequence[str], lexicon: Lexicon) -> "dict[str, NDArray[np.float64]]":
+def scores(candidates: Columns, query: Sequence[str], lexicon: Lexicon) -> "dict[str, NDArray[np.float64]]":
     """BM25 of every candidate, one array a window, in the candidates' order.
 
     ``query`` are distinct terms. Zero where no line of the window has one.
     """
     import numpy as np
 
-    if not candidates or not query:
+    if not len(candidates) or not query:
         return {name: np.zeros(len(candidates)) for name in WINDOWS}
     pool = _pool(candidates, query)
     alone = (pool.counts + pool.dated) > 0
@@ -77,45 +78,31 @@ def scores(candidates: Sequence[Candidate], query: Sequence[str], lexicon: Lexic
     return found
 
 
-def sessions(candidates: Sequence[Candidate]) -> "NDArray[np.int64]":
-    """A number for every candidate's session, from 0; a memory is a session of its own."""
-    import numpy as np
-
-    numbers: dict[object, int] = {}
-    turn = int(Kind.TURN)
-    return np.array(
-        [
-            numbers.setdefault((each.thread, each.session) if each.kind == turn else each.unit, len(numbers))
-            for each in candidates
-        ],
-        np.int64,
-    )
-
-
-def _pool(candidates: Sequence[Candidate], query: Sequence[str]) -> Pool:
+def _pool(candidates: Columns, query: Sequence[str]) -> Pool:
     import numpy as np
 
     size = len(candidates)
-    bags = [each.bag for each in candidates]
-    lengths = np.array(list(map(len, bags)), np.int64) // 4
-    hashes = np.frombuffer(b"".join(bags), np.uint32)
+    lengths = np.fromiter(map(len, candidates.bags), np.int64, size) // 4
+    hashes = np.frombuffer(b"".join(candidates.bags), np.uint32)
     wanted = np.frombuffer(b"".join(map(term_hash, query)), np.uint32)
     owner = np.repeat(np.arange(size), lengths)
+    asked = np.isin(hashes, wanted)
+    hashes, owner = hashes[asked], owner[asked]
     counts = np.zeros((size, len(query)))
     for column, hashed in enumerate(wanted):
         counts[:, column] = np.bincount(owner[hashes == hashed], minlength=size)
-    turns = np.array([each.kind for each in candidates]) == int(Kind.TURN)
     dated = np.zeros((size, len(query)))
     columns = {term: column for column, term in enumerate(query) if may_be_date(term)}
     if columns:
-        for row in np.flatnonzero(turns).tolist():
-            for term in date_terms(candidates[row].occurred_at):
+        for row in np.flatnonzero(candidates.turns).tolist():
+            for term in date_terms(candidates.occurred_at[row]):
                 if term in columns:
                     dated[row, columns[term]] += 1
     # Sorting keys put a session's turns in a row, far from those of any other.
-    positions = np.array([each.position for each in candidates], np.int64)
-    keys = (sessions(candidates) << 40) + np.where(turns, positions, 0)
-    return Pool(counts, lengths.astype(float), dated, np.where(turns, float(DATE_TERMS), 0.0), _neighbours(keys))
+    keys = (candidates.sessions << 40) + np.where(candidates.turns, candidates.positions, 0)
+    return Pool(
+        counts, lengths.astype(float), dated, np.where(candidates.turns, float(DATE_TERMS), 0.0), _neighbours(keys)
+    )
 
 
 def _neighbours(keys: "NDArray[np.int64]") -> "dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]":

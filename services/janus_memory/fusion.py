@@ -5,13 +5,13 @@ leg's score standardised over the candidates. The weights were measured on a
 public benchmark of long conversations; a space or a request may override each.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from janus_memory.bm25 import sessions
-from janus_memory.model import LEXICAL_MODEL, Candidate, Detail, Weights
+from janus_memory.columns import Columns
+from janus_memory.model import LEXICAL_MODEL, Detail, Weights
 from janus_memory.text import words
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Ranking:
 
     def __init__(
         self,
-        candidates: Sequence[Candidate],
+        candidates: Columns,
         legs: "Mapping[str, NDArray[np.float64]]",
         weights: Weights,
         query: str,
@@ -64,7 +64,6 @@ class Ranking:
     ) -> None:
         import numpy as np
 
-        self._candidates = candidates
         self._weights = weights
         self._raw: dict[str, NDArray[np.float64]] = {}
         self._z: dict[str, NDArray[np.float64]] = {}
@@ -84,11 +83,9 @@ class Ranking:
         if self._weight("recency"):
             total = total + self._bonus("recency", recency(candidates, now))
         if self._weight("importance"):
-            values = np.array([candidate.importance for candidate in candidates], float)
-            total = total + self._bonus("importance", values)
+            total = total + self._bonus("importance", candidates.importance)
         self.total = total
-        units = np.array([candidate.unit for candidate in candidates], np.int64)
-        self.order: list[int] = np.lexsort((-units, -np.round(total, 9))).tolist()
+        self.order: list[int] = np.lexsort((-candidates.units, -np.round(total, 9))).tolist()
 
     def details(self, row: int) -> tuple[Detail, ...]:
         """How a candidate's score came about; the contributions add up to it."""
@@ -133,16 +130,16 @@ def standardised(raw: "NDArray[np.float64]") -> "NDArray[np.float64]":
     return result
 
 
-def session_lift(candidates: Sequence[Candidate], total: "NDArray[np.float64]") -> "NDArray[np.float64]":
+def session_lift(candidates: Columns, total: "NDArray[np.float64]") -> "NDArray[np.float64]":
     """The mean of the three best scores of a candidate's session.
 
     A memory is of no session and stands alone.
     """
     import numpy as np
 
-    if not candidates:
+    if not len(candidates):
         return np.zeros(0)
-    groups = sessions(candidates)
+    groups = candidates.sessions
     best_first = np.lexsort((-total, groups))
     ordered = groups[best_first]
     starts = np.flatnonzero(np.diff(ordered, prepend=-1))
@@ -155,22 +152,22 @@ def session_lift(candidates: Sequence[Candidate], total: "NDArray[np.float64]") 
     return lift
 
 
-def speaker_match(candidates: Sequence[Candidate], query: str) -> "NDArray[np.float64]":
+def speaker_match(candidates: Columns, query: str) -> "NDArray[np.float64]":
     """1 where the query names the speaker: all words of the name, or its first."""
     import numpy as np
 
     asked = set(words(query))
     named: dict[str, float] = {}
-    for speaker in {candidate.speaker for candidate in candidates}:
+    for speaker in set(candidates.speakers):
         name = words(speaker)
         named[speaker] = float(bool(name) and name[0] in asked)
-    return np.array([named[candidate.speaker] for candidate in candidates], float)
+    return np.fromiter(map(named.__getitem__, candidates.speakers), float, len(candidates))
 
 
-def recency(candidates: Sequence[Candidate], now: datetime) -> "NDArray[np.float64]":
+def recency(candidates: Columns, now: datetime) -> "NDArray[np.float64]":
     """1 for now, halved every 30 days of age."""
     import numpy as np
 
-    ages = [max((now - candidate.occurred_at).total_seconds(), 0.0) / 86_400 for candidate in candidates]
+    ages = [max((now - when).total_seconds(), 0.0) / 86_400 for when in candidates.occurred_at]
     result: NDArray[np.float64] = np.power(0.5, np.array(ages, float) / HALF_LIFE_DAYS)
     return result

@@ -106,6 +106,22 @@ class VectorIndex(Protocol):
         ...
 
 
+class Graphs(Protocol):
+    """Graphs of vectors, for spaces that are too large to be scanned."""
+
+    async def outgrown(self) -> list[tuple[str, int]]:
+        """(tenant, space number) of spaces of so many records that a graph may be worth it."""
+        ...
+
+    async def admit(self, tenant: str, space_no: int) -> int:
+        """Put some of a space's vectors into the graph; how many.
+
+        0 when all are there, when the space is none for a graph, or when
+        somebody else is at work.
+        """
+        ...
+
+
 class Windows(Protocol):
     """Working memory: the newest turns of threads. May lose everything at any time."""
 
@@ -391,7 +407,9 @@ class Transaction(Erasing, Reconciling, Protocol):
         """Allowed turns within (thread, first position, last position)."""
         ...
 
-    async def records(self, space: Space, units: Sequence[int]) -> dict[int, Turn | Memory]: ...
+    async def records(self, space: Space, turns: Sequence[int], memories: Sequence[int]) -> dict[int, Turn | Memory]:
+        """What units stand for, by unit."""
+        ...
 
     async def embeddables(self, space_no: int, units: Sequence[int]) -> list[Embeddable]:
         """What to embed of the units; those that are gone or tombstones are left out."""

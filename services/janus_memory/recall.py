@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from janus_kit.clock import Clock
 from janus_kit.errors import InvalidArgument, JanusError, Unavailable
 from janus_memory import bm25, fusion
+from janus_memory.columns import Columns
 from janus_memory.consistency import RECALL_WAIT_S, caught_up, read_token
 from janus_memory.model import (
     Backend,
@@ -44,6 +45,11 @@ if TYPE_CHECKING:
 
 LEXICAL_LIMIT = 300
 DENSE_LIMIT = 200
+# Where all that was found has more turns around it than this, only the best of each leg get theirs: what is
+# around others would not lift them far enough, and most of the time goes there.
+_AROUND_LIMIT = 1_500
+_AROUND_LEXICAL = 100
+_AROUND_DENSE = 50
 MAX_TERMS = 64
 """Distinct terms of a query that are searched: the rarest."""
 _ENOUGH = 4 * LEXICAL_LIMIT
@@ -113,7 +119,9 @@ class Recall:
             candidates = await self._pool(tx, space, query, matched, dense)
             ranking = self._rank(space, query, candidates, wanted, lexicon, dense)
             best = ranking.order[: query.limit]
-            records = await tx.records(space, [candidates[row].unit for row in best])
+            turns = [candidates[row].unit for row in best if candidates[row].kind == Kind.TURN]
+            others = [candidates[row].unit for row in best if candidates[row].kind != Kind.TURN]
+            records = await tx.records(space, turns, others)
         hits = tuple(
             Hit(
                 records[candidates[row].unit],
@@ -215,10 +223,14 @@ class Recall:
         pool = {candidate.unit: candidate for candidate in matched}
         missing = {each.unit for found in dense.found.values() for each in found} - pool.keys()
         if missing:
-            found = await tx.candidates(space.number, sorted(missing), query.filter)
-            pool.update((candidate.unit, candidate) for candidate in found)
+            others = await tx.candidates(space.number, sorted(missing), query.filter)
+            pool.update((candidate.unit, candidate) for candidate in others)
         if not query.filter.kinds or Kind.TURN in query.filter.kinds:
             spans = spans_around(pool.values(), bm25.REACH)
+            if sum(last - first + 1 for _, first, last in spans) > _AROUND_LIMIT:
+                best = [candidate.unit for candidate in matched[:_AROUND_LEXICAL]]
+                best += [each.unit for found in dense.found.values() for each in found[:_AROUND_DENSE]]
+                spans = spans_around((pool[unit] for unit in dict.fromkeys(best) if unit in pool), bm25.REACH)
             for candidate in await tx.around(space.number, spans, query.filter):
                 pool.setdefault(candidate.unit, candidate)
         return list(pool.values())
@@ -233,10 +245,11 @@ class Recall:
         dense: _Dense,
     ) -> fusion.Ranking:
         weights = fusion.effective(space.model, space.weights, query.weights)
-        legs: dict[str, NDArray[np.float64]] = dict(bm25.scores(candidates, wanted, lexicon))
+        columns = Columns(candidates)
+        legs: dict[str, NDArray[np.float64]] = dict(bm25.scores(columns, wanted, lexicon))
         for leg, found in dense.found.items():
-            legs[leg] = similarities(candidates, found)
-        return fusion.Ranking(candidates, legs, weights, query.query, self._clock.now())
+            legs[leg] = similarities(columns, found)
+        return fusion.Ranking(columns, legs, weights, query.query, self._clock.now())
 
 
 def rarest(wanted: Sequence[str], lexicon: Lexicon, limit: int) -> list[str]:
@@ -285,13 +298,13 @@ def spans_around(candidates: Iterable[Candidate], reach: int) -> list[tuple[str,
     return spans
 
 
-def similarities(candidates: Sequence[Candidate], found: Sequence[Neighbour]) -> "NDArray[np.float64]":
+def similarities(candidates: Columns, found: Sequence[Neighbour]) -> "NDArray[np.float64]":
     """Similarity of every candidate; who was not among the nearest gets the least of them."""
     import numpy as np
 
     known = {neighbour.unit: neighbour.similarity for neighbour in found}
     least = min(known.values(), default=0.0)
-    return np.array([known.get(candidate.unit, least) for candidate in candidates], float)
+    return np.array([known.get(unit, least) for unit in candidates.units.tolist()], float)
 
 
 def cosine(left: Sequence[float], right: Sequence[float]) -> float:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 WHAT = 56
 
 
-def header() -> None:
-    print(f"{'':{WHAT}}{'measured':>12}{'direct':>12}{'bare chain':>12}{'added/ratio':>13}  aim", flush=True)
+def header(direct: str = "direct", bare: str = "bare chain", ratio: str = "added/ratio") -> None:
+    print(f"{'':{WHAT}}{'measured':>12}{direct:>12}{bare:>12}{ratio:>13}  aim", flush=True)
 
 
 def row(what: str, measured: str, *, direct: str = "", bare: str = "", ratio: str = "", aim: str = "") -> None:

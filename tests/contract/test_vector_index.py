@@ -114,6 +114,25 @@ async def test_views_are_searched_apart(index: VectorIndex, backends: Backends) 
     assert {view: units(neighbours) for view, neighbours in both.items()} == {View.ALONE: [1], View.BEFORE: [2]}
 
 
+async def test_views_may_become_equal_and_differ_again(index: VectorIndex, backends: Backends) -> None:
+    space = await backends.space("ann")
+    for version, (alone, before) in enumerate([((1, 0), (0, 1)), ((1, 1), (1, 1)), ((0, 1), (1, 0))], 1):
+        pair = [
+            row(1, pointing(*alone), version=version),
+            row(1, pointing(*before), View.BEFORE, version=version),
+        ]
+        await index.upsert("ann", space, pair)
+        for view, vector in ((View.ALONE, alone), (View.BEFORE, before)):
+            [neighbour] = await found(index, "ann", space, pointing(*vector), view=view)
+            assert neighbour.similarity == pytest.approx(1.0, abs=1e-5)
+    late = [row(1, pointing(1, 1), version=2), row(1, pointing(1, 1), View.BEFORE, version=2)]
+    await index.upsert("ann", space, late)
+    [neighbour] = await found(index, "ann", space, pointing(0, 1))
+    assert neighbour.similarity == pytest.approx(1.0, abs=1e-5)
+    await index.delete("ann", space, [1])
+    assert not any((await index.search("ann", space, list(View), pointing(1), EVERYTHING, 10, True)).values())
+
+
 async def test_putting_twice_is_putting_once(index: VectorIndex, backends: Backends) -> None:
     space = await backends.space("ann")
     for _ in range(2):

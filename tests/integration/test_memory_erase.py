@@ -112,7 +112,9 @@ async def test_nothing_of_a_subject_is_left_in_any_store(
     assert counts["postgres.request"] == 2
     assert counts["postgres.thread"] == 2
     assert counts["redis.window"] == 4
-    assert counts["postgres.vector"] + counts["chroma"] == 16
+    # In Postgres what is the same in both views is one vector.
+    vectors = 10 if backend == PGVECTOR else 13
+    assert counts["postgres.vector"] + counts["chroma"] == vectors
     assert counts["chroma"] == (8 if backend == CHROMA else 0)
     for word in (secret, ann):
         assert await traces(postgres_url, redis_url, chroma_url, word) == []

@@ -1,11 +1,16 @@
-"""Vectors in Postgres, searched exhaustively.
+"""Vectors in Postgres: scanned, and beyond some 20,000 of a space searched through a graph.
 
-A search reads all vectors of the tenant's space and view, through the primary
-key: exact, and up to some 20,000 vectors faster than a filtered HNSW index,
-which finds a small tenant's rows only by luck. Vectors are stored at length 1,
-so that the inner product, the cheapest distance to compute, is the cosine. Larger spaces stay exact and
-get slower in proportion; HNSW by hash partition with iterative scans is for
-them and is not built yet.
+A scan reads all vectors of the tenant's space and view through the primary
+key: exact, and up to that size faster than a filtered HNSW index, which finds a
+small tenant's rows only by luck. Of a larger space `PgvectorGraph` moves row by
+row into the graph of the tenant's partition. A search of such a space asks the
+graph and scans what is not in it yet; when a filter leaves it short of answers,
+it scans everything. So no row is lost while rows move, nor to a filter.
+
+Vectors are stored at length 1, so that the inner product, the cheapest distance
+to compute, is the cosine. A vector that is equal in both views is stored once.
+The tenant is named in every condition, though row-level security adds it: only
+so is the partition known when a statement is planned.
 """
 
 import asyncio
@@ -13,9 +18,9 @@ from collections.abc import AsyncIterator, Sequence
 from itertools import accumulate
 from math import sqrt
 from operator import mul
+from typing import Any
 
-from janus_kit.postgres import Database
-from janus_memory.adapters.by_view import by_view
+from janus_kit.postgres import Connection, Database
 from janus_memory.adapters.sql import INDEXED_COLUMNS, Bound, allowed, indexed_of, rows_of
 from janus_memory.model import HardFilter, Neighbour, Space, VectorRow, View
 from janus_memory.reconciliation import Entry
@@ -27,6 +32,21 @@ MAX_BATCH = 256
 # Below what a stored number of 32 bits can tell apart.
 _AS_GOOD_AS_ONE = 1e-9
 
+GRAPH_DIMENSIONS = (256, 384, 512, 768, 1024, 1536)
+"""Dimensions that there are graphs for; spaces of others are scanned at any size."""
+_BOTH = 0
+"""Stands for both views in the table."""
+# As wide as a search of the graph begins: beyond the most that recall asks for.
+_EF_SEARCH = 400
+# Rows that a search walks past when a filter refuses them, before all are scanned instead.
+_MAX_WALK = 20_000
+_WALKING = f"""SELECT set_config('hnsw.iterative_scan', 'strict_order', true),
+                      set_config('hnsw.ef_search', '{_EF_SEARCH}', true),
+                      set_config('hnsw.max_scan_tuples', '{_MAX_WALK}', true),
+                      set_config('enable_sort', 'off', true)"""
+_NOT_GRAPHED = " AND NOT EXISTS (SELECT FROM memory.space WHERE number = $2 AND graphed = $3)"
+_LOOSE = " AND NOT graph"
+
 
 class PgvectorIndex:
     """Implements ports.VectorIndex."""
@@ -37,62 +57,19 @@ class PgvectorIndex:
     async def upsert(self, tenant: str, space: Space, rows: Sequence[VectorRow]) -> None:
         if not rows:
             return
-        for start in range(0, len(rows), MAX_BATCH):
-            await self._upsert(tenant, space, rows[start : start + MAX_BATCH])
-
-    async def _upsert(self, tenant: str, space: Space, rows: Sequence[VectorRow]) -> None:
-        bound = Bound(space.number, space.generation, space.dimensions)
-        # A record without neighbours has one vector in both views: it is sent once.
-        distinct = {id(row.vector): row.vector for row in rows}
-        ends = dict(zip(distinct, accumulate(map(len, distinct.values())), strict=True))
-        numbers = bound([number for vector in distinct.values() for number in unit_length(vector)])
-        new = rows_of(
-            bound,
-            # Where its vector ends among the numbers of all vectors, and how long it is.
-            ends=("integer", [ends[id(row.vector)] for row in rows]),
-            length=("integer", [len(row.vector) for row in rows]),
-            view=("smallint", [int(row.view) for row in rows]),
-            unit=("bigint", [row.about.unit for row in rows]),
-            version=("bigint", [row.version for row in rows]),
-            kind=("smallint", [int(row.about.kind) for row in rows]),
-            subject=("text", [row.about.subject for row in rows]),
-            agent=("text", [row.about.agent for row in rows]),
-            thread=("text", [row.about.thread for row in rows]),
-            recorded_at=("timestamptz", [row.about.recorded_at for row in rows]),
-            superseded_at=("timestamptz", [row.about.superseded_at for row in rows]),
-            valid_from=("timestamptz", [row.about.valid_from for row in rows]),
-            valid_to=("timestamptz", [row.about.valid_to for row in rows]),
-            expires_at=("timestamptz", [row.about.expires_at for row in rows]),
-        )
+        placed = _placed(rows)
         async with self._database.tenant(tenant) as connection:
-            await connection.execute(
-                f"""INSERT INTO memory.vector AS v (space_no, generation, view, unit, version, kind, subject, agent,
-                        thread, recorded_at, superseded_at, valid_from, valid_to, expires_at, dimensions,
-                        embedding)
-                    SELECT $1, $2, view, unit, version, kind, subject, agent,
-                           thread, recorded_at, superseded_at, valid_from, valid_to, expires_at, $3,
-                           (({numbers}::real[])[ends - length + 1 : ends])::vector
-                    FROM {new}
-                    WHERE NOT EXISTS (SELECT FROM memory.tombstone t WHERE t.space_no = $1 AND t.unit = r.unit)
-                    ON CONFLICT (tenant, space_no, generation, view, unit) DO UPDATE
-                    SET version = excluded.version, kind = excluded.kind, subject = excluded.subject,
-                        agent = excluded.agent, thread = excluded.thread,
-                        recorded_at = excluded.recorded_at, superseded_at = excluded.superseded_at,
-                        valid_from = excluded.valid_from, valid_to = excluded.valid_to,
-                        expires_at = excluded.expires_at, embedding = excluded.embedding
-                    WHERE v.version <= excluded.version""",  # noqa: S608 - placeholders and constants
-                *bound.values,
-            )
+            for start in range(0, len(placed), MAX_BATCH):
+                await _put(connection, tenant, space, placed[start : start + MAX_BATCH])
 
     async def delete(self, tenant: str, space: Space, units: Sequence[int]) -> None:
         if not units:
             return
         async with self._database.tenant(tenant) as connection:
             await connection.execute(
-                """DELETE FROM memory.vector
-                   WHERE space_no = $1 AND generation = $2 AND view = ANY($3::smallint[])
-                     AND unit = ANY($4::bigint[])""",
-                space.number, space.generation, list(map(int, View)), list(units),
+                """DELETE FROM memory.vector WHERE tenant = $1 AND space_no = $2 AND generation = $3
+                     AND view BETWEEN 0 AND 2 AND unit = ANY($4::bigint[])""",
+                tenant, space.number, space.generation, list(units),
             )  # fmt: skip
 
     async def search(
@@ -105,30 +82,21 @@ class PgvectorIndex:
         limit: int,
         exact: bool,
     ) -> dict[View, list[Neighbour]]:
-        aim = unit_length(vector)
-
-        async def nearest(view: View) -> list[Neighbour]:
-            bound = Bound(space.number, space.generation, int(view), aim, limit)
-            async with self._database.tenant(tenant) as connection:
-                rows = await connection.fetch(
-                    f"""SELECT unit, -(embedding <#> $4::real[]::vector) AS similarity
-                        FROM memory.vector
-                        WHERE space_no = $1 AND generation = $2 AND view = $3{allowed(where, bound)}
-                        ORDER BY similarity DESC, unit LIMIT $5""",  # noqa: S608 - placeholders and constants
-                    *bound.values,
-                )
-            return [Neighbour(row["unit"], row["similarity"]) for row in rows]
-
-        # A scan keeps one core busy: views are scanned side by side.
-        results = await asyncio.gather(*map(nearest, views), return_exceptions=True)
-        return by_view(views, results)
+        search = _Search(self._database, tenant, space, unit_length(vector), where, limit)
+        if exact or space.dimensions not in GRAPH_DIMENSIONS:
+            return await search.scan(views)
+        found = await search.scan(views, _NOT_GRAPHED)
+        if any(found.values()) or not await search.graphed():
+            return found
+        return await search.walk(views)
 
     async def entries(self, tenant: str, space: Space, view: View, units: Sequence[int]) -> list[Entry]:
         async with self._database.tenant(tenant) as connection:
             rows = await connection.fetch(
                 f"""SELECT {INDEXED_COLUMNS}, version FROM memory.vector
-                    WHERE space_no = $1 AND generation = $2 AND view = $3 AND unit = ANY($4::bigint[])""",  # noqa: S608 - constant columns
-                space.number, space.generation, int(view), list(units),
+                    WHERE tenant = $1 AND space_no = $2 AND generation = $3 AND view IN (0, $4)
+                      AND unit = ANY($5::bigint[])""",  # noqa: S608 - constant columns
+                tenant, space.number, space.generation, int(view), list(units),
             )  # fmt: skip
         return [Entry(indexed_of(row), row["version"]) for row in rows]
 
@@ -138,8 +106,9 @@ class PgvectorIndex:
             async with self._database.tenant(tenant) as connection:
                 rows = await connection.fetch(
                     """SELECT unit FROM memory.vector
-                       WHERE space_no = $1 AND generation = $2 AND view = $3 AND unit > $4 ORDER BY unit LIMIT $5""",
-                    space.number, space.generation, int(view), after, _PAGE,
+                       WHERE tenant = $1 AND space_no = $2 AND generation = $3 AND view IN (0, $4) AND unit > $5
+                       ORDER BY unit LIMIT $6""",
+                    tenant, space.number, space.generation, int(view), after, _PAGE,
                 )  # fmt: skip
             if not rows:
                 return
@@ -150,13 +119,179 @@ class PgvectorIndex:
         async with self._database.tenant(tenant) as connection:
             rows = await connection.fetch(
                 """SELECT unit, embedding::real[] AS embedding FROM memory.vector
-                   WHERE space_no = $1 AND generation = $2 AND view = $3 AND unit = ANY($4::bigint[])""",
-                space.number, space.generation, int(View.ALONE), list(units),
+                   WHERE tenant = $1 AND space_no = $2 AND generation = $3 AND view IN (0, $4)
+                     AND unit = ANY($5::bigint[])""",
+                tenant, space.number, space.generation, int(View.ALONE), list(units),
             )  # fmt: skip
         return {row["unit"]: row["embedding"] for row in rows}
 
     async def ping(self) -> None:
         await self._database.ping()
+
+
+class _Search:
+    """One search, the ways it can be done."""
+
+    def __init__(
+        self, database: Database, tenant: str, space: Space, aim: list[float], where: HardFilter, limit: int
+    ) -> None:
+        self._database = database
+        self._tenant = tenant
+        self._space = space
+        self._aim = aim
+        self._where = where
+        self._limit = limit
+
+    async def graphed(self) -> bool:
+        """Whether the space is in the graph, or on its way there."""
+        async with self._database.tenant(self._tenant) as connection:
+            return bool(
+                await connection.fetchval(
+                    "SELECT graphed = generation FROM memory.space WHERE number = $1", self._space.number
+                )
+            )
+
+    async def scan(self, views: Sequence[View], condition: str = "") -> dict[View, list[Neighbour]]:
+        """Compare with every row that the condition admits."""
+
+        async def nearest(places: Sequence[int]) -> dict[int, list[Neighbour]]:
+            async with self._database.tenant(self._tenant) as connection:
+                return await self._scan(connection, places, condition)
+
+        # A scan keeps one core busy: two views that are both by themselves are scanned side by side.
+        first, *others = map(int, views)
+        parts = await _all_of(nearest(places) for places in ((_BOTH, first), *((other,) for other in others)))
+        found = {place: neighbours for part in parts for place, neighbours in part.items()}
+        return {view: self._best(found[_BOTH], found[int(view)]) for view in views}
+
+    async def walk(self, views: Sequence[View]) -> dict[View, list[Neighbour]]:
+        """Follow the graph, scan what is not in it; scan everything where that finds too few."""
+        found = dict(zip(views, await _all_of(map(self._walk, views)), strict=True))
+        short = [view for view in views if len(found[view]) < self._limit]
+        return {**found, **await self.scan(short)} if short else found
+
+    async def _walk(self, view: View) -> list[Neighbour]:
+        bound, conditions = self._conditions()
+        size = self._space.dimensions
+        async with self._database.tenant(self._tenant) as connection:
+            loose = await self._scan(connection, (_BOTH, int(view)), _LOOSE)
+            # Sorting all rows would look cheaper than the graph, and not be.
+            await connection.execute(_WALKING)
+            rows = await connection.fetch(
+                f"""SELECT unit, -(embedding::vector({size}) <#> $4::real[]::vector({size}))
+                    FROM memory.vector
+                    WHERE {conditions} AND view IN ({_BOTH}, {int(view)}) AND graph AND dimensions = {size}
+                    ORDER BY embedding::vector({size}) <#> $4::real[]::vector({size}) LIMIT $5""",  # noqa: S608 - placeholders and constants
+                *bound.values,
+            )
+        return self._best(*loose.values(), [Neighbour(unit, similarity) for unit, similarity in rows])
+
+    async def _scan(self, connection: Connection, places: Sequence[int], condition: str) -> dict[int, list[Neighbour]]:
+        bound, conditions = self._conditions()
+        parts = (
+            f"""(SELECT view, unit, -(embedding <#> $4::real[]::vector) AS similarity FROM memory.vector
+                 WHERE {conditions}{condition} AND view = {place}
+                 ORDER BY similarity DESC, unit LIMIT $5)"""  # noqa: S608 - placeholders and constants
+            for place in places
+        )
+        rows = await connection.fetch(" UNION ALL ".join(parts), *bound.values)
+        found: dict[int, list[Neighbour]] = {place: [] for place in places}
+        for place, unit, similarity in rows:
+            found[place].append(Neighbour(unit, similarity))
+        return found
+
+    def _conditions(self) -> tuple[Bound, str]:
+        """Every statement's parameters: $1 to $5, and those of the filter after them."""
+        bound = Bound(self._tenant, self._space.number, self._space.generation, self._aim, self._limit)
+        return bound, f"tenant = $1 AND space_no = $2 AND generation = $3{allowed(self._where, bound)}"
+
+    def _best(self, *parts: list[Neighbour]) -> list[Neighbour]:
+        found = [neighbour for part in parts for neighbour in part]
+        # A unit that was moved between two statements may have been seen by both.
+        distinct = {neighbour.unit: neighbour for neighbour in found}.values()
+        return sorted(distinct, key=lambda each: (-each.similarity, each.unit))[: self._limit]
+
+
+async def _all_of(works: Any) -> list[Any]:
+    """Results of what runs side by side; the first failure once all have ended."""
+    results = await asyncio.gather(*works, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
+
+
+async def _put(connection: Connection, tenant: str, space: Space, placed: Sequence[tuple[int, VectorRow]]) -> None:
+    bound = Bound(space.number, space.generation, space.dimensions, tenant)
+    rows = [row for _, row in placed]
+    # One vector may be of several rows: it is sent once.
+    distinct = {id(row.vector): row.vector for row in rows}
+    ends = dict(zip(distinct, accumulate(map(len, distinct.values())), strict=True))
+    numbers = bound([number for vector in distinct.values() for number in unit_length(vector)])
+    new = rows_of(
+        bound,
+        # Where its vector ends among the numbers of all vectors, and how long it is.
+        ends=("integer", [ends[id(row.vector)] for row in rows]),
+        length=("integer", [len(row.vector) for row in rows]),
+        view=("smallint", [view for view, _ in placed]),
+        unit=("bigint", [row.about.unit for row in rows]),
+        version=("bigint", [row.version for row in rows]),
+        kind=("smallint", [int(row.about.kind) for row in rows]),
+        subject=("text", [row.about.subject for row in rows]),
+        agent=("text", [row.about.agent for row in rows]),
+        thread=("text", [row.about.thread for row in rows]),
+        recorded_at=("timestamptz", [row.about.recorded_at for row in rows]),
+        superseded_at=("timestamptz", [row.about.superseded_at for row in rows]),
+        valid_from=("timestamptz", [row.about.valid_from for row in rows]),
+        valid_to=("timestamptz", [row.about.valid_to for row in rows]),
+        expires_at=("timestamptz", [row.about.expires_at for row in rows]),
+    )
+    await connection.execute(
+        f"""INSERT INTO memory.vector AS v (space_no, generation, view, unit, version, kind, subject, agent,
+                thread, recorded_at, superseded_at, valid_from, valid_to, expires_at, dimensions,
+                embedding)
+            SELECT $1, $2, view, unit, version, kind, subject, agent,
+                   thread, recorded_at, superseded_at, valid_from, valid_to, expires_at, $3,
+                   (({numbers}::real[])[ends - length + 1 : ends])::vector
+            FROM {new}
+            WHERE NOT EXISTS (SELECT FROM memory.tombstone t WHERE t.space_no = $1 AND t.unit = r.unit)
+              AND NOT EXISTS (SELECT FROM memory.vector o
+                              WHERE o.tenant = $4 AND o.space_no = $1 AND o.generation = $2
+                                AND o.view BETWEEN 0 AND 2 AND o.unit = r.unit AND o.version > r.version)
+            ON CONFLICT (tenant, space_no, generation, view, unit) DO UPDATE
+            SET version = excluded.version, kind = excluded.kind, subject = excluded.subject,
+                agent = excluded.agent, thread = excluded.thread,
+                recorded_at = excluded.recorded_at, superseded_at = excluded.superseded_at,
+                valid_from = excluded.valid_from, valid_to = excluded.valid_to,
+                expires_at = excluded.expires_at, embedding = excluded.embedding
+            WHERE v.version <= excluded.version""",  # noqa: S608 - placeholders and constants
+        *bound.values,
+    )
+    # A unit is there by view or for both, never either way.
+    await connection.execute(
+        """DELETE FROM memory.vector v USING unnest($4::bigint[], $5::bigint[], $6::boolean[]) AS n
+               (unit, version, shared)
+           WHERE v.tenant = $1 AND v.space_no = $2 AND v.generation = $3 AND v.unit = n.unit
+             AND v.version <= n.version AND v.view = ANY(CASE WHEN n.shared THEN '{1,2}'::smallint[]
+                                                              ELSE '{0}'::smallint[] END)""",
+        tenant, space.number, space.generation, [row.about.unit for row in rows],
+        [row.version for row in rows], [view == _BOTH for view, _ in placed],
+    )  # fmt: skip
+
+
+def _placed(rows: Sequence[VectorRow]) -> list[tuple[int, VectorRow]]:
+    """Rows with their number of view; one for both where the two of a unit are equal."""
+    by_unit: dict[int, dict[View, VectorRow]] = {}
+    for row in rows:
+        by_unit.setdefault(row.about.unit, {})[row.view] = row
+    placed: list[tuple[int, VectorRow]] = []
+    for by_view in by_unit.values():
+        chosen = list(by_view.values())
+        if len(chosen) == len(View) and list(chosen[0].vector) == list(chosen[1].vector):
+            placed.append((_BOTH, chosen[0]))
+        else:
+            placed.extend((int(row.view), row) for row in chosen)
+    return placed
 
 
 def unit_length(vector: Sequence[float]) -> list[float]:

@@ -14,7 +14,7 @@ from janus_memory.adapters.postgres_outbox import CHANNEL, REACH_BEFORE
 from janus_memory.adapters.postgres_spaces import SpaceStatements
 from janus_memory.adapters.postgres_units import UnitStatements
 from janus_memory.erasure import Outside, Target
-from janus_memory.model import Space, View
+from janus_memory.model import Space
 
 _UNIT, _AROUND, _WINDOW, _SOURCE = 1, 2, 3, 4
 
@@ -39,8 +39,8 @@ _TABLES = (
 )
 
 # The key of vectors has these before the unit: named, a unit's are found without a scan of the space's.
-_EVERY_FORM = f""" AND view IN ({View.ALONE}, {View.BEFORE}) AND generation IN (
-    SELECT generate_series(1, generation + 1) FROM memory.space WHERE number = $1)"""  # noqa: S608 - constants
+_EVERY_FORM = """ AND view BETWEEN 0 AND 2 AND generation IN (
+    SELECT generate_series(1, generation + 1) FROM memory.space WHERE number = $1)"""
 
 # The sources of memories that were a record of the subject. A turn's id is
 # unique in its thread only: a memory of another thread means another turn.

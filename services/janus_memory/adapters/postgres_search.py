@@ -64,33 +64,35 @@ class SearchStatements:
         threads, firsts, lasts = zip(*spans, strict=True)
         bound = Bound(space_no, list(threads), list(firsts), list(lasts))
         rows = await self._connection.fetch(
-            f"""SELECT {_CANDIDATE}
+            f"""SELECT a.*
                 FROM unnest($2::text[], $3::bigint[], $4::bigint[]) AS s (in_thread, first, last)
-                JOIN memory.unit ON space_no = $1 AND kind = 1 AND thread = in_thread
-                                AND position BETWEEN first AND last
-                WHERE true{allowed(where, bound)}""",  # noqa: S608 - placeholders and constants
+                CROSS JOIN LATERAL (
+                    SELECT {_CANDIDATE} FROM memory.unit
+                    WHERE space_no = $1 AND kind = 1 AND thread = s.in_thread
+                      AND position BETWEEN s.first AND s.last{allowed(where, bound)}
+                    OFFSET 0) AS a""",  # noqa: S608 - placeholders and constants
+            # Without the OFFSET Postgres would rather read the whole space than look up each span.
             *bound.values,
         )
         return [Candidate._make(row) for row in rows]
 
-    async def records(self, space: Space, units: Sequence[int]) -> dict[int, Turn | Memory]:
-        if not units:
-            return {}
+    async def records(self, space: Space, turns: Sequence[int], memories: Sequence[int]) -> dict[int, Turn | Memory]:
         found: dict[int, Turn | Memory] = {}
-        rows = await self._connection.fetch(
-            f"""SELECT u.unit, {TURN_COLUMNS} FROM memory.unit u
-                JOIN memory.turn t ON t.space_no = u.space_no AND t.thread = u.thread
-                                  AND t.position = u.position
-                WHERE u.space_no = $1 AND u.kind = 1 AND u.unit = ANY($2::bigint[])""",  # noqa: S608 - constant columns
-            space.number, list(units),
-        )  # fmt: skip
-        found.update((row["unit"], turn_of(row, space.name)) for row in rows)
-        if len(found) < len(units):
+        if turns:
+            rows = await self._connection.fetch(
+                f"""SELECT u.unit, {TURN_COLUMNS} FROM memory.unit u
+                    JOIN memory.turn t ON t.space_no = u.space_no AND t.thread = u.thread
+                                      AND t.position = u.position
+                    WHERE u.space_no = $1 AND u.kind = 1 AND u.unit = ANY($2::bigint[])""",  # noqa: S608 - constant columns
+                space.number, list(turns),
+            )  # fmt: skip
+            found.update((row["unit"], turn_of(row, space.name)) for row in rows)
+        if memories:
             rows = await self._connection.fetch(
                 f"""SELECT u.unit, {MEMORY_COLUMNS} FROM memory.unit u
                     JOIN memory.memory m ON m.id = u.record_id AND m.version = u.version
                     WHERE u.space_no = $1 AND u.kind > 1 AND u.unit = ANY($2::bigint[])""",  # noqa: S608 - constant columns
-                space.number, list(units),
+                space.number, list(memories),
             )  # fmt: skip
             found.update((row["unit"], memory_of(row, space.name)) for row in rows)
         return found
