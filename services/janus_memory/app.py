@@ -70,7 +70,7 @@ async def mount(settings: MemorySettings, *, postgres: PostgresSettings, redis: 
             Part("redis", False, windows.ping, "windows are read from postgres"),
         ]
         if settings.chroma_url:
-            chroma = ChromaIndex(settings.chroma_url, timeout_s=settings.chroma_timeout_s)
+            chroma = ChromaIndex(settings.chroma_url, records, timeout_s=settings.chroma_timeout_s)
             stack.push_async_callback(chroma.close)
             indexes[Backend.CHROMA] = chroma
             checks.append(Part("chroma", False, _noting(chroma, parts), "recall is lexical; vectors are indexed later"))

@@ -178,6 +178,7 @@ def turn_document(space: Space, turn: NewTurn, head: ThreadHead) -> Document:
         lexemes=tuple(lexeme(space.number, term) for term in dict.fromkeys([*own, *date_terms(turn.occurred_at)])),
         bag=bag(own),
         metadata_json=turn.metadata_json,
+        role=turn.role,
     )
 
 

@@ -6,6 +6,8 @@ from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import NamedTuple
 
+from janus_memory.filters import Filter
+
 DEFAULT_SPACE = "default"
 LEXICAL_MODEL = "janus/lexical-v1"
 
@@ -268,6 +270,7 @@ class HardFilter:
 
     ``valid_at``: valid in the world then. ``recorded_at``: on record then; None
     for what is current. ``now``: not expired then. No kinds: every kind.
+    ``filter``: what else must be true of it.
 
     The last two are for lists, which no vector index answers. ``whenever``:
     whenever it is valid. ``inactive``: superseded and expired ones too.
@@ -278,6 +281,7 @@ class HardFilter:
     valid_at: datetime
     recorded_at: datetime | None
     now: datetime
+    filter: Filter | None = None
     whenever: bool = False
     inactive: bool = False
 
@@ -338,6 +342,8 @@ class Document:
     recorded_at: datetime | None = None
     """None: now."""
     superseded_at: datetime | None = None
+    role: Role | None = None
+    predicate: str = ""
 
 
 class Candidate(NamedTuple):

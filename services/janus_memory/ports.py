@@ -187,6 +187,13 @@ class KnownMemory(NamedTuple):
     here: bool = True
 
 
+class AllowedUnits(NamedTuple):
+    """Units in no order, those whose validity, life or time on record has a bound apart."""
+
+    unbounded: list[int]
+    bounded: list[int]
+
+
 class Receipts(Protocol):
     """Keys that receipts are signed with."""
 
@@ -401,6 +408,10 @@ class Transaction(Erasing, Reconciling, Protocol):
 
     async def candidates(self, space_no: int, units: Sequence[int], where: HardFilter) -> list[Candidate]:
         """Those of the units that are allowed."""
+        ...
+
+    async def allowed_units(self, space_no: int, where: HardFilter) -> AllowedUnits:
+        """All units that are allowed."""
         ...
 
     async def around(self, space_no: int, spans: Sequence[tuple[str, int, int]], where: HardFilter) -> list[Candidate]:

@@ -109,7 +109,7 @@ class Recall:
                 wanted = list(dict.fromkeys(terms(query.query)))
                 lexicon = await tx.lexicon(space.number, wanted)
                 wanted = rarest(wanted, lexicon, MAX_TERMS)
-                matched = await tx.matching(space.number, searched(wanted, lexicon), query.filter, LEXICAL_LIMIT)
+                matched = await self._matched(tx, space, query, wanted, lexicon)
             # Waited for without a connection in hand: the leg takes one of its own.
             dense = await dense_task
         finally:
@@ -133,6 +133,18 @@ class Recall:
         )
         spans = pack(hits, query.pack_tokens) if query.pack_tokens else ()
         return Recalled(hits, dense.degraded, space.model, spans)
+
+    async def _matched(
+        self, tx: Transaction, space: Space, query: RecallQuery, wanted: Sequence[str], lexicon: Lexicon
+    ) -> list[Candidate]:
+        """What the lexical leg finds."""
+        chosen = searched(wanted, lexicon, _ENOUGH)
+        found = await tx.matching(space.number, chosen, query.filter, LEXICAL_LIMIT)
+        if query.filter.filter is not None and len(found) < LEXICAL_LIMIT and len(chosen) < len(wanted):
+            # Of what a narrow filter leaves, the rarest terms may have reached next to nothing.
+            every = searched(wanted, lexicon, math.inf)
+            found = await tx.matching(space.number, every, query.filter, LEXICAL_LIMIT)
+        return found
 
     async def _space(self, tx: Transaction, query: RecallQuery) -> Space | None:
         """The space, or None for a default one without records. Checks the query's vector."""
@@ -260,10 +272,10 @@ def rarest(wanted: Sequence[str], lexicon: Lexicon, limit: int) -> list[str]:
     return [term for term in wanted if term in kept]
 
 
-def searched(wanted: Sequence[str], lexicon: Lexicon) -> dict[str, float]:
+def searched(wanted: Sequence[str], lexicon: Lexicon, enough: float) -> dict[str, float]:
     """Terms that candidates are looked for by, with their weight (idf).
 
-    From the rarest on, until they are in more units than are wanted by far: a
+    From the rarest on, until they are in more units than are ``enough``: a
     word that is in every other turn finds nothing that the others miss, and
     still counts in the scores.
     """
@@ -271,7 +283,7 @@ def searched(wanted: Sequence[str], lexicon: Lexicon) -> dict[str, float]:
     reached = 0
     for term in sorted(wanted, key=lambda term: lexicon.frequencies.get(term, 0)):
         frequency = lexicon.frequencies.get(term, 0)
-        if chosen and reached + frequency > _ENOUGH:
+        if chosen and reached + frequency > enough:
             break
         reached += frequency
         units = max(lexicon.units, frequency)

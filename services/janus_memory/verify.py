@@ -58,12 +58,13 @@ async def verify(
         pool = await stack.enter_async_context(database(postgres, application="janus-memory-verify"))
         client = await stack.enter_async_context(redis_client(redis, application="janus-memory-verify"))
         windows = RedisWindows(client, length=settings.window_turns, ttl_s=settings.window_ttl_s)
+        records = PostgresRecords(pool)
         indexes: dict[int, VectorIndex] = {Backend.PGVECTOR: PgvectorIndex(pool)}
         if settings.chroma_url:
-            chroma = ChromaIndex(settings.chroma_url, timeout_s=settings.chroma_timeout_s)
+            chroma = ChromaIndex(settings.chroma_url, records, timeout_s=settings.chroma_timeout_s)
             stack.push_async_callback(chroma.close)
             indexes[Backend.CHROMA] = chroma
-        reconcile = Reconcile(PostgresRecords(pool), windows, indexes)
+        reconcile = Reconcile(records, windows, indexes)
         if space:
             yield await reconcile.run(tenant, space, repair=repair)
             return

@@ -114,6 +114,7 @@ def document(space: Space, memory: NewMemory | Memory, version: int, now: dateti
         valid_to=memory.valid_to,
         expires_at=memory.expires_at,
         metadata_json=memory.metadata_json,
+        predicate=memory.predicate,
     )
 
 

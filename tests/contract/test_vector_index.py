@@ -56,10 +56,11 @@ class Backends:
 async def backends(postgres_url: str, chroma_url: str) -> AsyncIterator[Backends]:
     settings = PostgresSettings(url=postgres_url)
     await migrate(settings, ["janus_memory"])
-    chroma = ChromaIndex(chroma_url, timeout_s=20)
     async with database(settings, application="test") as pool:
-        yield Backends(PostgresRecords(pool), {"pgvector": PgvectorIndex(pool), "chroma": chroma})
-    await chroma.close()
+        records = PostgresRecords(pool)
+        chroma = ChromaIndex(chroma_url, records, timeout_s=20)
+        yield Backends(records, {"pgvector": PgvectorIndex(pool), "chroma": chroma})
+        await chroma.close()
 
 
 @pytest.fixture(params=["pgvector", "chroma"])

@@ -160,7 +160,7 @@ async def all_agree(world: World, postgres_url: str, redis_url: str, chroma_url:
         database(PostgresSettings(url=postgres_url), application="test") as pool,
         redis_client(RedisSettings(url=redis_url)) as client,
     ):
-        chroma = ChromaIndex(chroma_url, timeout_s=10)
+        chroma = ChromaIndex(chroma_url, PostgresRecords(pool), timeout_s=10)
         indexes = {Backend.PGVECTOR: PgvectorIndex(pool), Backend.CHROMA: chroma}
         reconcile = Reconcile(PostgresRecords(pool), RedisWindows(client, length=400, ttl_s=60), indexes)
         try:

@@ -74,7 +74,7 @@ async def bench(postgres_url: str, redis_url: str, chroma_url: str) -> AsyncIter
     ):
         owner = await asyncpg.connect(postgres_url)
         await owner.execute("DELETE FROM memory.outbox")
-        vectors = ChromaIndex(chroma_url, timeout_s=10)
+        vectors = ChromaIndex(chroma_url, PostgresRecords(pool), timeout_s=10)
         embedder = Paused()
         indexes = {Backend.PGVECTOR: PgvectorIndex(pool), Backend.CHROMA: vectors}
         indexer = Indexer(PostgresRecords(pool), indexes, embedder, Parts(), poll_s=0.2)

@@ -17,8 +17,8 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 from tests.fakes.memory_service import Caller, Memory, refused, running, texts
 
+from janus_api.memory.v1 import filter_pb2, recall_pb2, record_pb2, scope_pb2, space_pb2
 from janus_api.memory.v1 import memory_service_pb2 as pb
-from janus_api.memory.v1 import recall_pb2, record_pb2, scope_pb2, space_pb2
 from janus_kit.errors import Aborted, AlreadyExists, InvalidArgument, NotFound
 from janus_kit.postgres import Database, database
 from janus_kit.settings import PostgresSettings
@@ -75,7 +75,7 @@ async def bench(postgres_url: str, redis_url: str, chroma_url: str) -> AsyncIter
         pool: Database = await stack.enter_async_context(
             database(PostgresSettings(url=postgres_url), application="test")
         )
-        chroma = ChromaIndex(chroma_url, timeout_s=20)
+        chroma = ChromaIndex(chroma_url, PostgresRecords(pool), timeout_s=20)
         stack.push_async_callback(chroma.close)
         owner = await asyncpg.connect(postgres_url)
         stack.push_async_callback(owner.close)
@@ -478,3 +478,21 @@ async def test_another_tenants_memories_are_as_if_they_had_never_been(bench: Ben
     await bob.remember(fact("bob's own", id="m"))
     await forget(bob, "m", purge=True)
     assert (await get(ann, "m")).text == "secret"
+
+
+async def test_a_list_takes_filters_and_a_page_is_of_its_filter(ann: Caller) -> None:
+    memories = [
+        fact(f"heron {number}", metadata_json=f'{{"place": "{place}"}}') for number, place in enumerate("aabab")
+    ]
+    await ann.remember(*memories)
+    here = filter_pb2.Filter(
+        compare=filter_pb2.Comparison(field=filter_pb2.Field(path="metadata.place"), value=filter_pb2.Value(text="a"))
+    )
+    request = pb.ListMemoriesRequest(filter=here, page_size=2)
+    first = await ann.call("ListMemories", request)
+    request.page_token = first.next_page_token
+    rest = await ann.call("ListMemories", request)
+    found = [memory.text for memory in [*first.memories, *rest.memories]]
+    assert sorted(found) == ["heron 0", "heron 1", "heron 3"]
+    request.filter.compare.value.text = "b"
+    assert (await refused(ann.call("ListMemories", request))).reason == "PAGE_TOKEN_INVALID"

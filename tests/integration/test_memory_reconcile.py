@@ -74,7 +74,7 @@ async def bench(
         redis_client(RedisSettings(url=redis_url)) as client,
     ):
         owner = await asyncpg.connect(postgres_url)
-        chroma = ChromaIndex(chroma_url, timeout_s=10)
+        chroma = ChromaIndex(chroma_url, PostgresRecords(pool), timeout_s=10)
         records = PostgresRecords(pool)
         indexes: dict[int, VectorIndex] = {Backend.PGVECTOR: PgvectorIndex(pool), Backend.CHROMA: chroma}
         reconcile = Reconcile(records, RedisWindows(client, length=400, ttl_s=60), indexes)

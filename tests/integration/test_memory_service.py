@@ -12,9 +12,9 @@ import pytest
 from tests.fakes.memory_service import Caller, Memory, refused, running, said, texts
 
 from janus_api.content.v1 import message_pb2 as content
-from janus_api.memory.v1 import filter_pb2, recall_pb2, record_pb2, scope_pb2, space_pb2
 from janus_api.memory.v1 import memory_service_pb2 as pb
 from janus_api.memory.v1 import memory_service_pb2_grpc as rpc
+from janus_api.memory.v1 import recall_pb2, record_pb2, scope_pb2, space_pb2
 from janus_kit.errors import Aborted, AlreadyExists, FailedPrecondition, NotFound, Unavailable, Unimplemented
 
 MAY = datetime(2023, 5, 8, 13, 56, tzinfo=UTC)
@@ -381,14 +381,6 @@ async def test_what_is_not_built_says_so(ann: Caller) -> None:
         assert isinstance(error, Unimplemented), method.name
         assert error.reason == "NOT_IMPLEMENTED"
         assert error.metadata["method"].endswith(method.name)
-
-
-async def test_parts_of_a_request_that_are_not_built_are_refused(ann: Caller) -> None:
-    filtered = recall_pb2.RecallRequest(query="x", filter=filter_pb2.Filter())
-    error = await refused(ann.call("Recall", filtered))
-    assert error.metadata == {"feature": "filter"}
-    listed = pb.ListMemoriesRequest(filter=filter_pb2.Filter())
-    assert (await refused(ann.call("ListMemories", listed))).metadata == {"feature": "filter"}
 
 
 async def test_metadata_is_kept_for_filters(ann: Caller, postgres_url: str) -> None:

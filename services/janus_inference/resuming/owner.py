@@ -105,7 +105,7 @@ class Owned:
         """From the first event to the last. Raises nothing but CancelledError."""
         broken: JanusError | None = None
         try:
-            await self._opened()
+            await self._begun()
             self.is_open = True
             await self._work()
         except ReplayFenced:
@@ -234,6 +234,13 @@ class Owned:
                 if loop.time() >= give_up_at:
                     raise
                 await asyncio.sleep(_RETRY_S)
+
+    async def _begun(self) -> None:
+        try:
+            await self._opened()
+        except ReplayAway:
+            # A store that syncs every write may stall for a moment.
+            await self._opened()
 
     async def _opened(self) -> None:
         await self._store.open(*self.key, self._owner, self._lease_s, self._pledge)

@@ -9,7 +9,9 @@ The collection's name is a digest, so a caller's words never become one, and it
 holds the space's incarnation and generation, so a collection that outlived its
 database, or its rebuild, is never searched for another. Chroma's `upsert` merges metadata, keeping keys that
 the new row does not have: every row therefore has every key, with bounds that
-stand for "none". The library takes a second to import and is imported on a
+stand for "none". A typed filter is answered by Postgres, and Chroma searches
+among the units that it allows: that costs half of a condition or less, and there
+is one meaning of a filter, not two. The library takes a second to import and is imported on a
 thread, on first use.
 """
 
@@ -24,6 +26,7 @@ from janus_kit.errors import InvalidArgument, JanusError, Unavailable
 from janus_kit.telemetry.logging import get_logger
 from janus_memory.adapters.by_view import by_view
 from janus_memory.model import HardFilter, Indexed, Kind, Neighbour, Space, VectorRow, View
+from janus_memory.ports import Records
 from janus_memory.reconciliation import Entry
 
 T = TypeVar("T")
@@ -36,6 +39,12 @@ _NEVER = 1e12
 _EVER = -1e12
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _OPEN, _TIMED = "open", "timed"
+# So few allowed ones are compared one by one, which is as fast as asking the graph;
+# so many when the search has to be exact, within half a second. They are read by
+# the page, since an answer is decoded in one go.
+_FEW = 250
+_SOME = 2_500
+_READ = 125
 # Wide enough that collections of thousands are searched exhaustively in effect.
 _HNSW = {"space": "cosine", "ef_construction": 200, "ef_search": 400, "max_neighbors": 32}
 
@@ -43,10 +52,11 @@ _log = get_logger(__name__)
 
 
 class ChromaIndex:
-    """Implements ports.VectorIndex over a Chroma server at ``url``."""
+    """Implements ports.VectorIndex over a Chroma server at ``url``, for units of ``records``."""
 
-    def __init__(self, url: str, *, timeout_s: float) -> None:
+    def __init__(self, url: str, records: Records, *, timeout_s: float) -> None:
         self._url = urlsplit(url)
+        self._records = records
         self._timeout_s = timeout_s
         self._client: Any = None
         self._connecting = asyncio.Lock()
@@ -82,20 +92,23 @@ class ChromaIndex:
         limit: int,
         exact: bool,
     ) -> dict[View, list[Neighbour]]:
+        among = await self._among(tenant, space, where) if where.filter is not None else None
         scope = where.scope
         asked = scope.subject or scope.agent or scope.thread or where.kinds or where.recorded_at is not None
         conditions = _conditions(where)
 
         async def nearest(view: View, part: str) -> list[Neighbour]:
             async def work(collection: Any) -> list[Neighbour]:
+                if among is not None and len(among[part]) <= (_SOME if exact else _FEW):
+                    return await _compared(collection, among[part], vector)
                 # Asking the graph for everything it has is what makes it exhaustive.
                 wanted = max(limit, await collection.count()) if exact else limit
-                answer = await collection.query(
-                    query_embeddings=[list(vector)],
-                    n_results=wanted,
-                    where=conditions if asked or part == _TIMED else None,
-                    include=["distances"],
-                )
+                aim = {"query_embeddings": [list(vector)], "n_results": wanted, "include": ["distances"]}
+                if among is None:
+                    limits = conditions if asked or part == _TIMED else None
+                    answer = await collection.query(**aim, where=limits)
+                else:
+                    answer = await _query_among(collection, among[part], aim)
                 pairs = zip(answer["ids"][0], answer["distances"][0], strict=True)
                 return [Neighbour(int(name), 1.0 - float(distance)) for name, distance in pairs]
 
@@ -176,6 +189,12 @@ class ChromaIndex:
             session = client._server._clients.pop(hash(asyncio.get_running_loop()), None)
             if session is not None:
                 await session.aclose()
+
+    async def _among(self, tenant: str, space: Space, where: HardFilter) -> dict[str, list[str]]:
+        """Ids of all that the whole filter allows, by the collection that they are in once indexed."""
+        async with self._records.transaction(tenant) as tx:
+            allowed = await tx.allowed_units(space.number, where)
+        return {_OPEN: list(map(str, allowed.unbounded)), _TIMED: list(map(str, allowed.bounded))}
 
     async def _put(self, tenant: str, space: Space, view: View, part: str, rows: Sequence[VectorRow]) -> None:
         async def work(collection: Any) -> None:
@@ -280,6 +299,38 @@ def _imported(secure: bool) -> tuple[Any, Any]:
 
     # Unset, certificates are not checked.
     return chromadb, Settings(anonymized_telemetry=False, chroma_server_ssl_verify=secure or None)
+
+
+async def _compared(collection: Any, ids: Sequence[str], vector: Sequence[float]) -> list[Neighbour]:
+    """All of the ids that are there, one by one: the graph loses some of many equal vectors."""
+    found: list[Neighbour] = []
+    for start in range(0, len(ids), _READ):
+        page = await collection.get(ids=list(ids[start : start + _READ]), include=["embeddings"])
+        if page["ids"]:
+            similar = cosines(vector, page["embeddings"])
+            found += map(Neighbour, map(int, page["ids"]), similar)
+    return found
+
+
+async def _query_among(collection: Any, ids: Sequence[str], aim: Mapping[str, Any]) -> Any:
+    """A query among ids. Chroma fails one that names an id it does not have, and asking first costs more than that."""
+    try:
+        return await collection.query(**aim, ids=ids)
+    except Exception as error:
+        if type(error).__name__ != "InternalError":
+            raise
+    there = (await collection.get(ids=ids, include=[]))["ids"]
+    return await collection.query(**aim, ids=there) if there else {"ids": [[]], "distances": [[]]}
+
+
+def cosines(vector: Sequence[float], others: Any) -> list[float]:
+    """Cosine similarity with each of the others; 0 where one of the two is zero."""
+    import numpy as np
+
+    aim, rows = np.asarray(vector, float), np.asarray(others, float)
+    norms = np.linalg.norm(rows, axis=1) * np.linalg.norm(aim)
+    found: list[float] = np.divide(rows @ aim, norms, out=np.zeros(len(rows)), where=norms > 0).tolist()
+    return found
 
 
 def _is_timed(about: Indexed) -> bool:

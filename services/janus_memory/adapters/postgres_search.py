@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from janus_kit.postgres import Connection
 from janus_memory.adapters.sql import MEMORY_COLUMNS, TURN_COLUMNS, Bound, allowed, memory_of, quoted, turn_of
 from janus_memory.model import Candidate, HardFilter, Lexicon, Memory, Space, Turn
+from janus_memory.ports import AllowedUnits
 from janus_memory.text import lexeme
 
 # In the order of Candidate's fields.
@@ -57,6 +58,17 @@ class SearchStatements:
             *bound.values,
         )
         return [Candidate._make(row) for row in rows]
+
+    async def allowed_units(self, space_no: int, where: HardFilter) -> AllowedUnits:
+        bound = Bound(space_no)
+        row = await self._connection.fetchrow(
+            f"""SELECT array_agg(unit) FILTER (WHERE NOT bounded) AS unbounded,
+                       array_agg(unit) FILTER (WHERE bounded) AS bounded
+                FROM (SELECT unit, num_nonnulls(valid_from, valid_to, expires_at, superseded_at) > 0 AS bounded
+                      FROM memory.unit WHERE space_no = $1{allowed(where, bound)}) AS u""",  # noqa: S608 - placeholders and constants
+            *bound.values,
+        )
+        return AllowedUnits(row["unbounded"] or [], row["bounded"] or [])
 
     async def around(self, space_no: int, spans: Sequence[tuple[str, int, int]], where: HardFilter) -> list[Candidate]:
         if not spans:

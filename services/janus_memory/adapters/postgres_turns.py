@@ -118,20 +118,22 @@ class TurnStatements:
             valid_from=("timestamptz", [each.valid_from for each in documents]),
             valid_to=("timestamptz", [each.valid_to for each in documents]),
             expires_at=("timestamptz", [each.expires_at for each in documents]),
-            importance=("real", [each.importance for each in documents]),
+            importance=("double precision", [each.importance for each in documents]),
             metadata=("text", [each.metadata_json for each in documents]),
             terms=("text", [" ".join(each.lexemes) for each in documents]),
             bag=("bytea", [each.bag for each in documents]),
+            role=("smallint", [each.role for each in documents]),
+            predicate=("text", [each.predicate for each in documents]),
         )
         self._last_outbox = await self._connection.fetchval(
             f"""WITH new AS (
                     INSERT INTO memory.unit (space_no, kind, record_id, version, subject, agent, thread,
                         position, session, speaker, occurred_at, recorded_at, superseded_at, valid_from,
-                        valid_to, expires_at, importance, metadata, terms, bag)
+                        valid_to, expires_at, importance, metadata, terms, bag, role, predicate)
                     SELECT $1, kind, record_id, version, subject, agent, thread,
                            position, session, speaker, occurred_at, recorded_at, superseded_at, valid_from,
                            valid_to, expires_at, importance, nullif(metadata, '')::jsonb,
-                           array_to_tsvector(string_to_array(terms, ' ')), bag
+                           array_to_tsvector(string_to_array(terms, ' ')), bag, role, predicate
                     FROM {rows}
                     RETURNING unit
                 ), queued AS (

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from janus_memory.adapters.sql_filter import filtered
 from janus_memory.model import Cause, Change, HardFilter, Indexed, Kind, Memory, MemoryVersion, Scope, Turn
 
 
@@ -23,12 +24,15 @@ def rows_of(bound: Bound, **columns: tuple[str, Sequence[Any]]) -> str:
     return f"unnest({arrays}) AS r ({', '.join(columns)})"
 
 
-def allowed(where: HardFilter, bound: Bound) -> str:
-    """Conditions of a hard filter, each with AND before it; for units and for vectors.
+def allowed(where: HardFilter, bound: Bound, alias: str = "") -> str:
+    """Conditions of a hard filter, each with AND before it; for units and, without its typed filter, for vectors.
 
+
+    ``alias`` is the table's in the statement, if it has one that must be said.
     Conditions that nobody asked for are left out, so that a scan does not pay
     for them; there are few enough variants for the statement cache.
     """
+    of = f"{alias}." if alias else ""
     conditions = []
     for column, value in (
         ("subject", where.scope.subject),
@@ -36,22 +40,25 @@ def allowed(where: HardFilter, bound: Bound) -> str:
         ("thread", where.scope.thread),
     ):
         if value:
-            conditions.append(f"{column} = {bound(value)}")
+            conditions.append(f"{of}{column} = {bound(value)}")
     if where.kinds:
-        conditions.append(f"kind = ANY({bound([int(kind) for kind in where.kinds])}::smallint[])")
+        conditions.append(f"{of}kind = ANY({bound([int(kind) for kind in where.kinds])}::smallint[])")
     if not where.whenever:
         at = bound(where.valid_at)
-        conditions.append(f"(valid_from IS NULL OR valid_from <= {at}::timestamptz)")
-        conditions.append(f"(valid_to IS NULL OR valid_to > {at}::timestamptz)")
+        conditions.append(f"({of}valid_from IS NULL OR {of}valid_from <= {at}::timestamptz)")
+        conditions.append(f"({of}valid_to IS NULL OR {of}valid_to > {at}::timestamptz)")
     if not where.inactive:
-        conditions.append(f"(expires_at IS NULL OR expires_at > {bound(where.now)}::timestamptz)")
+        conditions.append(f"({of}expires_at IS NULL OR {of}expires_at > {bound(where.now)}::timestamptz)")
     if where.recorded_at is not None:
         known = bound(where.recorded_at)
-        conditions.append(f"recorded_at <= {known}::timestamptz")
+        conditions.append(f"{of}recorded_at <= {known}::timestamptz")
         if not where.inactive:
-            conditions.append(f"(superseded_at IS NULL OR superseded_at > {known}::timestamptz)")
+            conditions.append(f"({of}superseded_at IS NULL OR {of}superseded_at > {known}::timestamptz)")
     elif not where.inactive:
-        conditions.append("superseded_at IS NULL")
+        conditions.append(f"{of}superseded_at IS NULL")
+    if where.filter is not None:
+        # One more condition among those above: whatever it says, it only narrows.
+        conditions.append(filtered(where.filter, bound, of))
     return "".join(f" AND {condition}" for condition in conditions)
 
 

@@ -14,7 +14,8 @@ from janus_memory.idempotency import Request
 from janus_memory.lifecycle import Mark, Updated
 from janus_memory.model import HardFilter, Kind, Memory, MemoryVersion
 from janus_memory.wire.answers import memory_to
-from janus_memory.wire.reads import bad_page_token, not_implemented, page_of, page_token, query_of
+from janus_memory.wire.filters import filter_of
+from janus_memory.wire.reads import bad_page_token, page_of, page_token, query_of
 from janus_memory.wire.values import check_metadata, scope_of, stamp, time_of
 from janus_memory.wire.writes import check_text, request_of
 
@@ -71,13 +72,12 @@ def list_query(tenant: str, message: pb.ListMemoriesRequest, now: datetime) -> L
     few = check.count("kinds", message.kinds, at_most=_MAX_KINDS)
     for place, kind in enumerate(message.kinds if few else ()):
         check.specified(f"kinds[{place}]", kind, record_pb2.MemoryKind.values())
+    condition = filter_of(check, "filter", message.filter) if message.HasField("filter") else None
     check.done()
-    if message.HasField("filter"):
-        raise not_implemented("filter")
     query = query_of("ListMemories", message)
     after, limit = page_of(tenant, query, message.page_size, message.page_token)
     kinds = tuple(dict.fromkeys(Kind(kind + 1) for kind in message.kinds))
-    where = HardFilter(scope, kinds, now, None, now, whenever=True, inactive=message.include_inactive)
+    where = HardFilter(scope, kinds, now, None, now, condition, whenever=True, inactive=message.include_inactive)
     return ListQuery(where, _mark(after) if after else None, limit, query)
 
 

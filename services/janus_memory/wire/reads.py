@@ -12,10 +12,11 @@ from google.protobuf.message import Message
 
 from janus_api.memory.v1 import memory_service_pb2 as pb
 from janus_api.memory.v1 import recall_pb2, space_pb2
-from janus_kit.errors import InvalidArgument, Unimplemented
+from janus_kit.errors import InvalidArgument
 from janus_kit.validate import Violations
 from janus_memory.idempotency import Request
 from janus_memory.model import Backend, HardFilter, Kind, RecallQuery, Scope, SpaceDraft, Weights
+from janus_memory.wire.filters import filter_of
 from janus_memory.wire.values import retention_of, scope_of, time_of
 from janus_memory.wire.writes import request_of
 
@@ -41,11 +42,6 @@ class PutSpaceCommand:
     request: Request
 
 
-def not_implemented(feature: str) -> Unimplemented:
-    """A part of a request that this version would otherwise have to ignore."""
-    return Unimplemented(message=f"{feature} is not implemented in this version", metadata={"feature": feature})
-
-
 def window_query(message: pb.GetWindowRequest) -> WindowQuery:
     """Raises InvalidArgument naming every field that is wrong."""
     check = Violations()
@@ -67,19 +63,18 @@ def recall_query(message: recall_pb2.RecallRequest, now: datetime) -> RecallQuer
         check.specified(f"kinds[{place}]", kind, recall_pb2.RecordKind.values())
     valid_at = time_of(check, "valid_at", message, "valid_at")
     recorded_at = time_of(check, "recorded_at", message, "recorded_at")
+    condition = filter_of(check, "filter", message.filter) if message.HasField("filter") else None
     weights = weights_of(check, "weights", message.weights)
     if check.count("query_embedding", message.query_embedding, at_most=_MAX_DIMENSIONS):
         check.finite("query_embedding", message.query_embedding)
     check.between("pack_tokens", message.pack_tokens, 0, 200_000)
     check.length("consistency_token", message.consistency_token, at_most=128)
     check.done()
-    if message.HasField("filter"):
-        raise not_implemented("filter")
     kinds = tuple(dict.fromkeys(Kind(kind) for kind in message.kinds))
     return RecallQuery(
         query=message.query,
         limit=message.limit or 10,
-        filter=HardFilter(scope, kinds, valid_at or now, recorded_at, now),
+        filter=HardFilter(scope, kinds, valid_at or now, recorded_at, now, condition),
         weights=weights,
         embedding=tuple(message.query_embedding),
         pack_tokens=message.pack_tokens,

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -15,6 +16,7 @@ from janus_memory.model import DEFAULT_SPACE, Scope
 
 MAX_METADATA_BYTES = 16 * 1024
 MAX_METADATA_DEPTH = 8
+_MAX_DECIMAL_PLACES = 16_383
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Years 1 to 9999 are what every store and client agrees on; a day's margin for time zones.
 _FIRST_SECOND = -62_135_510_400
@@ -70,7 +72,7 @@ def check_metadata(check: Violations, path: str, text: str) -> None:
         check.add(path, f"must be at most {MAX_METADATA_BYTES} bytes of UTF-8")
         return
     try:
-        value = json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=_refuse, parse_float=_number)
     except (ValueError, RecursionError):
         check.add(path, "must be one valid JSON text")
         return
@@ -79,7 +81,7 @@ def check_metadata(check: Violations, path: str, text: str) -> None:
     elif _depth(value) > MAX_METADATA_DEPTH:
         check.add(path, f"must be nested at most {MAX_METADATA_DEPTH} deep")
     elif not all(map(_storable, _leaves(value))):
-        check.add(path, "must hold no NUL, no lone surrogate and only finite numbers")
+        check.add(path, "must hold no NUL, no lone surrogate and only finite numbers of at most 16,383 decimal places")
 
 
 def scope_of(check: Violations, path: str, scope: scope_pb2.Scope, *, thread_required: bool = False) -> Scope:
@@ -98,6 +100,15 @@ def scope_to(scope: Scope) -> scope_pb2.Scope:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
+
+
+def _number(text: str) -> float:
+    """A number, or NaN where Postgres could not keep it."""
+    try:
+        exponent = Decimal(text).as_tuple().exponent
+    except InvalidOperation:
+        return math.nan
+    return float(text) if isinstance(exponent, int) and exponent >= -_MAX_DECIMAL_PLACES else math.nan
 
 
 def _depth(value: Any) -> int:

@@ -22,7 +22,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 @_typing.final
 class Filter(_message.Message):
     """A typed condition on records. Always combined with the tenant and scope,
-    which a filter can narrow and never widen. At most 64 conditions, depth 8.
+    which a filter can narrow and never widen. At most 64 conditions on fields,
+    depth 8.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -116,6 +117,13 @@ class Field(_message.Message):
     """`kind`, `role`, `speaker`, `predicate`, `importance`, `occurred_at`,
     `recorded_at`, or `metadata.` and a path of keys `[A-Za-z0-9_-]{1,64}`
     parted by dots, depth 8. Required. Another path: INVALID_ARGUMENT.
+
+    `kind` and `role` are texts: `turn`, `fact`, `preference`, `event`,
+    `summary`, `document_chunk`; `system`, `user`, `assistant`, `tool`. Turns
+    have a role, and a speaker if they were given a name; memories have an
+    importance, and a predicate if they were given one. A memory occurred at
+    its valid_from, or when it was recorded. A path leads through objects and
+    never into a list.
     """
     def __init__(
         self,
@@ -252,14 +260,20 @@ class Value(_message.Message):
     text: _builtins.str
     """A text of at most 1,024 characters, compared code point by code point."""
     integer: _builtins.int
-    """A whole number."""
+    """A whole number. Of one type with `number`: they are compared by exact
+    value, so that 1 equals 1.0 and no digit of an integer is lost.
+    """
     number: _builtins.float
-    """A finite number."""
+    """A finite number, taken for the shortest decimal that reads as it: 0.1
+    equals the 0.1 of a JSON text.
+    """
     boolean: _builtins.bool
     """True or false."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
-        """A moment. Fields of metadata are read as RFC 3339."""
+        """A moment, to the microsecond. Fields of metadata are read as RFC 3339,
+        with an offset below 16 h and without leap seconds.
+        """
 
     def __init__(
         self,
