@@ -23,6 +23,7 @@ from janus_memory.adapters.lexical_embedder import LexicalEmbedder
 from janus_memory.adapters.onnx_embedder import OnnxModels
 from janus_memory.adapters.pgvector_graph import PgvectorGraph
 from janus_memory.adapters.pgvector_index import PgvectorIndex
+from janus_memory.adapters.postgres_operations import PostgresOperations
 from janus_memory.adapters.postgres_records import PostgresRecords
 from janus_memory.adapters.receipt_keys import ReceiptKeys
 from janus_memory.adapters.redis_windows import RedisWindows
@@ -36,8 +37,10 @@ from janus_memory.indexer import Indexer
 from janus_memory.ingest import Ingest
 from janus_memory.lifecycle import Lifecycle
 from janus_memory.model import Backend
+from janus_memory.operation_runner import OperationRunner
+from janus_memory.operations import Changes, OperationCalls
 from janus_memory.parts import Parts
-from janus_memory.ports import VectorIndex
+from janus_memory.ports import Handler, VectorIndex
 from janus_memory.recall import Recall
 from janus_memory.receipts import ReceiptError
 from janus_memory.reconcile import Reconcile
@@ -51,6 +54,7 @@ from janus_memory.wire.ingest import packed
 from janus_memory.wire.portable import encoded
 
 _BACKLOG_EVERY_S = 5.0
+_OPERATIONS_POLL_S = 1.0
 _CHANNEL_STATES_AWAY = {grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN}
 
 
@@ -90,6 +94,9 @@ async def mount(settings: MemorySettings, *, postgres: PostgresSettings, redis: 
         )
         spaces = Spaces(records, embedders, defaults)
         erase = Erase(records, windows, indexes, spaces, _receipt_keys(settings), parts, clock)
+        operations = PostgresOperations(pool)
+        changes = Changes(operations)
+        handlers: dict[str, Handler] = {}
         servicer = MemoryServicer(  # type: ignore[abstract]  # what is not built refuses by itself
             append=AppendTurns(records, windows, spaces, parts, clock),
             window=ReadWindow(records, windows, spaces, parts),
@@ -104,13 +111,15 @@ async def mount(settings: MemorySettings, *, postgres: PostgresSettings, redis: 
             ingest=Ingest(records, spaces, clock, packed),
             export=Export(records, indexes, spaces),
             import_=Import(records, spaces, encoded),
+            operations=OperationCalls(records, changes),
             clock=clock,
         )
         sweep = Sweep(records, windows, every_s=settings.sweep_every_s)
         background: list[tuple[str, BackgroundTask]] = [
-            ("memory-backlog", lambda: _watch(records)),
+            ("memory-backlog", lambda: _watch(records, operations)),
             ("memory-sweep", sweep.run),
             ("memory-erasures", erase.run_for_ever),
+            ("memory-operation-changes", changes.run),
         ]
         if settings.reconcile_every_s:
             reconcile = Reconcile(records, windows, indexes)
@@ -119,6 +128,11 @@ async def mount(settings: MemorySettings, *, postgres: PostgresSettings, redis: 
             indexer = Indexer(records, indexes, embedders, parts, poll_s=settings.indexer_poll_s)
             background.append(("memory-indexer", indexer.run))
             background.append(("memory-graph", GraphKeeper(PgvectorGraph(pool)).run))
+        if settings.operations:
+            runner = OperationRunner(
+                records, operations, changes, handlers, at_once=settings.operations_at_once, poll_s=_OPERATIONS_POLL_S
+            )
+            background.append(("memory-operations", runner.run))
         yield Mount(
             name="memory",
             register=lambda server: rpc.add_MemoryServiceServicer_to_server(servicer, server),
@@ -128,13 +142,14 @@ async def mount(settings: MemorySettings, *, postgres: PostgresSettings, redis: 
         )
 
 
-async def _watch(records: PostgresRecords) -> None:
-    """Keep the outbox's gauges, and remove stored answers that are past their time."""
+async def _watch(records: PostgresRecords, operations: PostgresOperations) -> None:
+    """Keep the outbox's gauges, and remove stored answers and operations that are past their time."""
     while True:
         try:
             metrics.show(await records.backlog())
             await records.forget_requests()
             await records.forget_imports()
+            await operations.forget_ended()
         except JanusError:
             pass  # Postgres is away or busy: its own part says so.
         await asyncio.sleep(_BACKLOG_EVERY_S)

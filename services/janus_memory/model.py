@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from janus_memory.filters import Filter
 
@@ -470,3 +470,52 @@ class Recalled:
     degraded: tuple[str, ...]
     model: str
     spans: tuple[Span, ...] = field(default=())
+
+
+class OperationState(IntEnum):
+    """How an operation is; the numbers are stored and equal OperationState of the contract."""
+
+    PENDING = 1
+    RUNNING = 2
+    SUCCEEDED = 3
+    FAILED = 4
+    CANCELLED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """Work that outlives the call that started it.
+
+    ``arguments`` say what to do, ``cursor`` where to go on; both are JSON.
+    ``done`` and ``total`` count units of work, a total of 0 is not known yet.
+    ``error`` is a google.rpc.Status in the wire's own bytes. ``change`` grows
+    with everything that a watcher can see. ``waits`` and ``failures`` count the
+    times that it did not get on, by others' fault and by its own.
+    """
+
+    id: str
+    kind: str
+    state: OperationState
+    arguments: Mapping[str, Any]
+    created_at: datetime
+    updated_at: datetime
+    ended_at: datetime | None = None
+    cursor: Mapping[str, Any] = field(default_factory=dict)
+    done: int = 0
+    total: int = 0
+    phase: str = ""
+    error: bytes = b""
+    result_json: str = ""
+    requested_by: str = ""
+    cancel_requested: bool = False
+    change: int = 1
+    waits: int = 0
+    failures: int = 0
+
+
+class Claim(NamedTuple):
+    """An operation that this process owns for a while; a later owner has a higher ``epoch``."""
+
+    tenant: str
+    id: str
+    epoch: int

@@ -11,11 +11,13 @@ from datetime import datetime
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
+from janus_kit.errors import JanusError
 from janus_memory.erasure import Erasing, Signer
 from janus_memory.model import (
     Backlog,
     Block,
     Candidate,
+    Claim,
     Document,
     Embeddable,
     HardFilter,
@@ -27,6 +29,8 @@ from janus_memory.model import (
     Neighbour,
     NewMemory,
     NewTurn,
+    Operation,
+    OperationState,
     Scope,
     Space,
     SpaceDraft,
@@ -442,6 +446,40 @@ class Transaction(Erasing, Reconciling, Protocol):
         """Try again later; with ``blame`` count it, and give up at ``dead_after``. How many gave up."""
         ...
 
+    async def add_operation(
+        self, operation_id: str, kind: str, arguments: Mapping[str, Any], requested_by: str
+    ) -> Operation:
+        """Store an operation that is due at once."""
+        ...
+
+    async def operation(self, operation_id: str) -> Operation | None: ...
+
+    async def ask_to_cancel(self, operation_id: str) -> Operation | None:
+        """The operation, which is asked to stop unless it had ended."""
+        ...
+
+    async def renew(self, claim: Claim, lease_s: float) -> Operation | None:
+        """The operation, ours for so many seconds more; None when it is not ours any more.
+
+        It stays ours until the transaction ends, whatever the time. So it is with
+        the next three, which answer whether it was.
+        """
+        ...
+
+    async def save_progress(
+        self, claim: Claim, cursor: Mapping[str, Any], done: int, total: int, phase: str
+    ) -> bool: ...
+
+    async def end_operation(
+        self, claim: Claim, state: OperationState, result: Mapping[str, Any] | None, error: JanusError | None
+    ) -> bool: ...
+
+    async def release_operation(
+        self, claim: Claim, delay_s: float, phase: str | None, waits: int = 0, failures: int = 0
+    ) -> bool:
+        """Leave it to whoever comes after a while. ``waits`` and ``failures`` are added to its own."""
+        ...
+
 
 class Snapshot(Protocol):
     """A tenant's records as they were at one moment, in pages of some MiB; an empty page is the end."""
@@ -517,3 +555,66 @@ class Records(Protocol):
         ...
 
     async def ping(self) -> None: ...
+
+
+class OperationChange(NamedTuple):
+    """An operation changed, or (``due``) wants its owner, or one. An empty id: any may have."""
+
+    id: str
+    due: bool
+
+
+class Operations(Protocol):
+    """Long-running operations of every tenant, for their owners and watchers."""
+
+    async def claim(self, worker: str, kinds: Sequence[str], lease_s: float) -> Claim | None:
+        """Own a due operation of one of the kinds, of a tenant that has the fewest running first.
+
+        Due is one that nobody owns, and one whose owner's lease ran out: at
+        once, and later each time that it happens. ``worker`` is a UUID.
+        """
+        ...
+
+    async def forget_ended(self) -> int:
+        """Remove operations that ended more than 30 days ago; how many."""
+        ...
+
+    def changes(self) -> AsyncIterator[OperationChange]:
+        """What became of operations, of any tenant, as it happens."""
+        ...
+
+
+class Progress(Protocol):
+    """How a handler says how far it is."""
+
+    async def save(
+        self, cursor: Mapping[str, Any], *, done: int, total: int, phase: str, tx: Transaction | None = None
+    ) -> None:
+        """Go on from here after a restart. Watchers see it.
+
+        In a transaction of the handler's own, what is written in it counts
+        only if the operation still is this owner's. Ends the handler otherwise.
+        ``phase`` is for people, at most 256 characters, without user text.
+        """
+        ...
+
+
+class Handler(Protocol):
+    """What one kind of operation does.
+
+    ``run`` may be stopped anywhere and is run again, by any process: it goes on
+    from ``operation.cursor`` and may repeat what it did after it. An error of
+    janus_kit that only says "not now" is tried again, any other ends the
+    operation as FAILED with it.
+    """
+
+    async def run(self, tenant: str, operation: Operation, progress: Progress) -> Mapping[str, Any]:
+        """Do it. The result, as JSON."""
+        ...
+
+    async def undo(self, tenant: str, operation: Operation) -> bool:
+        """Take back what an operation that is not going on has half done; may be repeated.
+
+        False: it is past that, and has to be run to its end.
+        """
+        ...

@@ -25,11 +25,12 @@ from janus_memory.importing import Import
 from janus_memory.ingest import Ingest
 from janus_memory.lifecycle import Lifecycle
 from janus_memory.model import DEFAULT_SPACE, Cause
+from janus_memory.operations import OperationCalls
 from janus_memory.recall import Recall
 from janus_memory.remember import Remember
 from janus_memory.spaces import Spaces
 from janus_memory.windowing import ReadWindow
-from janus_memory.wire import answers, blocks, erasures, lifecycle, reads, writes
+from janus_memory.wire import answers, blocks, erasures, lifecycle, operations, reads, writes
 from janus_memory.wire.ingest import IngestStream, ingested_to
 from janus_memory.wire.portable import Exported, ImportStream, export_query
 
@@ -56,6 +57,7 @@ class MemoryServicer(rpc.MemoryServiceServicer):
         ingest: Ingest,
         export: Export,
         import_: Import,
+        operations: OperationCalls,
         clock: Clock,
     ) -> None:
         self._append = append
@@ -69,6 +71,7 @@ class MemoryServicer(rpc.MemoryServiceServicer):
         self._ingest = ingest
         self._export = export
         self._import = import_
+        self._operations = operations
         self._clock = clock
 
     async def AppendMessages(self, request: pb.AppendMessagesRequest, context: Context) -> pb.AppendMessagesResponse:
@@ -225,6 +228,25 @@ class MemoryServicer(rpc.MemoryServiceServicer):
         with metrics.observed("delete_memory"):
             receipt = await self._erase.run(_tenant(), command.subject, command.space, command.reason, command.request)
         return pb.EraseResponse(receipt=erasures.receipt_to(receipt))
+
+    async def GetOperation(self, request: pb.GetOperationRequest, context: Context) -> pb.GetOperationResponse:
+        operation_id = require_id("operation_id", request.operation_id)
+        found = await self._operations.get(_tenant(), operation_id)
+        return pb.GetOperationResponse(operation=operations.operation_to(found))
+
+    async def WatchOperation(
+        self, request: pb.WatchOperationRequest, context: Context
+    ) -> AsyncIterator[pb.WatchOperationResponse]:
+        operation_id = require_id("operation_id", request.operation_id)
+        sequence = 0
+        async for operation in self._operations.watch(_tenant(), operation_id):
+            sequence += 1
+            yield operations.watched_to(sequence, operation)
+
+    async def CancelOperation(self, request: pb.CancelOperationRequest, context: Context) -> pb.CancelOperationResponse:
+        command = operations.cancel_command(request)
+        asked = await self._operations.cancel(_tenant(), command.operation_id, command.request)
+        return pb.CancelOperationResponse(operation=operations.operation_to(asked))
 
 
 def _refusal(name: str, streams: bool) -> Any:

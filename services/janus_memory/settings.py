@@ -45,3 +45,7 @@ class MemorySettings(Settings):
     """How often the indexer looks without being woken."""
     sweep_every_s: Seconds = 60.0
     """How often expired memories are counted out, and what is older than its space's retention is removed."""
+    operations: bool = True
+    """Whether this process works on long-running operations."""
+    operations_at_once: int = Field(default=4, ge=1, le=64)
+    """How many of them at the same time."""

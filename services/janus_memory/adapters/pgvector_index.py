@@ -103,13 +103,15 @@ class PgvectorIndex:
 
     async def pages(self, tenant: str, space: Space, view: View) -> AsyncIterator[list[int]]:
         after = -1
+        part = """(SELECT unit FROM memory.vector
+                   WHERE tenant = $1 AND space_no = $2 AND generation = $3 AND view = {} AND unit > $4
+                   ORDER BY unit LIMIT $5)"""
+        both = " UNION ALL ".join(part.format(place) for place in (_BOTH, int(view)))
         while True:
             async with self._database.tenant(tenant) as connection:
                 rows = await connection.fetch(
-                    """SELECT unit FROM memory.vector
-                       WHERE tenant = $1 AND space_no = $2 AND generation = $3 AND view IN (0, $4) AND unit > $5
-                       ORDER BY unit LIMIT $6""",
-                    tenant, space.number, space.generation, int(view), after, _PAGE,
+                    f"SELECT unit FROM ({both}) AS page ORDER BY unit LIMIT $5",  # noqa: S608 - constants
+                    tenant, space.number, space.generation, after, _PAGE,
                 )  # fmt: skip
             if not rows:
                 return

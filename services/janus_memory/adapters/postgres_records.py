@@ -9,6 +9,7 @@ from janus_memory.adapters.postgres_blocks import BlockStatements
 from janus_memory.adapters.postgres_export import PostgresSnapshot
 from janus_memory.adapters.postgres_history import HistoryStatements
 from janus_memory.adapters.postgres_import import ImportStatements
+from janus_memory.adapters.postgres_operations import OperationStatements
 from janus_memory.adapters.postgres_outbox import CHANNEL, OutboxStatements
 from janus_memory.adapters.postgres_reconciliation import ReconciliationStatements
 from janus_memory.adapters.postgres_retention import RetentionStatements
@@ -25,6 +26,7 @@ class PostgresTransaction(
     BlockStatements,
     SearchStatements,
     OutboxStatements,
+    OperationStatements,
 ):
     """One transaction of one tenant; row-level security is bound to that tenant."""
 
