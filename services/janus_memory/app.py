@@ -19,6 +19,7 @@ from janus_kit.settings import PostgresSettings, RedisSettings, SettingsError
 from janus_memory import metrics
 from janus_memory.adapters.chroma_index import ChromaIndex
 from janus_memory.adapters.inference_embedder import KnownEmbedders
+from janus_memory.adapters.inference_summaries import InferenceSummaries
 from janus_memory.adapters.lexical_embedder import LexicalEmbedder
 from janus_memory.adapters.onnx_embedder import OnnxModels
 from janus_memory.adapters.pgvector_graph import PgvectorGraph
@@ -49,6 +50,7 @@ from janus_memory.retention import Sweep
 from janus_memory.servicer import SERVICE, MemoryServicer
 from janus_memory.settings import MemorySettings
 from janus_memory.spaces import SpaceDefaults, Spaces
+from janus_memory.summarising import Summariser
 from janus_memory.windowing import ReadWindow
 from janus_memory.wire.ingest import packed
 from janus_memory.wire.portable import encoded
@@ -133,6 +135,10 @@ async def mount(settings: MemorySettings, *, postgres: PostgresSettings, redis: 
                 records, operations, changes, handlers, at_once=settings.operations_at_once, poll_s=_OPERATIONS_POLL_S
             )
             background.append(("memory-operations", runner.run))
+        if settings.summariser:
+            model = settings.summary_model
+            writer = InferenceSummaries(stub, model, settings.summary_timeout_s) if stub and model else None
+            background.append(("memory-summaries", Summariser(records, writer, settings).run))
         yield Mount(
             name="memory",
             register=lambda server: rpc.add_MemoryServiceServicer_to_server(servicer, server),

@@ -113,6 +113,35 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class Said:
+    """A turn as a summary reads it; a long text is cut."""
+
+    position: int
+    role: Role
+    speaker: str
+    text: str
+    occurred_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A thread's turns from the first to the one at position ``upto``, in short."""
+
+    text: str
+    upto: int
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryTask:
+    """A thread's summary, leased. ``attempts`` counts failures of the model since its last success."""
+
+    lease: str
+    last_position: int
+    summary: Summary
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
 class ThreadHead:
     """Where a thread ends. ``incarnation`` tells it from an erased one of the same name.
 

@@ -31,9 +31,12 @@ from janus_memory.model import (
     NewTurn,
     Operation,
     OperationState,
+    Said,
     Scope,
     Space,
     SpaceDraft,
+    Summary,
+    SummaryTask,
     ThreadHead,
     Turn,
     VectorRow,
@@ -161,6 +164,14 @@ class Windows(Protocol):
         ...
 
 
+class SummaryModel(Protocol):
+    """A language model that writes summaries."""
+
+    async def write(self, instructions: str, material: str) -> str:
+        """What it answers to instructions and material, unchecked. Raises Unavailable and other janus_kit errors."""
+        ...
+
+
 class StoredAnswer(NamedTuple):
     """What a request id got before: digest of the body, and the answer."""
 
@@ -275,6 +286,26 @@ class Transaction(Erasing, Reconciling, Protocol):
         ...
 
     async def count_turns(self, space: Space, scope: Scope) -> int: ...
+
+    async def summary(self, space_no: int, thread: str, incarnation: str) -> Summary | None:
+        """The summary of a thread's older turns; None when there is none yet."""
+        ...
+
+    async def claim_summary(self, space_no: int, thread: str, lease: str, lease_s: float) -> SummaryTask | None:
+        """Lease a thread's summary, made if absent; None when another has it, or the thread is gone."""
+        ...
+
+    async def said(self, space_no: int, thread: str, after: int, upto: int, limit: int, max_chars: int) -> list[Said]:
+        """The first turns after a position, up to another, oldest first; texts cut to so many characters."""
+        ...
+
+    async def put_summary(self, space_no: int, thread: str, lease: str, summary: Summary, attempts: int) -> bool:
+        """Keep a summary and end the lease; False, and nothing is kept, when it is not held any more."""
+        ...
+
+    async def postpone_summary(self, space_no: int, thread: str, lease: str, delay_s: float) -> None:
+        """Count a failure and end the lease; nobody tries again before so many seconds."""
+        ...
 
     async def known_memories(self, space_no: int, ids: Sequence[str], digests: Sequence[bytes]) -> list[KnownMemory]:
         """Last versions of the ids (in any space), and current memories that have one of the digests (in this one)."""
@@ -522,6 +553,10 @@ class Records(Protocol):
         ``worker`` is a UUID; rows that it leased before and did not finish are
         due at once, so a worker must have ended its last batch.
         """
+        ...
+
+    async def grown_threads(self, turns: int, limit: int) -> list[tuple[str, int, str]]:
+        """(tenant, space, thread) with at least so many turns that no summary covers and nobody works on."""
         ...
 
     async def backlog(self) -> Backlog: ...

@@ -39,6 +39,20 @@ class MemorySettings(Settings):
     Unset: each tenant has its own in Postgres, made with its first erasure."""
     reconcile_every_s: float = Field(default=86_400, ge=0, le=31 * 86_400)
     """How often each space's indexes are compared with its records, and repaired; 0: never."""
+    summary_model: str = Field(default="", max_length=256)
+    """Alias or `provider/model` of the inference service that writes summaries; empty: they are extracted."""
+    summary_keep_turns: int = Field(default=16, ge=4, le=1_000)
+    """Newest turns of a thread that its summary leaves out."""
+    summary_step_turns: int = Field(default=16, ge=1, le=1_000)
+    """Turns beyond those after which the summary goes on."""
+    summary_max_chars: int = Field(default=2_000, ge=200, le=16_000)
+    """Longest summary."""
+    summary_timeout_s: Seconds = 60.0
+    """Longest wait for one answer of the summary model."""
+    summary_poll_s: Seconds = 5.0
+    """How often a worker looks for threads that have grown."""
+    summariser: bool = True
+    """Whether this process keeps summaries."""
     indexer: bool = True
     """Whether this process works off the outbox."""
     indexer_poll_s: Seconds = 1.0

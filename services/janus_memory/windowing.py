@@ -1,23 +1,25 @@
 """GetWindow: a thread's newest turns, from Redis when it is right, else from Postgres."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from janus_kit.errors import Unavailable
 from janus_memory.model import Scope, Turn
 from janus_memory.parts import Parts
 from janus_memory.ports import Records, Windows
 from janus_memory.spaces import Spaces
+from janus_memory.summary_text import shown
 from janus_memory.window import newest
 
 
 @dataclass(frozen=True)
 class Window:
-    """The newest turns of a thread, oldest first, and what they leave out."""
+    """The newest turns of a thread, oldest first, and what they leave out: how many, and in short."""
 
     turns: tuple[Turn, ...]
     tokens: int
     omitted: int
     degraded: tuple[str, ...]
+    summary: str = ""
 
 
 class ReadWindow:
@@ -46,7 +48,9 @@ class ReadWindow:
             if filtered:
                 found = await tx.turns(space, scope, head.last_position + 1, max_messages)
                 total = await tx.count_turns(space, scope)
+                # The summary is of the whole thread, and a filter is a hard one.
                 return _window(found, total, max_tokens, max_messages, ())
+            summary = await tx.summary(space.number, scope.thread, head.incarnation)
         # One turn more than may be shown tells whether the first is parted from its call.
         wanted = min(max_messages + 1, head.turns)
         cached, degraded = await self._cached(tenant, head.incarnation, head.last_position, wanted)
@@ -57,7 +61,11 @@ class ReadWindow:
             if not degraded:
                 degraded = await self._refill(tenant, head.incarnation, older)
             cached = older + cached
-        return _window(cached, head.turns, max_tokens, max_messages, degraded)
+        window = _window(cached, head.turns, max_tokens, max_messages, degraded)
+        if not window.omitted:
+            return window
+        first_shown = window.turns[0].position if window.turns else head.last_position + 1
+        return replace(window, summary=shown(summary, first_shown))
 
     async def _cached(self, tenant: str, incarnation: str, last: int, limit: int) -> tuple[list[Turn], tuple[str, ...]]:
         try:

@@ -14,6 +14,7 @@ from janus_memory.adapters.postgres_outbox import CHANNEL, OutboxStatements
 from janus_memory.adapters.postgres_reconciliation import ReconciliationStatements
 from janus_memory.adapters.postgres_retention import RetentionStatements
 from janus_memory.adapters.postgres_search import SearchStatements
+from janus_memory.adapters.postgres_summaries import SummaryStatements, grown_threads
 from janus_memory.model import Backlog, IndexBatch, IndexTask
 from janus_memory.ports import Snapshot, Transaction
 
@@ -27,6 +28,7 @@ class PostgresTransaction(
     SearchStatements,
     OutboxStatements,
     OperationStatements,
+    SummaryStatements,
 ):
     """One transaction of one tenant; row-level security is bound to that tenant."""
 
@@ -99,6 +101,10 @@ class PostgresRecords:
             key=lambda task: task.id,
         )
         return IndexBatch(due["tenant"], due["space_no"], worker, tuple(tasks))
+
+    async def grown_threads(self, turns: int, limit: int) -> list[tuple[str, int, str]]:
+        async with self._database.worker() as connection:
+            return await grown_threads(connection, turns, limit)
 
     async def backlog(self) -> Backlog:
         async with self._database.worker() as connection:

@@ -80,6 +80,7 @@ def window_to(window: Window) -> pb.GetWindowResponse:
     return pb.GetWindowResponse(
         turns=map(turn_to, window.turns),
         tokens=window.tokens,
+        summary=window.summary,
         omitted=window.omitted,
         degraded=window.degraded,
     )

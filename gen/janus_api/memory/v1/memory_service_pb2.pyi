@@ -194,7 +194,11 @@ class GetWindowResponse(_message.Message):
     tokens: _builtins.int
     """Estimated tokens of the turns."""
     summary: _builtins.str
-    """Summary of the turns that were left out; empty when there is none."""
+    """Summary of the turns that were left out; it may cover turns of the window as
+    well, and says itself, at its end, which older ones it misses. Made in the
+    background. Empty: nothing was left out, there is none yet, or the scope
+    names a subject or agent.
+    """
     omitted: _builtins.int
     """Turns in the thread that are not in the window."""
     @_builtins.property
