@@ -60,6 +60,8 @@ class _Decoder:
         self, path: str, message: pb.FilterList, depth: int, made: Callable[[tuple[Filter, ...]], Filter]
     ) -> Filter:
         if not self._check.count(f"{path}.filters", message.filters, at_least=1, at_most=MAX_CONDITIONS):
+            # It stands for a condition, so that a tree of nothing but empty lists ends too.
+            self._conditions += 1
             return _BROKEN
         found = []
         for place, each in enumerate(message.filters):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -12,7 +13,9 @@ from google.protobuf.message import DecodeError
 from janus_api.memory.v1 import filter_pb2 as pb
 from janus_api.memory.v1 import recall_pb2
 from janus_kit.errors import InvalidArgument
+from janus_kit.validate import Violations
 from janus_memory.filters import Field, Filter, OneOf, Range
+from janus_memory.wire.filters import filter_of
 from janus_memory.wire.reads import recall_query
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
@@ -124,6 +127,21 @@ def test_the_largest_filters_are_accepted() -> None:
 def test_a_tree_is_not_walked_further_than_it_may_go() -> None:
     wide = every(*[every(*[every(*[TRUE] * 64)] * 64)] * 16)
     assert list(broken(wide)) == ["filter.all_of.filters[0].all_of.filters[1].all_of.filters[0]"]
+
+
+def test_lists_of_nothing_are_not_walked_further_either() -> None:
+    class Counting(Violations):
+        asked = 0
+
+        def count(self, field: str, items: Sized, *, at_least: int = 0, at_most: int) -> bool:
+            self.asked += 1
+            return super().count(field, items, at_least=at_least, at_most=at_most)
+
+    check = Counting()
+    filter_of(check, "filter", every(*[every(*[every(*[every()] * 64)] * 64)] * 16))
+    assert check
+    # As many empty lists as there may be conditions, one more, and the lists that they are in.
+    assert check.asked <= 65 + 4
 
 
 def test_integers_and_numbers_are_one_type() -> None:
