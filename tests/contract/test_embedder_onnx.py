@@ -88,6 +88,33 @@ async def test_a_model_may_pool_by_its_first_token_and_leave_lengths_alone(model
     assert found == pytest.approx([3, 4, 0])
 
 
+async def test_pooling_may_be_named_instead_of_flagged(models: OnnxModels, tmp_path: Path) -> None:
+    more = {"1_Pooling__config_json": {"pooling_mode": "cls"}, "modules_json": [{"type": "x.Pooling"}]}
+    write(tmp_path / "models" / "named", **more)
+    assert await vectors(models, "named", "sky heron") == [pytest.approx([3, 4, 0])]
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("1_Pooling__config_json", {"pooling_mode_lasttoken": True}),
+        ("1_Pooling__config_json", {"pooling_mode": "max"}),
+        ("1_Pooling__config_json", {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}),
+        ("modules_json", [{"type": "x.Transformer"}, {"type": "x.Pooling"}, {"type": "x.Dense"}]),
+        ("modules_json", ["Pooling"]),
+        ("sentence_bert_config_json", {"max_seq_length": "many"}),
+    ],
+)
+async def test_a_folder_that_would_be_read_wrongly_is_refused(
+    models: OnnxModels, tmp_path: Path, file: str, content: object
+) -> None:
+    """Wrong vectors look like right ones."""
+    write(tmp_path / "models" / "odd", **{file: content})
+    with pytest.raises(Unavailable) as raised:
+        await vectors(models, "odd", "heron")
+    assert file.replace("__", "/").replace("_json", ".json") in raised.value.message
+
+
 @pytest.mark.parametrize("name", ["..", "../tiny", "a/b", "", ".hidden", "a\\b", "a\x00"])
 def test_what_is_no_folder_is_no_model(models: OnnxModels, name: str) -> None:
     with pytest.raises(InvalidArgument) as raised:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 PREFIX = "onnx/"
 _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _BATCH = 32
+_MODULES = frozenset({"Transformer", "Pooling", "Normalize"})
+_FLAG = "pooling_mode_"
+_POOLINGS = {"mean_tokens": "mean", "mean": "mean", "cls_token": "cls", "cls": "cls"}
 _LONGEST = 512
 """Tokens of a text where the model does not say: what nearly all of them were made for."""
 
@@ -155,20 +158,50 @@ def _loaded(folder: Path, threads: int) -> _Model:
     except Exception as error:
         # Both raise whatever they like about a file that is damaged.
         raise Unavailable("embedder", f"the ONNX model '{folder.name}' cannot be loaded") from error
-    said, pooling = _json(folder / "sentence_bert_config.json"), _json(folder / "1_Pooling" / "config.json")
     own = tokenizer.truncation["max_length"] if tokenizer.truncation else _LONGEST
-    tokenizer.enable_truncation(int(said.get("max_seq_length") or own))
+    longest = _json(folder / "sentence_bert_config.json").get("max_seq_length") or own
+    if not isinstance(longest, int) or longest < 1:
+        raise _not_understood(folder, "sentence_bert_config.json")
+    tokenizer.enable_truncation(longest)
     tokenizer.no_padding()
     outputs = [output.name for output in session.get_outputs()]
-    modules = _json(folder / "modules.json")
+    modules = _modules(folder)
     return _Model(
         session=session,
         tokenizer=tokenizer,
         inputs=frozenset(each.name for each in session.get_inputs()),
         output="last_hidden_state" if "last_hidden_state" in outputs else outputs[0],
-        pooling="cls" if pooling.get("pooling_mode_cls_token") else "mean",
-        normalises=not modules or any("Normalize" in str(each.get("type")) for each in modules.values()),
+        pooling=_pooling(folder),
+        normalises=not modules or "Normalize" in modules,
     )
+
+
+def _modules(folder: Path) -> frozenset[str]:
+    """What a text goes through, by the last part of each name; empty where nothing is said."""
+    entries = list(_json(folder / "modules.json").values())
+    if not all(isinstance(entry, dict) for entry in entries):
+        raise _not_understood(folder, "modules.json")
+    found = frozenset(str(entry.get("type")).rpartition(".")[2] for entry in entries)
+    # A vector that misses a step is wrong, and nobody would notice.
+    if found - _MODULES:
+        raise _not_understood(folder, "modules.json")
+    return found
+
+
+def _pooling(folder: Path) -> str:
+    """`mean` or `cls`, in whichever of its two forms a folder says it; the mean where nothing is said."""
+    said = _json(folder / "1_Pooling" / "config.json")
+    modes = {name.removeprefix(_FLAG) for name, chosen in said.items() if name.startswith(_FLAG) and chosen}
+    named = said.get("pooling_mode")
+    modes |= {str(named)} if named is not None else set()
+    known = {_POOLINGS.get(mode, "") for mode in modes} or {"mean"}
+    if len(known) != 1 or "" in known:
+        raise _not_understood(folder, "1_Pooling/config.json")
+    return known.pop()
+
+
+def _not_understood(folder: Path, file: str) -> Unavailable:
+    return Unavailable("embedder", f"{file} of the ONNX model '{folder.name}' asks for what this server cannot do")
 
 
 def _json(file: Path) -> Mapping[str, Any]:
