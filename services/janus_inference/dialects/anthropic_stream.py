@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from janus_inference import accounting
@@ -103,6 +104,8 @@ class MessagesReader(StreamReader):
         match event.get("type"):
             case "content_block_delta":
                 self._delta(self._blocks[event["index"]], event["delta"], events)
+                if self._alike.wants(data):
+                    self._learn(name, data, event)
             case "content_block_start":
                 self._block_start(event["index"], event["content_block"], events)
             case "content_block_stop":
@@ -186,6 +189,15 @@ class MessagesReader(StreamReader):
                 self.unknown += 1
             case _:
                 block.extend(delta)
+
+    def _learn(self, name: bytes, data: bytes, event: dict[str, Any]) -> None:
+        """The next event like this one need not be parsed, where it is some text or thinking."""
+        part, delta = self._blocks[event["index"]].part_index, event["delta"]
+        match delta["type"]:
+            case "text_delta":
+                self._alike.learn(name, data, event, delta, "text", partial(TextDelta, part))
+            case "thinking_delta":
+                self._alike.learn(name, data, event, delta, "thinking", lambda text: ReasoningDelta(part, text=text))
 
     def _block_stop(self, index: int, events: list[ProviderEvent]) -> None:
         block = self._blocks[index]

@@ -1,6 +1,7 @@
 """Chat Completions answers, from OpenAI and from the servers that speak like it."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from janus_inference import accounting
@@ -91,10 +92,22 @@ class ChatReader(StreamReader):
                 # A few servers name the event instead of wrapping the error.
                 raise classify(self._provider, self._model, _refused(chunk))
             self._chunk(chunk, events)
+            if self._alike.wants(data) and (delta := _only_delta(chunk)):
+                self._learn(name, data, chunk, delta)
         elif self._reason is not None:
             self._end(events)
         else:
             raise self.too_short()
+
+    def _learn(self, name: bytes, data: bytes, chunk: dict[str, Any], delta: dict[str, Any]) -> None:
+        """The next chunk like this one need not be parsed, where it is nothing but some text or reasoning."""
+        said = [key for key, value in delta.items() if value and key != "role"]
+        if said == ["content"] and isinstance(delta["content"], str):
+            part = self._parts.of("text")
+            self._alike.learn(name, data, chunk, delta, "content", partial(TextDelta, part))
+        elif said in (["reasoning_content"], ["reasoning"]):
+            part = self._parts.of("reasoning")
+            self._alike.learn(name, data, chunk, delta, said[0], lambda text: ReasoningDelta(part, text=text))
 
     def _ended(self, events: list[ProviderEvent]) -> None:
         if self._reason is not None and not self._needs_done:
@@ -236,6 +249,18 @@ class ChatReader(StreamReader):
             elif self._refused:
                 reason = FinishReason.REFUSAL
         events.append(Stopped(reason, word, self._response_id, self._response_model))
+
+
+def _only_delta(chunk: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The delta of a chunk that says nothing beside it."""
+    choices = chunk.get("choices")
+    if not choices or len(choices) > 1 or chunk.get("usage") or chunk.get("x_groq"):
+        return None
+    choice = choices[0]
+    if choice.get("index") or choice.get("finish_reason") or choice.get("logprobs"):
+        return None
+    delta: dict[str, Any] | None = choice.get("delta")
+    return delta
 
 
 def _refused(error: Any) -> Refused:

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Protocol
 
+from janus_inference.dialects.alike import Alike
 from janus_inference.dialects.json_text import NotJson
 from janus_inference.dialects.sse import EventTooLarge, SseSplitter
 from janus_inference.events import ProviderEvent
@@ -47,14 +48,24 @@ class StreamReader:
         self.unknown = 0
         self._provider = provider
         self._sse = SseSplitter()
+        self._alike = Alike()
 
     def feed(self, chunk: bytes) -> list[ProviderEvent]:
-        return [] if self.whole else self._collected(self._sse.feed(chunk))
+        events: list[ProviderEvent] = []
+        if self.whole or self.failure is not None:
+            return events
+        if b"\n\n" in chunk and self._sse.is_between_events:
+            chunk = self._alike.take(self._sse.recalled(chunk), events)
+        if chunk:
+            self._collect(self._sse.feed(chunk), events)
+        return events
 
     def close(self) -> list[ProviderEvent]:
         if self.whole:
             return []
-        events = self._collected(self._sse.close())
+        events: list[ProviderEvent] = []
+        if self.failure is None:
+            self._collect(self._sse.close(), events)
         if self.failure is None and not self.whole:
             self._ended(events)
         if self.failure is None and not self.whole:
@@ -72,10 +83,7 @@ class StreamReader:
     def _ended(self, events: list[ProviderEvent]) -> None:
         """The stream ended without saying so; a dialect may know better than to call it broken."""
 
-    def _collected(self, found: Iterator[tuple[bytes, bytes]]) -> list[ProviderEvent]:
-        events: list[ProviderEvent] = []
-        if self.failure is not None:
-            return events
+    def _collect(self, found: Iterator[tuple[bytes, bytes]], events: list[ProviderEvent]) -> None:
         try:
             for name, data in found:
                 self._event(name, data, events)
@@ -88,4 +96,3 @@ class StreamReader:
         except WRONG_SHAPE:
             # Whatever shape it has, it is not one that this dialect knows.
             self.failure = broken(self._provider, "an event is not of the expected form")
-        return events

@@ -51,6 +51,18 @@ class SseSplitter:
             self._keep(chunk[end:])
         yield from self._lines(lines)
 
+    @property
+    def is_between_events(self) -> bool:
+        """Whether the next event begins with what comes next, or with a line that is not whole yet."""
+        return not (self._data or self._name or self._skip_lf)
+
+    def recalled(self, chunk: bytes) -> bytes:
+        """The chunk after that beginning of a line, which waits here no longer; what nobody takes out must be fed."""
+        if not self._tail:
+            return chunk
+        tail, self._tail = self._tail, bytearray()
+        return bytes(tail) + chunk
+
     def close(self) -> Iterator[tuple[bytes, bytes]]:
         """The last event, when the stream ended without the blank line that closes it."""
         tail, self._tail = bytes(self._tail), bytearray()
