@@ -68,6 +68,7 @@ class Attempts:
         self._open: set[Asking] = set()
         self._racing: dict[asyncio.Task[None], Asking] = {}
         self._leaving: set[asyncio.Task[None]] = set()
+        self._closing: asyncio.Task[None] | None = None
         self.recorded: UsageRecord | None = None
         """The last attempt that is on record, or will be, without an answer."""
 
@@ -99,7 +100,7 @@ class Attempts:
             task.cancel()
         for asking in self._open:
             self._abandon(asking)
-        closing = asyncio.create_task(self._closed(), name=f"close-{self._call.generation_id}")
+        closing = self.closing()
         cancelled: asyncio.CancelledError | None = None
         while not closing.done():
             # A deadline may cancel a call that is being cancelled already; connections are closed all the same.
@@ -110,6 +111,12 @@ class Attempts:
         closing.result()
         if cancelled is not None:
             raise cancelled
+
+    def closing(self) -> asyncio.Task[None]:
+        """Closes every connection; ``aclose`` awaits it. May be begun early, beside another wait."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._closed(), name=f"close-{self._call.generation_id}")
+        return self._closing
 
     async def _closed(self) -> None:
         await asyncio.gather(*self._racing, *self._leaving, return_exceptions=True)

@@ -89,6 +89,11 @@ _EFFORTS: dict[int, Effort] = {
     pb.REASONING_EFFORT_MEDIUM: Effort.MEDIUM,
     pb.REASONING_EFFORT_HIGH: Effort.HIGH,
 }
+_KNOWN_MODES = frozenset(pb.ToolChoiceMode.values())
+_KNOWN_EFFORTS = frozenset(pb.ReasoningEffort.values())
+_KNOWN_CACHE_MODES = frozenset(pb.CacheMode.values())
+# Most prompts say nothing of these, and to look for each of their fields takes longer than all the rest.
+_NO_SAMPLING, _NO_TIMEOUTS, _NO_ROUTING, _NO_CACHE = Sampling(), Timeouts(), Routing(), CachePolicy()
 
 
 def prompt_from(prompt: pb.Prompt) -> Prompt:
@@ -103,19 +108,13 @@ def prompt_from(prompt: pb.Prompt) -> Prompt:
         tool_choice=_tool_choice(prompt),
         parallel_tool_calls=_given(prompt, "parallel_tool_calls", lambda: prompt.parallel_tool_calls),
         response_format=_response_format(prompt),
-        sampling=_sampling(prompt.sampling),
+        sampling=_sampling(prompt.sampling) if prompt.HasField("sampling") else _NO_SAMPLING,
         stop=tuple(prompt.stop),
         max_output_tokens=_given(prompt, "max_output_tokens", lambda: prompt.max_output_tokens),
         reasoning=_reasoning_options(prompt),
-        timeouts=_timeouts(prompt.timeouts),
-        routing=Routing(
-            tuple(prompt.routing.fallbacks), _seconds(prompt.routing, "hedge_after", prompt.routing.hedge_after)
-        ),
-        cache=CachePolicy(
-            read=prompt.cache.mode in (pb.CACHE_MODE_READ, pb.CACHE_MODE_READ_WRITE),
-            write=prompt.cache.mode in (pb.CACHE_MODE_WRITE, pb.CACHE_MODE_READ_WRITE),
-            max_age=_seconds(prompt.cache, "max_age", prompt.cache.max_age),
-        ),
+        timeouts=_timeouts(prompt.timeouts) if prompt.HasField("timeouts") else _NO_TIMEOUTS,
+        routing=_routing(prompt.routing) if prompt.HasField("routing") else _NO_ROUTING,
+        cache=_cache(prompt.cache) if prompt.HasField("cache") else _NO_CACHE,
         labels=dict(prompt.labels),
         provider_options_json=prompt.provider_options_json,
         resumable=prompt.resumable,
@@ -254,6 +253,18 @@ def _reasoning_options(prompt: pb.Prompt) -> ReasoningOptions | None:
     )
 
 
+def _routing(given: pb.Routing) -> Routing:
+    return Routing(tuple(given.fallbacks), _seconds(given, "hedge_after", given.hedge_after))
+
+
+def _cache(given: pb.CachePolicy) -> CachePolicy:
+    return CachePolicy(
+        read=given.mode in (pb.CACHE_MODE_READ, pb.CACHE_MODE_READ_WRITE),
+        write=given.mode in (pb.CACHE_MODE_WRITE, pb.CACHE_MODE_READ_WRITE),
+        max_age=_seconds(given, "max_age", given.max_age),
+    )
+
+
 def _timeouts(given: pb.Timeouts) -> Timeouts:
     return Timeouts(
         connect=_seconds(given, "connect", given.connect),
@@ -280,11 +291,11 @@ def _refuse_unknown(prompt: pb.Prompt) -> None:
     """Raises InvalidArgument for an enum number that this version does not know: to ignore it would be to guess."""
     check = Violations()
     for field, number, known in (
-        ("prompt.tool_choice.mode", prompt.tool_choice.mode, pb.ToolChoiceMode),
-        ("prompt.reasoning.effort", prompt.reasoning.effort, pb.ReasoningEffort),
-        ("prompt.cache.mode", prompt.cache.mode, pb.CacheMode),
+        ("prompt.tool_choice.mode", prompt.tool_choice.mode, _KNOWN_MODES),
+        ("prompt.reasoning.effort", prompt.reasoning.effort, _KNOWN_EFFORTS),
+        ("prompt.cache.mode", prompt.cache.mode, _KNOWN_CACHE_MODES),
     ):
-        check.require(number in known.values(), field, "must be a value of the enum")
+        check.require(number in known, field, "must be a value of the enum")
     chosen = prompt.tool_choice
     unsaid = chosen.mode == pb.TOOL_CHOICE_MODE_UNSPECIFIED and chosen.name
     check.require(not unsaid, "prompt.tool_choice.name", "is allowed only with TOOL_CHOICE_MODE_NAMED")

@@ -144,7 +144,7 @@ class Run:
                 yield self._number(event)
             if asking.usage is not None:
                 yield self._number(self._usage(asking, asking.usage))
-            async with aclosing(self._relayed(asking)) as relayed:
+            async with aclosing(self._relayed(attempts, asking)) as relayed:
                 async for numbered in relayed:
                     yield numbered
         except BaseException as error:
@@ -196,19 +196,22 @@ class Run:
         if attempts.recorded is not None:
             await self._desk.ledger.flushed()
 
-    async def _relayed(self, asking: Asking) -> AsyncGenerator[Numbered, None]:
+    async def _relayed(self, attempts: Attempts, asking: Asking) -> AsyncGenerator[Numbered, None]:
         """What the provider says, to the end."""
         keep = self._kept.append if self._keeps else None
         as_numbered = self._as_numbered
         try:
             async with aclosing(asking.batches()) as batches:
                 async for batch in batches:
+                    is_last = isinstance(batch[-1], Stopped)
                     for event in coalesced(batch):
                         if isinstance(event, Stopped):
-                            yield await self._finished(asking, event)
+                            yield await self._finished(attempts, asking, event)
                             return
                         asking.note(event)
                         if type(event) is UsageUpdated:
+                            if is_last:
+                                continue  # the end that follows at once says it
                             event = self._usage(asking, event.usage)
                         if keep is not None:
                             keep(event)
@@ -226,9 +229,10 @@ class Run:
                 await self._desk.ledger.flushed()
             yield await self._failed(failure, record, partial=True)
 
-    async def _finished(self, asking: Asking, stopped: Stopped) -> Numbered:
-        """The end of a whole answer, once its usage is on record."""
+    async def _finished(self, attempts: Attempts, asking: Asking, stopped: Stopped) -> Numbered:
+        """The end of a whole answer, once its usage is on record; meanwhile the connection is let go."""
         record = asking.succeeded(stopped)
+        attempts.closing()
         usage = record.usage if record is not None else Usage()
         cost = record.cost if record is not None else None
         finished = Finished(stopped.reason, stopped.provider_reason, usage, self._timings, stopped.response_id, cost)

@@ -56,7 +56,10 @@ class BareChain(rpc.InferenceServiceServicer):
             async for data in response.iter_bytes():
                 *events, rest = (rest + data).split(b"\n\n")
                 texts = [text for event in events if (text := _text(event[6:]))]
-                if texts:
+                if model.endswith("-apart"):
+                    for text in texts:
+                        yield text
+                elif texts:
                     yield "".join(texts)
 
 
@@ -64,7 +67,10 @@ def _text(data: bytes) -> str:
     if data == b"[DONE]":
         return ""
     choices = jiter.from_json(data)["choices"]
-    return cast(str, choices[0]["delta"].get("content") or "") if choices else ""
+    if not choices:
+        return ""
+    delta = choices[0]["delta"]
+    return cast(str, delta.get("content") or delta.get("reasoning_content") or "")
 
 
 async def _main(base_url: str) -> None:

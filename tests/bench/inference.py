@@ -139,7 +139,8 @@ async def _tokens(bench: Bench) -> None:
     clients = Grpc(bench.gateway.address, "bench", 4), Grpc(bench.bare.address, "bench", 4)
     for name, model, aim, rate_aim in (
         ("burst", "tokens-200", "≤ 15 µs", "≥ 60,000"),
-        ("one token a message", "tokens-200-every-5", "≤ 45 µs", ""),
+        ("burst, one token a message", "tokens-200-apart", "≤ 45 µs", ""),
+        ("one token each 5 ms", "tokens-200-every-5", "", ""),
     ):
         ours, bare = await _in_turn(
             [(clients[0], bench.gateway, model, STREAMS), (clients[1], bench.bare, model, STREAMS)], bench.seconds
@@ -219,7 +220,7 @@ async def _peer(bench: Bench) -> None:
     client = Http(bench.gateway.address)
     await _one_by_one([Http(bench.gateway.address), Http(bench.upstream.address)], bench.calls)
     bare = Grpc(bench.bare.address, "bench", 4)
-    for name, model in (("burst", "tokens-200"), ("one token a message", "tokens-200-every-5")):
+    for name, model in (("burst", "tokens-200"), ("one token each 5 ms", "tokens-200-every-5")):
         ours, least = await _in_turn(
             [(client, bench.gateway, model, STREAMS), (bare, bench.bare, model, STREAMS)], bench.seconds
         )
