@@ -80,23 +80,8 @@ class Ledger:
         """
         entry = _Entry(record, answered)
         deadline = asyncio.get_running_loop().time() + self._wait_s
-        try:
-            async with asyncio.timeout_at(deadline):
-                while len(self._queue) >= self._most:
-                    self._room.clear()
-                    await self._room.wait()
-        except TimeoutError:
-            self._keep(entry)
-            raise ResourceExhausted(
-                "OVERLOADED",
-                "too many usage records wait for the database",
-                {"part": "postgres"},
-                retry_after=1.0,
-                quota=("usage records", f"{self._most} waiting at the same time"),
-            ) from None
-        except asyncio.CancelledError:
-            self._keep(entry)
-            raise
+        if len(self._queue) >= self._most:
+            await self._roomy(entry, deadline)
         self._append(entry)
         try:
             async with asyncio.timeout_at(deadline):
@@ -125,7 +110,8 @@ class Ledger:
         try:
             while True:
                 await self._arrived.wait()
-                await asyncio.sleep(self._backoff_s)
+                if self._backoff_s:
+                    await asyncio.sleep(self._backoff_s)
                 await self._write_some()
         finally:
             self._at_work = False
@@ -142,6 +128,26 @@ class Ledger:
                         await asyncio.sleep(self._backoff_s)
         except TimeoutError:
             _log.error("usage_unwritten", records=len(self._queue))
+
+    async def _roomy(self, entry: _Entry, deadline: float) -> None:
+        """Wait for room; the entry is kept also where that ends in an error."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                while len(self._queue) >= self._most:
+                    self._room.clear()
+                    await self._room.wait()
+        except TimeoutError:
+            self._keep(entry)
+            raise ResourceExhausted(
+                "OVERLOADED",
+                "too many usage records wait for the database",
+                {"part": "postgres"},
+                retry_after=1.0,
+                quota=("usage records", f"{self._most} waiting at the same time"),
+            ) from None
+        except asyncio.CancelledError:
+            self._keep(entry)
+            raise
 
     async def _written(self, entry: _Entry) -> None:
         """Wait for ``run``. Before it begins and after it has ended, callers write for themselves."""
