@@ -33,6 +33,8 @@ RECIPE = Weights(
 # Vectors of the built-in embedder hold hardly anything that BM25 does not know
 # better: they earn a vote on misspelt words, not the vote of a model.
 LEXICAL_DENSE = 0.2
+# What a turn is about is then seen from the words around it alone.
+LEXICAL_WIDE = 0.5
 
 LEGS = ("lexical_turn", "lexical_before", "lexical_around", "lexical_wide", "dense_turn", "dense_before")
 HALF_LIFE_DAYS = 30.0
@@ -43,7 +45,7 @@ def effective(model: str, space: Weights, request: Weights) -> Weights:
     """The weights of a recall: the request's, else the space's, else the recipe's."""
     recipe = RECIPE
     if model == LEXICAL_MODEL:
-        recipe = replace(recipe, dense_turn=LEXICAL_DENSE, dense_before=LEXICAL_DENSE)
+        recipe = replace(recipe, dense_turn=LEXICAL_DENSE, dense_before=LEXICAL_DENSE, lexical_wide=LEXICAL_WIDE)
     chosen = {}
     for each in fields(Weights):
         values = (getattr(weights, each.name) for weights in (request, space, recipe))

@@ -92,3 +92,12 @@ def test_request_weights_come_before_the_space_and_the_recipe() -> None:
 def test_the_built_in_embedder_has_the_vote_it_earns() -> None:
     chosen = fusion.effective(LEXICAL_MODEL, Weights(), Weights())
     assert chosen.dense_turn == chosen.dense_before == fusion.LEXICAL_DENSE
+
+
+def test_without_a_model_the_words_around_a_turn_count_for_more() -> None:
+    lexical = fusion.effective(LEXICAL_MODEL, Weights(), Weights())
+    modelled = fusion.effective("some/model", Weights(), Weights())
+    assert lexical.lexical_wide is not None
+    assert modelled.lexical_wide is not None
+    assert lexical.lexical_wide > modelled.lexical_wide
+    assert fusion.effective(LEXICAL_MODEL, Weights(lexical_wide=0.1), Weights()).lexical_wide == 0.1
