@@ -42,9 +42,12 @@ from janus_memory.operation_runner import OperationRunner
 from janus_memory.operations import Changes, OperationCalls
 from janus_memory.parts import Parts
 from janus_memory.ports import Handler, VectorIndex
+from janus_memory.rebuild import Rebuild
 from janus_memory.recall import Recall
 from janus_memory.receipts import ReceiptError
 from janus_memory.reconcile import Reconcile
+from janus_memory.reindex import KIND as REINDEX
+from janus_memory.reindex import Reindex
 from janus_memory.remember import Remember
 from janus_memory.retention import Sweep
 from janus_memory.servicer import SERVICE, MemoryServicer
@@ -98,7 +101,9 @@ async def mount(settings: MemorySettings, *, postgres: PostgresSettings, redis: 
         erase = Erase(records, windows, indexes, spaces, _receipt_keys(settings), parts, clock)
         operations = PostgresOperations(pool)
         changes = Changes(operations)
-        handlers: dict[str, Handler] = {}
+        handlers: dict[str, Handler] = {
+            REINDEX: Rebuild(records, indexes, embedders, parts, clock, retire_after_s=settings.retire_after_s),
+        }
         servicer = MemoryServicer(  # type: ignore[abstract]  # what is not built refuses by itself
             append=AppendTurns(records, windows, spaces, parts, clock),
             window=ReadWindow(records, windows, spaces, parts),
@@ -113,6 +118,7 @@ async def mount(settings: MemorySettings, *, postgres: PostgresSettings, redis: 
             ingest=Ingest(records, spaces, clock, packed),
             export=Export(records, indexes, spaces),
             import_=Import(records, spaces, encoded),
+            reindex=Reindex(records, spaces),
             operations=OperationCalls(records, changes),
             clock=clock,
         )

@@ -13,12 +13,12 @@ import random
 from collections.abc import Collection, Mapping, Sequence
 from uuid import uuid4
 
-from janus_kit.auth.identity import Identity, acting_as
-from janus_kit.errors import InvalidArgument, JanusError, Unavailable
+from janus_kit.errors import JanusError, Unavailable
 from janus_kit.telemetry.logging import get_logger
-from janus_memory.model import Embeddable, IndexBatch, IndexTask, Space, VectorRow, View
+from janus_memory.model import IndexBatch, IndexTask
 from janus_memory.parts import Parts
-from janus_memory.ports import Embedders, Purpose, Records, VectorIndex
+from janus_memory.ports import Embedders, Records, VectorIndex
+from janus_memory.vectors import Vectors
 
 BATCH = 128
 LEASE_S = 15.0
@@ -47,7 +47,7 @@ class Indexer:
     ) -> None:
         self._records = records
         self._indexes = indexes
-        self._embedders = embedders
+        self._vectors = Vectors(embedders, parts)
         self._parts = parts
         self._poll_s = poll_s
         self._wake = asyncio.Event()
@@ -115,7 +115,8 @@ class Indexer:
             tasks = await tx.held_tasks(batch, [task.id for task in tasks])
             if not tasks:
                 return
-            units = [task.unit for task in tasks]
+            # One that was written and forgotten since has two rows.
+            units = list(dict.fromkeys(task.unit for task in tasks))
             await tx.count_terms(batch.space_no, [task for task in tasks if not task.counted])
             space = await tx.space_numbered(batch.space_no)
             found = await tx.embeddables(batch.space_no, units) if space else []
@@ -125,7 +126,7 @@ class Indexer:
             part = space.backend.name.lower()
             if index is None:
                 raise Unavailable(part)
-            rows = await self._vectors(batch.tenant, space, found)
+            rows = await self._vectors.of(batch.tenant, space, found)
             try:
                 try:
                     await index.upsert(batch.tenant, space, rows)
@@ -140,45 +141,18 @@ class Indexer:
                 raise
             self._parts.back(part)
         async with self._records.transaction(batch.tenant) as tx:
-            held = await tx.held_tasks(batch, [task.id for task in tasks])
-            await tx.finish_tasks(batch.space_no, [task.id for task in held])
+            switched = space is not None and await tx.live_generation(batch.space_no) != space.generation
+            if not switched:
+                held = await tx.held_tasks(batch, [task.id for task in tasks])
+                await tx.finish_tasks(batch.space_no, [task.id for task in held])
+        if switched:
+            # The vectors went to a generation that nobody searches any more.
+            await self._apply_together(batch, tasks)
 
     async def _gone_meanwhile(self, batch: IndexBatch, units: Collection[int]) -> set[int]:
         """Units that were erased while they were embedded: whoever holds their lease by now, they must not stay."""
         async with self._records.transaction(batch.tenant) as tx:
             return set(await tx.tombstones(batch.space_no, list(units)))
-
-    async def _vectors(self, tenant: str, space: Space, found: Sequence[Embeddable]) -> list[VectorRow]:
-        part = f"embedder:{space.model}"
-        rows = [
-            VectorRow(each.about, view, each.version, each.embedding)
-            for each in found
-            if each.embedding
-            for view in View
-        ]
-        wanted = [(each, view) for each in found if not each.embedding for view in View]
-        if not wanted:
-            return rows
-        texts = [each.texts[view] for each, view in wanted]
-        # A text whose two views are equal is embedded once.
-        distinct = list(dict.fromkeys(texts))
-        try:
-            with acting_as(Identity(tenant, "janus-memory", frozenset({"inference.use"}))):
-                made = await self._embedders.named(space.model).embed(distinct, space.dimensions, Purpose.DOCUMENT)
-        except Unavailable:
-            self._parts.away(part)
-            raise
-        self._parts.back(part)
-        wrong = next((vector for vector in made if len(vector) != space.dimensions), None)
-        if wrong is not None or len(made) != len(distinct):
-            raise InvalidArgument(
-                "embedding",
-                f"the model gave vectors of another length than the space's {space.dimensions}",
-                reason="DIMENSION_MISMATCH",
-            )
-        vectors = dict(zip(distinct, made, strict=True))
-        rows.extend(VectorRow(each.about, view, each.version, vectors[each.texts[view]]) for each, view in wanted)
-        return rows
 
     async def _postpone(self, batch: IndexBatch, tasks: Sequence[IndexTask], error: str, *, blame: bool) -> None:
         attempts = max(task.attempts for task in tasks)

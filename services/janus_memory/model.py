@@ -434,6 +434,10 @@ class Embeddable:
     texts: Mapping[View, str]
     embedding: tuple[float, ...] = ()
 
+    def own(self, dimensions: int) -> tuple[float, ...]:
+        """The caller's own vector, unless it is of another length: then the text is embedded."""
+        return self.embedding if len(self.embedding) == dimensions else ()
+
 
 @dataclass(frozen=True, slots=True)
 class Detail:

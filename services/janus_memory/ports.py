@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from janus_kit.errors import JanusError
 from janus_memory.erasure import Erasing, Signer
+from janus_memory.generation import Rebuilding
 from janus_memory.model import (
     Backlog,
     Block,
@@ -106,6 +107,10 @@ class VectorIndex(Protocol):
 
     async def vectors(self, tenant: str, space: Space, units: Sequence[int]) -> dict[int, list[float]]:
         """What View.ALONE has of the units; those that are not there are left out."""
+        ...
+
+    async def drop(self, tenant: str, space: Space) -> None:
+        """Remove everything of the space's generation; may take long. Idempotent."""
         ...
 
     async def ping(self) -> None:
@@ -217,6 +222,16 @@ class Receipts(Protocol):
         ...
 
 
+class DeadLetters(NamedTuple):
+    """Writes of one space that indexing gave up on for one reason. An empty tenant: the transaction's."""
+
+    tenant: str
+    space: str
+    reason: str
+    rows: int
+    oldest: datetime
+
+
 class KnownVersion(NamedTuple):
     """A version of a memory on record, and whether it is in the space that was asked for."""
 
@@ -224,7 +239,7 @@ class KnownVersion(NamedTuple):
     here: bool
 
 
-class Transaction(Erasing, Reconciling, Protocol):
+class Transaction(Erasing, Reconciling, Rebuilding, Protocol):
     """One transaction of one tenant. Leaving it without an error commits all of it."""
 
     async def claim_request(
@@ -477,6 +492,14 @@ class Transaction(Erasing, Reconciling, Protocol):
         """Try again later; with ``blame`` count it, and give up at ``dead_after``. How many gave up."""
         ...
 
+    async def dead_letters(self, space_no: int) -> list[DeadLetters]:
+        """What the indexer gave up on, by space and reason; of one space, or (0) of all."""
+        ...
+
+    async def replay_dead(self, space_no: int) -> int:
+        """Have the indexer try that again; how many rows."""
+        ...
+
     async def add_operation(
         self, operation_id: str, kind: str, arguments: Mapping[str, Any], requested_by: str
     ) -> Operation:
@@ -560,6 +583,8 @@ class Records(Protocol):
         ...
 
     async def backlog(self) -> Backlog: ...
+
+    async def tenants_with_dead_letters(self) -> list[str]: ...
 
     async def to_sweep(self) -> list[tuple[str, int]]:
         """Tenant and number of spaces where records may have come to their end."""

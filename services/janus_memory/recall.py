@@ -20,6 +20,7 @@ from janus_kit.clock import Clock
 from janus_kit.errors import InvalidArgument, JanusError, Unavailable
 from janus_memory import bm25, fusion
 from janus_memory.columns import Columns
+from janus_memory.comparing import cosine
 from janus_memory.consistency import RECALL_WAIT_S, caught_up, read_token
 from janus_memory.model import (
     Backend,
@@ -219,8 +220,8 @@ class Recall:
             waiting = await tx.embeddables(space.number, units)
         embedder = self._embedders.named(space.model)
         for leg, view in _VIEWS.items():
-            own = [each.embedding for each in waiting]
-            texts = [each.texts[view] for each in waiting if not each.embedding]
+            own = [each.own(space.dimensions) for each in waiting]
+            texts = [each.texts[view] for each, given in zip(waiting, own, strict=True) if not given]
             made = iter(await embedder.embed(texts, space.dimensions, Purpose.DOCUMENT) if texts else [])
             found = {neighbour.unit for neighbour in legs[leg]}
             for each, given in zip(waiting, own, strict=True):
@@ -317,9 +318,3 @@ def similarities(candidates: Columns, found: Sequence[Neighbour]) -> "NDArray[np
     known = {neighbour.unit: neighbour.similarity for neighbour in found}
     least = min(known.values(), default=0.0)
     return np.array([known.get(unit, least) for unit in candidates.units.tolist()], float)
-
-
-def cosine(left: Sequence[float], right: Sequence[float]) -> float:
-    """Cosine similarity; 0 when one of them is zero."""
-    norms = sum(a * a for a in left) ** 0.5 * sum(b * b for b in right) ** 0.5
-    return sum(a * b for a, b in zip(left, right, strict=True)) / norms if norms else 0.0

@@ -7,15 +7,15 @@ units. A repair takes away what is wrong and has the indexer make it anew.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
 
 from janus_kit.errors import JanusError, NotFound, Unavailable
 from janus_kit.telemetry.logging import get_logger
-from janus_memory.model import Indexed, Space, View
+from janus_memory.comparing import different
+from janus_memory.model import Space, View
 from janus_memory.ports import Records, VectorIndex, Windows
-from janus_memory.reconciliation import Entry, Expected, Findings
+from janus_memory.reconciliation import Findings
 
 _PAGE = 500
 _SPACES = 100
@@ -25,9 +25,6 @@ _THREADS = 100
 # pages in order while it is changed.
 _MOST_SURPLUS = 5_000
 _LOOK_EVERY_S = 60.0
-# Times of some indexes are floating-point seconds.
-_EXACT_S = 0.001
-_ANY = datetime(1970, 1, 1, tzinfo=UTC)
 
 _log = get_logger(__name__)
 
@@ -151,12 +148,15 @@ class Reconcile:
                 return
             after = page[-1].entry.about.unit
             counts.units += len(page)
-            suspects = await _different(tenant, space, index, page)
+            suspects = await different(tenant, space, index, page)
             if not suspects:
                 continue
             async with self._records.transaction(tenant) as tx:
+                if await tx.live_generation(space.number) != space.generation:
+                    # A rebuild has taken its place: what this one lacks is nobody's concern.
+                    return
                 again = await tx.expected_of(space.number, list(suspects))
-            wrong = await _different(tenant, space, index, again)
+            wrong = await different(tenant, space, index, again)
             missing = [unit for unit, lacking in wrong.items() if lacking]
             stale = [unit for unit, lacking in wrong.items() if not lacking]
             counts.missing += len(missing)
@@ -209,41 +209,3 @@ class Reconcile:
                 raise
             counts.away.append(error.part)
         return seen, wrong
-
-
-async def _different(tenant: str, space: Space, index: VectorIndex, page: Sequence[Expected]) -> dict[int, bool]:
-    """Units that some view holds otherwise than expected, and whether it lacks them."""
-    right = {each.entry.about.unit: each.entry for each in page if not each.waiting}
-    found: dict[int, bool] = {}
-    for view in View:
-        held: dict[int, list[Entry]] = {unit: [] for unit in right}
-        for entry in await index.entries(tenant, space, view, list(right)):
-            held[entry.about.unit].append(entry)
-        for unit, entries in held.items():
-            if not entries:
-                found.setdefault(unit, True)
-            elif len(entries) > 1 or not _same(entries[0], right[unit]):
-                found[unit] = False
-    return found
-
-
-def _same(left: Entry, right: Entry) -> bool:
-    return (
-        left.version == right.version
-        and _timeless(left.about) == _timeless(right.about)
-        and all(map(_close, _times(left.about), _times(right.about)))
-    )
-
-
-def _timeless(about: Indexed) -> Indexed:
-    return replace(about, recorded_at=_ANY, valid_from=None, valid_to=None, expires_at=None, superseded_at=None)
-
-
-def _times(about: Indexed) -> tuple[datetime | None, ...]:
-    return about.recorded_at, about.valid_from, about.valid_to, about.expires_at, about.superseded_at
-
-
-def _close(left: datetime | None, right: datetime | None) -> bool:
-    if left is None or right is None:
-        return left is right
-    return abs((left - right).total_seconds()) <= _EXACT_S

@@ -27,6 +27,7 @@ from janus_memory.lifecycle import Lifecycle
 from janus_memory.model import DEFAULT_SPACE, Cause
 from janus_memory.operations import OperationCalls
 from janus_memory.recall import Recall
+from janus_memory.reindex import Reindex
 from janus_memory.remember import Remember
 from janus_memory.spaces import Spaces
 from janus_memory.windowing import ReadWindow
@@ -57,6 +58,7 @@ class MemoryServicer(rpc.MemoryServiceServicer):
         ingest: Ingest,
         export: Export,
         import_: Import,
+        reindex: Reindex,
         operations: OperationCalls,
         clock: Clock,
     ) -> None:
@@ -71,6 +73,7 @@ class MemoryServicer(rpc.MemoryServiceServicer):
         self._ingest = ingest
         self._export = export
         self._import = import_
+        self._reindex = reindex
         self._operations = operations
         self._clock = clock
 
@@ -228,6 +231,12 @@ class MemoryServicer(rpc.MemoryServiceServicer):
         with metrics.observed("delete_memory"):
             receipt = await self._erase.run(_tenant(), command.subject, command.space, command.reason, command.request)
         return pb.EraseResponse(receipt=erasures.receipt_to(receipt))
+
+    async def Reindex(self, request: pb.ReindexRequest, context: Context) -> pb.ReindexResponse:
+        command = operations.reindex_command(request)
+        identity = current_identity()
+        started = await self._reindex.start(identity.tenant, identity.subject, command.wish, command.request)
+        return pb.ReindexResponse(operation=operations.operation_to(started))
 
     async def GetOperation(self, request: pb.GetOperationRequest, context: Context) -> pb.GetOperationResponse:
         operation_id = require_id("operation_id", request.operation_id)

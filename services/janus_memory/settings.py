@@ -59,6 +59,8 @@ class MemorySettings(Settings):
     """How often the indexer looks without being woken."""
     sweep_every_s: Seconds = 60.0
     """How often expired memories are counted out, and what is older than its space's retention is removed."""
+    retire_after_s: Seconds = 10.0
+    """How long a space's old vectors stay after a Reindex: more than `dense_timeout_s`, for recalls that read them."""
     operations: bool = True
     """Whether this process works on long-running operations."""
     operations_at_once: int = Field(default=4, ge=1, le=64)

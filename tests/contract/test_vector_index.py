@@ -165,7 +165,7 @@ async def test_what_is_taken_out_is_gone_from_every_view(index: VectorIndex, bac
     space = await backends.space("ann")
     await index.upsert("ann", space, [row(1, pointing(1)), row(1, pointing(1), View.BEFORE), row(2, pointing(1))])
     for _ in range(2):
-        await index.delete("ann", space, [1, 99])
+        await index.delete("ann", space, [1, 99, 1])
     assert units(await found(index, "ann", space, pointing(1))) == [2]
     assert units(await found(index, "ann", space, pointing(1), view=View.BEFORE)) == []
 

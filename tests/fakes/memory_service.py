@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
+from tests.fakes.service_process import ServiceProcess
 
 from janus_api.content.v1 import message_pb2 as content
 from janus_api.memory.v1 import memory_service_pb2 as pb
@@ -105,6 +106,20 @@ async def running(postgres_url: str, redis_url: str, **settings: Any) -> AsyncIt
             yield Memory(host, rpc.MemoryServiceStub(channel))
         finally:
             await channel.close()
+
+
+class MemoryProcess(ServiceProcess):
+    """``python -m janus_memory`` and clients of it."""
+
+    def __init__(self, postgres_url: str, redis_url: str, **settings: Any) -> None:
+        environ = {f"JANUS_MEMORY__{name.upper()}": str(value) for name, value in settings.items()}
+        super().__init__("janus_memory", postgres_url, redis_url, {"JANUS_SERVER__DRAIN_S": "1", **environ})
+
+    async def answer(self) -> Any:
+        await self.caller("probe").call("ListSpaces", pb.ListSpacesRequest())
+
+    def caller(self, tenant: str) -> Caller:
+        return Caller(rpc.MemoryServiceStub(self._channel), tenant)
 
 
 def said(text: str, name: str = "", at: datetime | None = None, id: str = "") -> record_pb2.Turn:  # noqa: A002

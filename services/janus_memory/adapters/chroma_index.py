@@ -18,6 +18,7 @@ thread, on first use.
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -76,6 +77,8 @@ class ChromaIndex:
                 await self._remove(tenant, space, view, _TIMED, changed)
 
     async def delete(self, tenant: str, space: Space, units: Sequence[int]) -> None:
+        # Chroma refuses a request that names an id twice.
+        units = list(dict.fromkeys(units))
         for view in View:
             for start in range(0, len(units), MAX_BATCH):
                 batch = units[start : start + MAX_BATCH]
@@ -101,11 +104,14 @@ class ChromaIndex:
             async def work(collection: Any) -> list[Neighbour]:
                 if among is not None and len(among[part]) <= (_SOME if exact else _FEW):
                     return await _compared(collection, among[part], vector)
-                # Asking the graph for everything it has is what makes it exhaustive.
-                wanted = max(limit, await collection.count()) if exact else limit
+                limits = conditions if asked or part == _TIMED else None
+                many = await collection.count() if exact else 0
+                if exact and among is None and many <= _SOME:
+                    # The graph loses some of many similar vectors, however many it is asked for.
+                    return await _compared(collection, (await collection.get(where=limits, include=[]))["ids"], vector)
+                wanted = max(limit, many)
                 aim = {"query_embeddings": [list(vector)], "n_results": wanted, "include": ["distances"]}
                 if among is None:
-                    limits = conditions if asked or part == _TIMED else None
                     answer = await collection.query(**aim, where=limits)
                 else:
                     answer = await _query_among(collection, among[part], aim)
@@ -163,6 +169,18 @@ class ChromaIndex:
             for part in (_OPEN, _TIMED):
                 await self._on(tenant, space, View.ALONE, part, work)
         return found
+
+    async def drop(self, tenant: str, space: Space) -> None:
+        for view in View:
+            for part in (_OPEN, _TIMED):
+                name = _collection_name(tenant, space, view, part)
+                self._collections.pop(name, None)
+
+                async def work(name: str = name) -> None:
+                    await (await self._connected()).delete_collection(name)
+
+                with suppress(_CollectionGone):
+                    await self._guarded(work)
 
     async def ping(self) -> None:
         """Ask for its heartbeat, without the library: most meshes never need that."""

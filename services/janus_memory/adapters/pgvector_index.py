@@ -128,6 +128,20 @@ class PgvectorIndex:
             )  # fmt: skip
         return {row["unit"]: row["embedding"] for row in rows}
 
+    async def drop(self, tenant: str, space: Space) -> None:
+        while True:
+            async with self._database.tenant(tenant) as connection:
+                status = await connection.execute(
+                    """DELETE FROM memory.vector v USING (
+                           SELECT view, unit FROM memory.vector
+                           WHERE tenant = $1 AND space_no = $2 AND generation = $3 LIMIT $4) AS next
+                       WHERE v.tenant = $1 AND v.space_no = $2 AND v.generation = $3
+                         AND v.view = next.view AND v.unit = next.unit""",
+                    tenant, space.number, space.generation, _PAGE,
+                )  # fmt: skip
+            if status == "DELETE 0":
+                return
+
     async def ping(self) -> None:
         await self._database.ping()
 

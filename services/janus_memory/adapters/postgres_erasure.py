@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from janus_kit.postgres import Connection
+from janus_memory.adapters.postgres_generations import GenerationStatements
 from janus_memory.adapters.postgres_outbox import CHANNEL, REACH_BEFORE
 from janus_memory.adapters.postgres_spaces import SpaceStatements
 from janus_memory.adapters.postgres_units import UnitStatements
@@ -40,7 +41,8 @@ _TABLES = (
 
 # The key of vectors has these before the unit: named, a unit's are found without a scan of the space's.
 _EVERY_FORM = """ AND view BETWEEN 0 AND 2 AND generation IN (
-    SELECT generate_series(1, generation + 1) FROM memory.space WHERE number = $1)"""
+    SELECT generation FROM memory.space WHERE number = $1
+    UNION ALL SELECT generation FROM memory.generation WHERE space_no = $1)"""
 
 # The sources of memories that were a record of the subject. A turn's id is
 # unique in its thread only: a memory of another thread means another turn.
@@ -53,7 +55,7 @@ _CITED = """EXISTS (SELECT FROM gone g
       AND CASE WHEN source ? 'message_id' THEN g.thread <> '' AND m.thread IN ('', g.thread) ELSE g.thread = '' END)"""
 
 
-class ErasureStatements(SpaceStatements, UnitStatements):
+class ErasureStatements(SpaceStatements, UnitStatements, GenerationStatements):
     """Implements erasure.Erasing."""
 
     _connection: Connection
@@ -143,13 +145,16 @@ class ErasureStatements(SpaceStatements, UnitStatements):
 
     async def homes(self, space_no: int) -> list[Space]:
         space = await self.space_numbered(space_no)
-        return [space] if space else []
+        beside = await self.generation(space_no) if space else None
+        return [form for form in (space, beside.of(space) if space and beside else None) if form]
 
     async def leased(self, space_no: int, units: Sequence[int]) -> bool:
         return bool(
             await self._connection.fetchval(
                 """SELECT EXISTS (SELECT FROM memory.outbox WHERE space_no = $1 AND unit = ANY($2::bigint[])
-                                  AND lease IS NOT NULL AND leased_until >= now())""",
+                                  AND lease IS NOT NULL AND leased_until >= now())
+                       OR EXISTS (SELECT FROM memory.rebuild WHERE space_no = $1 AND unit = ANY($2::bigint[])
+                                  AND leased_until >= now())""",
                 space_no, list(units),
             )
         )  # fmt: skip

@@ -59,9 +59,15 @@ class OutboxStatements(UnitStatements):
         )  # fmt: skip
 
     async def finish_tasks(self, space_no: int, ids: Sequence[int]) -> None:
+        # What the live generation has learnt, one in building has yet to.
         await self._connection.execute(
-            "DELETE FROM memory.outbox WHERE space_no = $1 AND id = ANY($2::bigint[])", space_no, list(ids)
-        )
+            """WITH finished AS (
+                   DELETE FROM memory.outbox WHERE space_no = $1 AND id = ANY($2::bigint[]) RETURNING unit
+               )
+               INSERT INTO memory.rebuild (space_no, unit) SELECT $1, unit FROM finished
+               WHERE EXISTS (SELECT FROM memory.generation WHERE space_no = $1 AND phase = 1)""",
+            space_no, list(ids),
+        )  # fmt: skip
 
     async def postpone_tasks(
         self, space_no: int, ids: Sequence[int], delay_s: float, error: str, blame: bool, dead_after: int

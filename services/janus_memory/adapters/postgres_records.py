@@ -6,6 +6,7 @@ from uuid import UUID
 
 from janus_kit.postgres import Connection, Database
 from janus_memory.adapters.postgres_blocks import BlockStatements
+from janus_memory.adapters.postgres_dead_letters import DeadLetterStatements
 from janus_memory.adapters.postgres_export import PostgresSnapshot
 from janus_memory.adapters.postgres_history import HistoryStatements
 from janus_memory.adapters.postgres_import import ImportStatements
@@ -29,6 +30,7 @@ class PostgresTransaction(
     OutboxStatements,
     OperationStatements,
     SummaryStatements,
+    DeadLetterStatements,
 ):
     """One transaction of one tenant; row-level security is bound to that tenant."""
 
@@ -116,6 +118,13 @@ class PostgresRecords:
                    FROM memory.outbox"""
             )
         return Backlog(row["waiting"], max(float(row["oldest"]), 0.0), row["dead"])
+
+    async def tenants_with_dead_letters(self) -> list[str]:
+        async with self._database.worker() as connection:
+            rows = await connection.fetch(
+                "SELECT DISTINCT tenant FROM memory.outbox WHERE dead_at IS NOT NULL ORDER BY tenant"
+            )
+        return [row["tenant"] for row in rows]
 
     async def to_sweep(self) -> list[tuple[str, int]]:
         async with self._database.worker() as connection:

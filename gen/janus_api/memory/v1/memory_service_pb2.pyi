@@ -1647,7 +1647,9 @@ class ReindexRequest(_message.Message):
     Empty: as it is.
     """
     dimensions: _builtins.int
-    """Length of the new vectors, 1 to 4,096. 0: the model's."""
+    """Length of the new vectors, 1 to 4,096. 0: the model's; with no model named,
+    as it is.
+    """
     request_id: _builtins.str
     """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
     `[A-Za-z0-9._:-]`. Empty: not deduplicated.

@@ -1,0 +1,47 @@
+"""Dead letters: what the indexer gave up on, why, and trying it again."""
+
+from janus_memory.ports import DeadLetters, Records
+from janus_memory.spaces import Spaces
+
+
+class Replay:
+    """Looks at dead letters, and has the indexer try them again. For operators: it crosses tenants when asked to."""
+
+    def __init__(self, records: Records, spaces: Spaces) -> None:
+        self._records = records
+        self._spaces = spaces
+
+    async def reasons(self, tenant: str = "", space: str = "") -> list[DeadLetters]:
+        """Dead letters by tenant, space and reason, most first; of one tenant, of one space of it, or of all.
+
+        Raises NotFound for a space that is not there.
+        """
+        found: list[DeadLetters] = []
+        for name in await self._tenants(tenant):
+            number = await self._number(name, space)
+            async with self._records.transaction(name) as tx:
+                found += [each._replace(tenant=name) for each in await tx.dead_letters(number)]
+        return sorted(found, key=lambda each: -each.rows)
+
+    async def run(self, tenant: str = "", space: str = "") -> int:
+        """Put them back to where the indexer takes from, as if they had never failed; how many.
+
+        Raises NotFound for a space that is not there.
+        """
+        replayed = 0
+        for name in await self._tenants(tenant):
+            number = await self._number(name, space)
+            async with self._records.transaction(name) as tx:
+                replayed += await tx.replay_dead(number)
+        return replayed
+
+    async def _tenants(self, tenant: str) -> list[str]:
+        return [tenant] if tenant else await self._records.tenants_with_dead_letters()
+
+    async def _number(self, tenant: str, space: str) -> int:
+        """The space's number; 0 for all."""
+        if not space:
+            return 0
+        async with self._records.transaction(tenant) as tx:
+            found = await self._spaces.for_read(tx, space)
+        return found.number if found else -1
