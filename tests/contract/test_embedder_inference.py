@@ -7,17 +7,19 @@ from typing import Any
 
 import grpc
 import pytest
-from tests.fakes.memory_service import Memory, eventually, refused, running, texts
+from tests.fakes.memory_service import Caller, Memory, eventually, refused, running, texts
 
+from janus_api.common.v1 import operation_pb2
 from janus_api.inference.v1 import inference_service_pb2 as pb
 from janus_api.inference.v1 import inference_service_pb2_grpc as rpc
 from janus_api.memory.v1 import memory_service_pb2 as memory_pb
 from janus_api.memory.v1 import scope_pb2, space_pb2
 from janus_kit.errors import InvalidArgument, Unavailable
-from janus_kit.rpc_errors import to_trailers
+from janus_kit.rpc_errors import from_status, to_trailers
 from janus_memory.adapters.inference_embedder import KnownEmbedders
 from janus_memory.adapters.lexical_embedder import LexicalEmbedder, vector
 from janus_memory.adapters.onnx_embedder import OnnxModels
+from janus_memory.model import LEXICAL_MODEL
 from janus_memory.ports import Purpose
 
 MODEL = "openai/text-embedding-3-small"
@@ -155,3 +157,45 @@ async def test_a_model_gives_the_dimensions_that_a_space_asks_for(memory: Memory
     made = space_pb2.Space(name="s", embedding_model=MODEL, dimensions=12)
     space = (await ann.call("PutSpace", memory_pb.PutSpaceRequest(space=made))).space
     assert space.dimensions == 12
+
+
+async def rebuilt(ann: Caller, **fields: Any) -> operation_pb2.Operation:
+    """A rebuild that has ended."""
+    operation = (await ann.call("Reindex", memory_pb.ReindexRequest(**fields))).operation
+    request = memory_pb.WatchOperationRequest(operation_id=operation.id)
+    events = [event async for event in ann.stub.WatchOperation(request, metadata=ann.metadata, timeout=30)]
+    ended: operation_pb2.Operation = events[-1].ended
+    return ended
+
+
+async def test_a_space_changes_its_model_and_changes_back(postgres_url: str, redis_url: str, inference: Served) -> None:
+    async with running(postgres_url, redis_url, inference_target=inference.target, retire_after_s=0.2) as memory:
+        ann = memory.caller()
+        await ann.append("talk", *[f"turn {n} of the bridge" for n in range(140)])
+        await ann.remember("the heron", consistency=scope_pb2.CONSISTENCY_READ_YOUR_WRITES)
+        error = await refused(ann.call("Reindex", memory_pb.ReindexRequest(embedding_model="no/such")))
+        assert isinstance(error, InvalidArgument)
+        assert [violation.field for violation in error.violations] == ["embedding_model"]
+        for model, dimensions in ((MODEL, 32), (LEXICAL_MODEL, 384)):
+            ended = await rebuilt(ann, embedding_model=model)
+            assert ended.state == operation_pb2.OPERATION_STATE_SUCCEEDED, from_status(ended.error)
+            space = (await ann.call("GetSpace", memory_pb.GetSpaceRequest())).space
+            assert (space.embedding_model, space.dimensions) == (model, dimensions)
+            answer = await ann.recall("herons", limit=1, exact=True)
+            assert (texts(answer), list(answer.degraded), answer.embedding_model) == (["the heron"], [], model)
+        assert {metadata["janus-tenant"] for _, metadata in inference.servicer.requests} == {ann.tenant}
+
+
+async def test_a_rebuild_waits_for_a_model_that_went_away(postgres_url: str, redis_url: str, inference: Served) -> None:
+    async with running(postgres_url, redis_url, inference_target=inference.target, retire_after_s=0.2) as memory:
+        ann = memory.caller()
+        await ann.remember("the heron")
+        operation = (await ann.call("Reindex", memory_pb.ReindexRequest(embedding_model=MODEL))).operation
+        inference.servicer.away = True
+        request = memory_pb.WatchOperationRequest(operation_id=operation.id)
+        last = ""
+        async for event in ann.stub.WatchOperation(request, metadata=ann.metadata, timeout=30):
+            if "embedder" in event.progress.phase:
+                inference.servicer.away = False
+            last = operation_pb2.OperationState.Name(event.ended.state)
+        assert last == "OPERATION_STATE_SUCCEEDED"
