@@ -43,6 +43,7 @@ STORES = (
     "postgres.block",
     "postgres.import",
     "postgres.request",
+    "postgres.operation",
     "postgres.provenance",
     "redis.window",
 )

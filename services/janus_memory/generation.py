@@ -108,6 +108,10 @@ class Rebuilding(Protocol):
         """The number of the live generation, which stays so until the transaction ends."""
         ...
 
+    async def indexing_before_switch(self, space_no: int) -> bool:
+        """Whether an indexer may be at work that took the retiring generation for the live one."""
+        ...
+
     async def hold_generations(self, space_no: int) -> None:
         """Nobody who asked for the live generation is at work from here on, until the transaction ends."""
         ...

@@ -8,7 +8,7 @@ from janus_kit.errors import FailedPrecondition, JanusError
 from janus_kit.telemetry.logging import get_logger
 from janus_memory.comparing import cosine, different
 from janus_memory.model import Embeddable, HardFilter, Scope, Space, View
-from janus_memory.ports import Embedders, Purpose, Records, VectorIndex
+from janus_memory.ports import Purpose, Records, VectorIndex
 from janus_memory.vectors import Vectors
 
 _PAGE = 500
@@ -29,13 +29,11 @@ class GenerationChecks:
         self,
         records: Records,
         indexes: Mapping[int, VectorIndex],
-        embedders: Embedders,
         vectors: Vectors,
         clock: Clock,
     ) -> None:
         self._records = records
         self._indexes = indexes
-        self._embedders = embedders
         self._vectors = vectors
         self._clock = clock
 
@@ -97,7 +95,7 @@ class GenerationChecks:
         texts = [each.texts[View.ALONE] for each in sample]
         shares: list[float] = []
         # Searched in the live one alone: how well a graph finds is no matter of what it holds.
-        for query in await self._embedders.named(built.model).embed(texts, built.dimensions, Purpose.QUERY):
+        for query in await self._vectors.embedded(tenant, built, texts, Purpose.QUERY):
             try:
                 shares.append(await self._share(tenant, old, live, built, query))
             except JanusError as error:

@@ -501,9 +501,19 @@ class Transaction(Erasing, Reconciling, Rebuilding, Protocol):
         ...
 
     async def add_operation(
-        self, operation_id: str, kind: str, arguments: Mapping[str, Any], requested_by: str
+        self,
+        operation_id: str,
+        kind: str,
+        arguments: Mapping[str, Any],
+        requested_by: str,
+        subjects: Sequence[str] = (),
     ) -> Operation:
-        """Store an operation that is due at once."""
+        """Store an operation that is due at once.
+
+        ``subjects``: whose records it is about. Their erasure removes it, in
+        whatever state it is; if ``arguments`` name a `space_no`, only an
+        erasure that reaches this space does. Hold them first.
+        """
         ...
 
     async def operation(self, operation_id: str) -> Operation | None: ...
@@ -665,7 +675,9 @@ class Handler(Protocol):
     ``run`` may be stopped anywhere and is run again, by any process: it goes on
     from ``operation.cursor`` and may repeat what it did after it. An error of
     janus_kit that only says "not now" is tried again, any other ends the
-    operation as FAILED with it.
+    operation as FAILED with it. One that reads a subject's records stores what
+    it makes of them in the transaction in which it saves its progress: when an
+    erasure has removed the operation, that fails and stores nothing.
     """
 
     async def run(self, tenant: str, operation: Operation, progress: Progress) -> Mapping[str, Any]:

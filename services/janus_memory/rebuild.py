@@ -35,11 +35,11 @@ _APPLY_TIMEOUT_S = 12.0
 _LAST_UNITS = 2 * BATCH
 _LAST_TIMEOUT_S = 5.0
 _DROPPED = 1_000
+_PAUSE_S = 0.2
 _TRIES = 5
 # A model that refuses more than one text in a hundred, or than so many, is refused itself.
 _MOST_REFUSED = 100
 _LEAST_AGREEMENT = 0.95
-_FOR_THE_MODEL = {"DIMENSION_MISMATCH", "MODEL_NOT_FOUND"}
 
 _log = get_logger(__name__)
 
@@ -61,7 +61,7 @@ class Rebuild:
         self._records = records
         self._indexes = indexes
         self._vectors = Vectors(embedders, parts)
-        self._checks = GenerationChecks(records, indexes, embedders, self._vectors, clock)
+        self._checks = GenerationChecks(records, indexes, self._vectors, clock)
         self._retire_after_s = retire_after_s
 
     async def run(self, tenant: str, operation: Operation, progress: Progress) -> Mapping[str, Any]:
@@ -82,6 +82,7 @@ class Rebuild:
             done = cursor["queued"]
             await progress.save(cursor, done=done, total=done, phase="removing the old vectors")
             await asyncio.sleep(max(0.0, self._retire_after_s - beside.age_s))
+            await self._let_indexers_end(tenant, space)
             await self._remove(tenant, space, beside)
         return dict(cursor["switched"])
 
@@ -93,6 +94,14 @@ class Rebuild:
             await self._remove(tenant, space, beside)
         return True
 
+    async def _let_indexers_end(self, tenant: str, space: Space) -> None:
+        """Until none is left that may still write to the old generation: its vectors would outlive their records."""
+        while True:
+            async with self._records.transaction(tenant) as tx:
+                if not await tx.indexing_before_switch(space.number):
+                    return
+            await asyncio.sleep(_PAUSE_S)
+
     async def _remove(self, tenant: str, space: Space, beside: Generation) -> None:
         """Take a generation that nobody searches out of its index and off the record."""
         index = self._indexes.get(beside.backend)
@@ -101,6 +110,8 @@ class Rebuild:
             await index.drop(tenant, beside.of(space))
         while True:
             async with self._records.transaction(tenant) as tx:
+                # So that no indexer adds to the queue of a generation that it still saw.
+                await tx.hold_generations(space.number)
                 if not await tx.drop_waiting(space.number, _DROPPED):
                     await tx.end_generation(space.number, beside.operation_id)
                     return
@@ -199,6 +210,8 @@ class _Build:
     async def _switch(self, agreement: float | None) -> bool:
         """Make the new generation the live one, unless too much is left for the indexer to stand still."""
         async with self._records.transaction(self._tenant) as tx:
+            units = (await tx.extent(self._built.number)).units
+        async with self._records.transaction(self._tenant) as tx:
             await tx.hold_generations(self._built.number)
             left = await self._waiting(_LAST_UNITS + 1)
             if len(left) > _LAST_UNITS:
@@ -211,7 +224,7 @@ class _Build:
                 "backend": self._part,
                 "embedding_model": self._built.model,
                 "dimensions": self._built.dimensions,
-                "units": (await tx.extent(self._built.number)).units,
+                "units": units,
                 "refused": len(self._refused),
                 "agreement": agreement,
             }
@@ -260,8 +273,8 @@ class _Build:
         try:
             rows = await self._vectors.of(self._tenant, self._built, found)
         except InvalidArgument as error:
-            if error.reason in _FOR_THE_MODEL:
-                raise
+            if error.reason == "DIMENSION_MISMATCH":
+                raise  # By the model, and not by this text.
             if len(found) > 1:
                 middle = len(found) // 2
                 return [*await self._made(found[:middle]), *await self._made(found[middle:])]

@@ -19,10 +19,10 @@ class Vectors:
     async def of(self, tenant: str, space: Space, found: Sequence[Embeddable]) -> list[VectorRow]:
         """A row a unit and view, by the space's model; a caller's own vector where it has the space's length.
 
-        Raises Unavailable, and InvalidArgument when the model refuses a text or
-        gives vectors of another length.
+        Raises Unavailable, also for a model that nobody serves now, and
+        InvalidArgument when the model refuses a text or gives vectors of
+        another length.
         """
-        part = f"embedder:{space.model}"
         own = {each.about.unit: each.own(space.dimensions) for each in found}
         rows = [
             VectorRow(each.about, view, each.version, vector)
@@ -35,20 +35,32 @@ class Vectors:
             return rows
         # A text whose two views are equal is embedded once.
         distinct = list(dict.fromkeys(each.texts[view] for each, view in wanted))
+        vectors = dict(zip(distinct, await self.embedded(tenant, space, distinct, Purpose.DOCUMENT), strict=True))
+        rows.extend(VectorRow(each.about, view, each.version, vectors[each.texts[view]]) for each, view in wanted)
+        return rows
+
+    async def embedded(
+        self, tenant: str, space: Space, texts: Sequence[str], purpose: Purpose
+    ) -> Sequence[Sequence[float]]:
+        """A vector a text, on the tenant's behalf. Raises as `of` does."""
+        part = f"embedder:{space.model}"
         try:
             with acting_as(Identity(tenant, "janus-memory", frozenset({"inference.use"}))):
-                made = await self._embedders.named(space.model).embed(distinct, space.dimensions, Purpose.DOCUMENT)
+                made = await self._embedders.named(space.model).embed(texts, space.dimensions, purpose)
         except Unavailable:
             self._parts.away(part)
             raise
+        except InvalidArgument as error:
+            if error.reason != "MODEL_NOT_FOUND":
+                raise
+            # A model that was there when the space took it is missing from a configuration; no text is to blame.
+            self._parts.away(part)
+            raise Unavailable("embedder", f"model '{space.model}' is not configured") from error
         self._parts.back(part)
-        wrong = next((vector for vector in made if len(vector) != space.dimensions), None)
-        if wrong is not None or len(made) != len(distinct):
+        if len(made) != len(texts) or any(len(vector) != space.dimensions for vector in made):
             raise InvalidArgument(
                 "embedding",
                 f"the model gave vectors of another length than the space's {space.dimensions}",
                 reason="DIMENSION_MISMATCH",
             )
-        vectors = dict(zip(distinct, made, strict=True))
-        rows.extend(VectorRow(each.about, view, each.version, vectors[each.texts[view]]) for each, view in wanted)
-        return rows
+        return made

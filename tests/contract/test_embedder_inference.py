@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
+import asyncpg
 import grpc
 import pytest
 from tests.fakes.memory_service import Caller, Memory, eventually, refused, running, texts
@@ -31,6 +32,7 @@ class Inference(rpc.InferenceServiceServicer):
     def __init__(self) -> None:
         self.requests: list[tuple[pb.EmbedRequest, dict[str, Any]]] = []
         self.away = False
+        self.models = {MODEL}
         self.nonsense: list[list[float]] | None = None
 
     async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:
@@ -38,7 +40,7 @@ class Inference(rpc.InferenceServiceServicer):
         error: Exception | None = None
         if self.away:
             error = Unavailable("", reason="PROVIDER_UNAVAILABLE", metadata={"provider": "openai"})
-        elif request.model != MODEL:
+        elif request.model not in self.models:
             error = InvalidArgument("model", "must be configured", reason="MODEL_NOT_FOUND")
         if error is not None:
             code, text, trailers = to_trailers(error)  # type: ignore[arg-type]
@@ -126,16 +128,33 @@ async def test_a_space_of_a_model_is_indexed_and_searched_with_it(memory: Memory
     assert {metadata["janus-tenant"] for _, metadata in inference.servicer.requests} == {ann.tenant}
 
 
-async def test_without_its_model_a_space_is_searched_by_words_and_catches_up(memory: Memory, inference: Served) -> None:
+@pytest.mark.parametrize("trouble", [{"away": True}, {"models": set()}], ids=["away", "not configured"])
+async def test_without_its_model_a_space_is_searched_by_words_and_catches_up(
+    memory: Memory, inference: Served, trouble: dict[str, Any], postgres_url: str
+) -> None:
     ann = memory.caller()
+    well = {name: getattr(inference.servicer, name) for name in trouble}
     made = space_pb2.Space(name="s", embedding_model=MODEL)
     await ann.call("PutSpace", memory_pb.PutSpaceRequest(space=made))
-    inference.servicer.away = True
+    vars(inference.servicer).update(trouble)
     await ann.remember("the heron", scope={"space": "s"})
     answer = await ann.recall("heron", scope={"space": "s"})
     assert (texts(answer), list(answer.degraded)) == (["the heron"], ["embedder"])
     assert "embedder" in (await ann.remember("the pond", scope={"space": "s"})).degraded
-    inference.servicer.away = False
+    # However long it lasts, no text is given up on.
+    owner = await asyncpg.connect(postgres_url)
+
+    async def tried() -> bool:
+        return bool(
+            await owner.fetchval("SELECT bool_and(error <> '') FROM memory.outbox WHERE tenant = $1", ann.tenant)
+        )
+
+    try:
+        await eventually(tried)
+        assert await owner.fetchval("SELECT sum(attempts) FROM memory.outbox WHERE tenant = $1", ann.tenant) == 0
+    finally:
+        await owner.close()
+    vars(inference.servicer).update(well)
     await ann.indexed("s")
 
     async def back() -> bool:
@@ -176,7 +195,8 @@ async def test_a_space_changes_its_model_and_changes_back(postgres_url: str, red
         error = await refused(ann.call("Reindex", memory_pb.ReindexRequest(embedding_model="no/such")))
         assert isinstance(error, InvalidArgument)
         assert [violation.field for violation in error.violations] == ["embedding_model"]
-        for model, dimensions in ((MODEL, 32), (LEXICAL_MODEL, 384)):
+        # Once with the model that it has: then what both generations find is compared too.
+        for model, dimensions in ((MODEL, 32), (MODEL, 32), (LEXICAL_MODEL, 384)):
             ended = await rebuilt(ann, embedding_model=model)
             assert ended.state == operation_pb2.OPERATION_STATE_SUCCEEDED, from_status(ended.error)
             space = (await ann.call("GetSpace", memory_pb.GetSpaceRequest())).space
@@ -186,16 +206,20 @@ async def test_a_space_changes_its_model_and_changes_back(postgres_url: str, red
         assert {metadata["janus-tenant"] for _, metadata in inference.servicer.requests} == {ann.tenant}
 
 
-async def test_a_rebuild_waits_for_a_model_that_went_away(postgres_url: str, redis_url: str, inference: Served) -> None:
+@pytest.mark.parametrize("trouble", [{"away": True}, {"models": set()}], ids=["away", "not configured"])
+async def test_a_rebuild_waits_for_a_model_that_went_away(
+    postgres_url: str, redis_url: str, inference: Served, trouble: dict[str, Any]
+) -> None:
+    well = {name: getattr(inference.servicer, name) for name in trouble}
     async with running(postgres_url, redis_url, inference_target=inference.target, retire_after_s=0.2) as memory:
         ann = memory.caller()
         await ann.remember("the heron")
         operation = (await ann.call("Reindex", memory_pb.ReindexRequest(embedding_model=MODEL))).operation
-        inference.servicer.away = True
+        vars(inference.servicer).update(trouble)
         request = memory_pb.WatchOperationRequest(operation_id=operation.id)
         last = ""
         async for event in ann.stub.WatchOperation(request, metadata=ann.metadata, timeout=30):
             if "embedder" in event.progress.phase:
-                inference.servicer.away = False
+                vars(inference.servicer).update(well)
             last = operation_pb2.OperationState.Name(event.ended.state)
         assert last == "OPERATION_STATE_SUCCEEDED"

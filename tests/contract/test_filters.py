@@ -28,7 +28,7 @@ from janus_memory.adapters.chroma_index import ChromaIndex
 from janus_memory.adapters.pgvector_index import PgvectorIndex
 from janus_memory.adapters.postgres_records import PostgresRecords
 from janus_memory.adapters.sql_filter import _read
-from janus_memory.filters import Field, Filter, Not, holds, metadata_of, moment
+from janus_memory.filters import Field, Filter, Not, OneOf, holds, metadata_of, moment
 from janus_memory.model import HardFilter, Kind, Role, Scope, Space, View
 from janus_memory.ports import VectorIndex
 from janus_memory.wire.filters import filter_of
@@ -187,6 +187,23 @@ async def test_every_store_gives_a_filter_the_same_meaning(
             assert await stores.near(space, where(subject, condition)) == expected, to_wire(condition)
             inverse = Not(condition)
             assert await stores.allowed(space, where(subject, inverse)) == facts.keys() - expected, to_wire(inverse)
+
+
+async def test_a_filter_that_allows_more_than_chroma_takes_at_once(stores: Stores) -> None:
+    await stores.write("many", [record_pb2.Memory(kind=record_pb2.MEMORY_KIND_FACT, text="the heron", predicate="p")])
+    [heron] = await stores.facts("chroma", "many")
+    # Not in the index, as after a large import: Chroma knows the first of them alone.
+    await stores.owner.execute(
+        """INSERT INTO memory.unit (tenant, space_no, kind, record_id, version, subject, agent, thread, position,
+               session, speaker, occurred_at, importance, terms, bag, predicate)
+           SELECT tenant, space_no, kind, record_id, version, subject, agent, thread, position, session, speaker,
+                  occurred_at, importance, terms, bag, predicate
+           FROM memory.unit, generate_series(1, 40000) WHERE tenant = $1 AND unit = $2""",
+        stores.ann.tenant, heron,
+    )  # fmt: skip
+    condition = OneOf(Field("predicate"), ("p",))
+    assert len(await stores.allowed("chroma", where("many", condition))) == 40_001
+    assert await stores.near("chroma", where("many", condition)) == {heron}
 
 
 @given(trees)

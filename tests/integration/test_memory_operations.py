@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,7 @@ from tests.fakes.memory_service import Caller, Memory, eventually, refused, runn
 
 from janus_api.common.v1 import operation_pb2
 from janus_api.memory.v1 import memory_service_pb2 as pb
+from janus_api.memory.v1 import space_pb2
 from janus_kit.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from janus_kit.ids import new_id
 from janus_kit.postgres import Database, database
@@ -60,10 +61,10 @@ class Bench:
     queue: PostgresOperations
     ann: Caller
 
-    async def start(self, kind: str = "test", **arguments: Any) -> str:
+    async def start(self, kind: str = "test", subjects: Sequence[str] = (), **arguments: Any) -> str:
         name = new_id("op")
         async with self.records.transaction(self.ann.tenant) as tx:
-            await tx.add_operation(name, kind, arguments, "ann")
+            await tx.add_operation(name, kind, arguments, "ann", subjects)
         return name
 
     async def claimed(self, name: str) -> Claim:
@@ -343,6 +344,45 @@ async def test_a_handler_that_lost_its_operation_is_stopped_and_its_transaction_
         await eventually(noticed)
     assert isinstance(await refused(bench.ann.call("GetOperation", _get("op_by_stale"))), NotFound)
     assert (await bench.get(name)).phase == ""
+
+
+async def test_an_erasure_removes_what_is_about_its_subject_and_stops_what_runs(bench: Bench) -> None:
+    began, erased = asyncio.Event(), asyncio.Event()
+    stopped: list[type[BaseException]] = []
+
+    async def work(operation: Operation, progress: Progress) -> Mapping[str, Any]:
+        began.set()
+        await erased.wait()
+        try:
+            async with bench.records.transaction(bench.ann.tenant) as tx:
+                await tx.add_operation("op_after_erasure", "other", {}, "ann")
+                await progress.save({}, done=1, total=1, phase="late", tx=tx)
+        except BaseException as error:
+            stopped.append(type(error))
+            raise
+        return {}
+
+    async def noticed() -> bool:
+        return bool(stopped)
+
+    await bench.ann.call("PutSpace", pb.PutSpaceRequest(space=space_pb2.Space(name="s")))
+    async with bench.records.transaction(bench.ann.tenant) as tx:
+        space = await tx.space("s")
+    assert space is not None
+    others = [await bench.start(subjects=["eve"]), await bench.start(subjects=["bob"], space_no=space.number + 1)]
+    await bench.owner.execute("UPDATE memory.operation SET state = 3, ended_at = now()")
+    bobs = await bench.start(subjects=["eve", "bob"], space_no=space.number, text="what bob said")
+    async with bench.runner(Scripted(work)):
+        await began.wait()
+        answer = await bench.ann.call("Erase", pb.EraseRequest(scope={"subject": "bob", "space": "s"}))
+        erased.set()
+        await eventually(noticed)
+        counts = {count.store: (count.removed, count.remaining) for count in answer.receipt.counts}
+        assert counts["postgres.operation"] == (1, 0)
+    for name in (bobs, "op_after_erasure"):
+        assert isinstance(await refused(bench.ann.call("GetOperation", _get(name))), NotFound)
+    for name in others:
+        assert (await bench.get(name)).id == name
 
 
 async def test_a_process_that_ends_hands_its_operations_over_at_once(bench: Bench) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -319,16 +320,26 @@ async def test_a_batch_in_flight_at_the_switch_is_applied_to_what_is_searched_th
         await bench.work(operation, dies_at=2)
     # After what the copying reaches, and told by the indexer alone.
     await bench.ann.remember("the pond")
+    work = asyncio.create_task(bench.work(operation))
+
+    async def switched() -> bool:
+        return (await bench.space()).generation == 2
 
     async def switch_first() -> None:
         embedders.before = None
-        await bench.work(operation)
+        await eventually(switched)
+        await asyncio.wait([work], timeout=0.5)
 
     embedders.before = switch_first
-    await index()
-    assert (await bench.space()).generation == 2
+    try:
+        await index()
+        # Nor is what it wrote to the old generation left behind.
+        await work
+    finally:
+        work.cancel()
     assert await bench.count("outbox") == 0
     assert len(await bench.held(await bench.space())) == 2
+    await bench.assert_whole()
 
 
 async def test_a_target_that_is_away_holds_up_no_write_and_no_recall(bench: Bench) -> None:

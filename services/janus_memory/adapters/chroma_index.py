@@ -34,6 +34,8 @@ T = TypeVar("T")
 
 MAX_BATCH = 5_000
 """Rows of one request; the server refuses more than 5,461."""
+_MOST_IDS = 30_000
+"""Ids that a request may choose by; beyond 32,766 its server's own database refuses."""
 _PAGE = 1_000
 # "Since ever" and "for ever" as seconds: Chroma has no null, and all numbers of a key must be floats.
 _NEVER = 1e12
@@ -112,11 +114,8 @@ class ChromaIndex:
                 wanted = max(limit, many)
                 aim = {"query_embeddings": [list(vector)], "n_results": wanted, "include": ["distances"]}
                 if among is None:
-                    answer = await collection.query(**aim, where=limits)
-                else:
-                    answer = await _query_among(collection, among[part], aim)
-                pairs = zip(answer["ids"][0], answer["distances"][0], strict=True)
-                return [Neighbour(int(name), 1.0 - float(distance)) for name, distance in pairs]
+                    return _neighbours(await collection.query(**aim, where=limits))
+                return await _nearest_among(collection, among[part], aim)
 
             return await self._on(tenant, space, view, part, work)
 
@@ -330,15 +329,28 @@ async def _compared(collection: Any, ids: Sequence[str], vector: Sequence[float]
     return found
 
 
-async def _query_among(collection: Any, ids: Sequence[str], aim: Mapping[str, Any]) -> Any:
+async def _nearest_among(collection: Any, ids: Sequence[str], aim: Mapping[str, Any]) -> list[Neighbour]:
+    """The nearest of each so many ids: those of all are among them."""
+    found: list[Neighbour] = []
+    for start in range(0, len(ids), _MOST_IDS):
+        found += await _query_among(collection, ids[start : start + _MOST_IDS], aim)
+    return found
+
+
+async def _query_among(collection: Any, ids: Sequence[str], aim: Mapping[str, Any]) -> list[Neighbour]:
     """A query among ids. Chroma fails one that names an id it does not have, and asking first costs more than that."""
     try:
-        return await collection.query(**aim, ids=ids)
+        return _neighbours(await collection.query(**aim, ids=ids))
     except Exception as error:
         if type(error).__name__ != "InternalError":
             raise
     there = (await collection.get(ids=ids, include=[]))["ids"]
-    return await collection.query(**aim, ids=there) if there else {"ids": [[]], "distances": [[]]}
+    return _neighbours(await collection.query(**aim, ids=there)) if there else []
+
+
+def _neighbours(answer: Any) -> list[Neighbour]:
+    pairs = zip(answer["ids"][0], answer["distances"][0], strict=True)
+    return [Neighbour(int(name), 1.0 - float(distance)) for name, distance in pairs]
 
 
 def cosines(vector: Sequence[float], others: Any) -> list[float]:

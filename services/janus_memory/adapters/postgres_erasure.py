@@ -37,6 +37,11 @@ _TABLES = (
     # What waits to be imported is not known by subject: such an import fails, and can be sent again.
     _Table("postgres.import", "import_part", "$1::text <> '' AND $2::bigint >= 0"),
     _Table("postgres.request", "request", "$1 = ANY(subjects) AND $2::bigint >= 0"),
+    _Table(
+        "postgres.operation",
+        "operation",
+        "$1 = ANY(subjects) AND ($2::bigint = 0 OR coalesce((arguments ->> 'space_no')::bigint, $2) = $2)",
+    ),
 )
 
 # The key of vectors has these before the unit: named, a unit's are found without a scan of the space's.

@@ -111,6 +111,17 @@ class GenerationStatements:
         )
         return number
 
+    async def indexing_before_switch(self, space_no: int) -> bool:
+        # An indexer's lease is of 15 s; a switch is committed somewhat later than `since`.
+        return bool(
+            await self._connection.fetchval(
+                f"""SELECT EXISTS (SELECT FROM memory.outbox o JOIN memory.generation g USING (tenant, space_no)
+                                   WHERE o.space_no = $1 AND g.phase = {int(Phase.RETIRING)} AND o.lease IS NOT NULL
+                                     AND o.leased_until BETWEEN now() AND g.since + interval '20 seconds')""",  # noqa: S608 - a constant
+                space_no,
+            )
+        )
+
     async def hold_generations(self, space_no: int) -> None:
         await self._connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})", space_no)
 

@@ -28,12 +28,17 @@ class OperationStatements:
     _connection: Connection
 
     async def add_operation(
-        self, operation_id: str, kind: str, arguments: Mapping[str, Any], requested_by: str
+        self,
+        operation_id: str,
+        kind: str,
+        arguments: Mapping[str, Any],
+        requested_by: str,
+        subjects: Sequence[str] = (),
     ) -> Operation:
         row = await self._connection.fetchrow(
-            f"""INSERT INTO memory.operation (id, kind, arguments, requested_by) VALUES ($1, $2, $3::jsonb, $4)
-                RETURNING {_COLUMNS}""",  # noqa: S608 - constant columns
-            operation_id, kind, json.dumps(arguments), requested_by,
+            f"""INSERT INTO memory.operation (id, kind, arguments, requested_by, subjects)
+                VALUES ($1, $2, $3::jsonb, $4, $5) RETURNING {_COLUMNS}""",  # noqa: S608 - constant columns
+            operation_id, kind, json.dumps(arguments), requested_by, list(subjects),
         )  # fmt: skip
         await self._tell(DUE, operation_id)
         return _operation(row)

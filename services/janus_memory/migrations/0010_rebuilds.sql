@@ -33,6 +33,10 @@ CREATE TABLE memory.rebuild (
 );
 CREATE INDEX rebuild_unit ON memory.rebuild (tenant, space_no, unit);
 
+-- Whose records an operation is about: their erasure removes it, with what was
+-- asked and what came of it.
+ALTER TABLE memory.operation ADD COLUMN subjects text[] NOT NULL DEFAULT '{}';
+
 DO $$
 DECLARE
     name text;
