@@ -1,15 +1,14 @@
 """Dead letters: what the indexer gave up on, why, and trying it again."""
 
+from janus_kit.errors import NotFound
 from janus_memory.ports import DeadLetters, Records
-from janus_memory.spaces import Spaces
 
 
 class Replay:
     """Looks at dead letters, and has the indexer try them again. For operators: it crosses tenants when asked to."""
 
-    def __init__(self, records: Records, spaces: Spaces) -> None:
+    def __init__(self, records: Records) -> None:
         self._records = records
-        self._spaces = spaces
 
     async def reasons(self, tenant: str = "", space: str = "") -> list[DeadLetters]:
         """Dead letters by tenant, space and reason, most first; of one tenant, of one space of it, or of all.
@@ -43,5 +42,7 @@ class Replay:
         if not space:
             return 0
         async with self._records.transaction(tenant) as tx:
-            found = await self._spaces.for_read(tx, space)
-        return found.number if found else -1
+            found = await tx.space(space)
+        if found is None:
+            raise NotFound("space", space)
+        return found.number

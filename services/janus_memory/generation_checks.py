@@ -124,8 +124,10 @@ class GenerationChecks:
         async with self._records.transaction(tenant) as tx:
             # The live one may hold what is gone, or what the other is yet to learn.
             units = [each.unit for each in found]
-            left_out = {*await tx.unknown(built.number, units)} | await tx.queued(built.number, units)
-        found = [each for each in found if each.unit not in left_out]
+            settled = {each.entry.about.unit for each in await tx.expected_of(built.number, units) if not each.waiting}
+            # Asked last, as above.
+            settled -= await tx.queued(built.number, units)
+        found = [each for each in found if each.unit in settled]
         held = await self._indexes[built.backend].vectors(tenant, built, [each.unit for each in found])
         equal = [each for each in found if each.unit in held and _near(cosine(query, held[each.unit]), each.similarity)]
         return len(equal) / len(found) if found else 1.0

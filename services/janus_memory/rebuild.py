@@ -226,7 +226,7 @@ class _Build:
                 "dimensions": self._built.dimensions,
                 "units": units,
                 "refused": len(self._refused),
-                "agreement": agreement,
+                "agreement": None if agreement is None else round(agreement, 4),
             }
             # Last: whoever renews the lease waits for this row from here on.
             await self._save("switching", self._cursor["queued"], tx)

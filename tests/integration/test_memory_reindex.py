@@ -33,7 +33,6 @@ from janus_memory.parts import Parts
 from janus_memory.ports import Embedder, Purpose, VectorIndex
 from janus_memory.rebuild import Rebuild
 from janus_memory.reconcile import Reconcile
-from janus_memory.spaces import SpaceDefaults, Spaces
 
 PGVECTOR, CHROMA = space_pb2.VECTOR_BACKEND_PGVECTOR, space_pb2.VECTOR_BACKEND_CHROMA
 QUERIES = ("the heron stands in the pond", "who eats fish", "number 7 of the bridge", "flies away")
@@ -457,8 +456,7 @@ async def test_texts_that_the_new_model_refuses_become_dead_letters_that_can_be_
     bench.embedders.poison = "poison"
     result = await bench.work(await bench.taken((await bench.reindex(dimensions=64)).id))
     assert result["refused"] == 1
-    spaces = Spaces(bench.records, bench.embedders, SpaceDefaults(Backend.PGVECTOR, "", 0, frozenset()))
-    replay = Replay(bench.records, spaces)
+    replay = Replay(bench.records)
     [letters] = await replay.reasons(bench.ann.tenant)
     assert (letters.space, letters.rows, "refuses" in letters.reason) == ("default", 1, True)
     assert letters in await replay.reasons()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
-from tests.system.driver import Server
+from tests.system.driver import Server, eventually
 from typer.testing import CliRunner, Result
 
 from janus_api.memory.v1 import memory_service_pb2 as pb
 from janus_api.memory.v1 import record_pb2, scope_pb2
 from janus_app.cli import app
 from janus_app.client import Mesh
+from janus_app.embedded import read_state
 
 
 @pytest.fixture
@@ -120,7 +123,64 @@ def test_an_export_comes_back_elsewhere_and_is_refused_when_it_is_not_whole(
     assert [each.name for each in tmp_path.iterdir()] == ["dora.export"]
 
 
+def test_a_space_moves_to_another_backend_and_what_came_of_it_is_shown(mesh: Mesh, run: Any) -> None:
+    remember(mesh, "cli-r", "Finn finds flint.", "Gus gathers gorse.")
+    told = run("reindex", "--backend", "chroma", "--tenant", "cli-r").stdout
+    assert "succeeded: 2 of 2" in told
+    assert "backend: chroma" in told
+    assert "Finn finds" in run("search", "flint", "--tenant", "cli-r").stdout
+    started = run("reindex", "--dimensions", "64", "--no-wait", "--tenant", "cli-r").stdout.strip()
+    assert "dimensions: 64" in run("operation", started, "--tenant", "cli-r").stdout
+    # It has ended, so there is nothing to cancel.
+    assert "succeeded" in run("operation", started, "--cancel", "--no-wait", "--tenant", "cli-r").stdout
+    assert "NOT_FOUND" in run("operation", "op_absent", "--tenant", "cli-r", code=1).stderr
+    rows = run("verify", "--tenant", "cli-r").stdout.splitlines()
+    assert rows[1].split()[:3] == ["cli-r", "default", "chroma"]
+
+
+def test_what_could_not_be_indexed_is_shown_with_its_reason_and_replayed(mesh: Mesh, run: Any, served: Server) -> None:
+    remember(mesh, "cli-d", "Hal hums hymns.")
+    state = read_state(served.data)
+    assert state is not None
+
+    async def give_up() -> None:
+        # As after a model that refused it eight times.
+        owner = await asyncpg.connect(state.postgres_url)
+        try:
+            await owner.execute(
+                """INSERT INTO memory.outbox (tenant, space_no, unit, counted, attempts, error, dead_at)
+                   SELECT tenant, space_no, unit, true, 8, 'the model [red]refuses[/red] it', now()
+                   FROM memory.unit WHERE tenant = 'cli-d'"""
+            )
+        finally:
+            await owner.close()
+
+    asyncio.run(give_up())
+    told = run("dead-letters").stdout
+    assert "cli-d" in told
+    assert "the model [red]refuses[/red] it" in told
+    assert "There are none" in run("dead-letters", "--tenant", "cli-other").stdout
+    assert (
+        "space 'absent' was not found" in run("dead-letters", "--tenant", "cli-d", "--space", "absent", code=1).stderr
+    )
+    run("dead-letters", "--space", "default", code=2)
+    assert "1 replayed" in run("dead-letters", "--tenant", "cli-d", "--space", "default", "--replay").stdout
+
+    def settled() -> bool:
+        answer = mesh.memory.GetSpace(pb.GetSpaceRequest(), metadata=[("janus-tenant", "cli-d")])
+        return answer.space.index_backlog == 0
+
+    eventually(settled)
+    assert "There are none" in run("dead-letters", "--tenant", "cli-d").stdout
+
+
 def test_without_a_mesh_it_is_said_how_to_start_one(run: Any, tmp_path: Path) -> None:
-    for command in (["search", "x"], ["verify"], ["export", str(tmp_path / "out")]):
+    for command in (
+        ["search", "x"],
+        ["verify"],
+        ["dead-letters"],
+        ["operation", "op_x"],
+        ["export", str(tmp_path / "out")],
+    ):
         assert "janus serve" in run(*command, "--data", str(tmp_path / "empty"), code=1).stderr
     assert not (tmp_path / "out").exists()

@@ -27,6 +27,7 @@ Address = Annotated[
 Tenant = Annotated[str, typer.Option("--tenant", help="Whose memory. Default: the development tenant.")]
 Space = Annotated[str, typer.Option("--space", help="The space. Default: `default`.")]
 Subject = Annotated[str, typer.Option("--subject", help="Only what is about or from this subject.")]
+Config = Annotated[Path | None, typer.Option("--config", help="YAML file with settings. Default: $JANUS_CONFIG.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON, for programs.")]
 Timeout = Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds that a call may take.")]
 
@@ -44,6 +45,20 @@ def _calls(data: Path | None, address: str | None, tenant: str, timeout: float) 
         raise _fail(str(error)) from None
     except grpc.RpcError as error:
         raise _fail(explain(error)) from None
+
+
+@contextmanager
+def _stores(data: Path | None, tenant: str, space: str) -> Iterator[Path]:
+    """Work at the stores of a data folder themselves, beside the mesh."""
+    from janus_app.settings import SettingsError, data_folder
+    from janus_kit.errors import JanusError
+
+    if space and not tenant:
+        raise typer.BadParameter("--space needs --tenant")
+    try:
+        yield data_folder(data)
+    except (SettingsError, JanusError, Refused) as error:
+        raise _fail(str(error)) from None
 
 
 def _fail(problem: str) -> typer.Exit:
@@ -175,24 +190,16 @@ def erase(
 @memory_app.command()
 def verify(
     data: Data = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", help="YAML file with settings. Default: $JANUS_CONFIG.")
-    ] = None,
+    config: Config = None,
     tenant: Annotated[str, typer.Option("--tenant", help="Only this tenant's spaces. Default: all.")] = "",
     space: Annotated[str, typer.Option("--space", help="Only this space of the tenant.")] = "",
     repair: Annotated[bool, typer.Option(help="Repair what is wrong.")] = True,
 ) -> None:
     """Compare vectors, statistics and windows with the records, and repair them. Exit code 1: something was wrong."""
     from janus_app.memory.upkeep import verify as work
-    from janus_app.settings import SettingsError, data_folder
-    from janus_kit.errors import JanusError
 
-    if space and not tenant:
-        raise typer.BadParameter("--space needs --tenant")
-    try:
-        well = work(Console(), data_folder(data), config, os.environ, tenant, space, repair=repair)
-    except (SettingsError, JanusError, Refused) as error:
-        raise _fail(str(error)) from None
+    with _stores(data, tenant, space) as folder:
+        well = work(Console(), folder, config, os.environ, tenant, space, repair=repair)
     if not well:
         raise typer.Exit(1)
 
@@ -210,8 +217,41 @@ def reindex(
     timeout: Timeout = 86_400.0,
 ) -> None:
     """Rebuild a space's vectors, with another model or on another backend if asked, while it is used."""
-    from janus_app.memory.upkeep import reindex as work
+    from janus_app.memory.rebuilding import reindex as work
 
     with _calls(data, address, tenant, timeout) as calls:
         if not work(Console(), calls, space, backend, model, dimensions, wait=wait):
             raise typer.Exit(1)
+
+
+@memory_app.command()
+def operation(
+    operation_id: Annotated[str, typer.Argument(help="Id of an operation, as `reindex --no-wait` prints it.")],
+    data: Data = None,
+    address: Address = None,
+    tenant: Tenant = "",
+    cancel: Annotated[bool, typer.Option("--cancel", help="Ask it to stop.")] = False,
+    wait: Annotated[bool, typer.Option(help="Follow it to its end.")] = True,
+    timeout: Timeout = 86_400.0,
+) -> None:
+    """How a long-running operation is. Exit code 1: it failed or was cancelled."""
+    from janus_app.memory.rebuilding import follow as work
+
+    with _calls(data, address, tenant, timeout) as calls:
+        if not work(Console(), calls, operation_id, cancel=cancel, wait=wait):
+            raise typer.Exit(1)
+
+
+@memory_app.command("dead-letters")
+def dead_letters(
+    data: Data = None,
+    config: Config = None,
+    tenant: Annotated[str, typer.Option("--tenant", help="Only this tenant's. Default: all.")] = "",
+    space: Annotated[str, typer.Option("--space", help="Only this space of the tenant.")] = "",
+    replay: Annotated[bool, typer.Option("--replay", help="Have the indexer try them again.")] = False,
+) -> None:
+    """What could not be indexed, and why. It is found by its words only."""
+    from janus_app.memory.upkeep import dead_letters as work
+
+    with _stores(data, tenant, space) as folder:
+        work(Console(), folder, config, os.environ, tenant, space, replay=replay)

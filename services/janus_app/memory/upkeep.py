@@ -1,21 +1,18 @@
-"""Erasing, checking and rebuilding."""
+"""Erasing, checking, and what could not be indexed."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import grpc
 from google.protobuf import json_format
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from janus_api.common.v1 import operation_pb2
 from janus_api.memory.v1 import memory_service_pb2 as pb
-from janus_api.memory.v1 import scope_pb2, space_pb2
+from janus_api.memory.v1 import scope_pb2
 from janus_app.embedded import read_state
 from janus_app.memory.calls import Calls
 from janus_app.memory.records import plain, print_json, when
@@ -85,60 +82,42 @@ def verify(
     return well
 
 
-def reindex(
-    console: Console, calls: Calls, space: str, backend: str, model: str, dimensions: int, *, wait: bool
-) -> bool:
-    """Whether it succeeded, or has started where nobody waits for it."""
-    names = {"": 0, "pgvector": space_pb2.VECTOR_BACKEND_PGVECTOR, "chroma": space_pb2.VECTOR_BACKEND_CHROMA}
-    if backend not in names:
-        raise Refused(f"There is no backend '{backend}': pgvector or chroma.")
-    request = pb.ReindexRequest(
-        space=space,
-        backend=space_pb2.VectorBackend.ValueType(names[backend]),
-        embedding_model=model,
-        dimensions=dimensions,
-    )
-    operation = calls.unary("Reindex", request).operation
-    if not wait:
-        console.print(operation.id, highlight=False, markup=False)
-        return True
-    try:
-        ended = _followed(console, calls, operation)
-    except KeyboardInterrupt:
-        if console.input("\nCancel it? Otherwise it goes on without you. [y/N] ").strip().lower() != "y":
-            console.print(f"It goes on as {operation.id}.", highlight=False)
-            return True
-        calls.unary("CancelOperation", pb.CancelOperationRequest(operation_id=operation.id))
-        ended = _followed(console, calls, operation)
-    state = operation_pb2.OperationState.Name(ended.state).removeprefix("OPERATION_STATE_").lower()
-    console.print(f"{state}: {ended.done} of {ended.total}", highlight=False)
-    if ended.HasField("error"):
-        console.print(plain(ended.error.message), style="red")
-    return ended.state == operation_pb2.OPERATION_STATE_SUCCEEDED
+def dead_letters(
+    console: Console,
+    data: Path,
+    config: Path | None,
+    environ: Mapping[str, str],
+    tenant: str,
+    space: str,
+    *,
+    replay: bool,
+) -> None:
+    """Print a row for each reason, and have them tried again if asked."""
+    from janus_kit.postgres import database
+    from janus_memory.adapters.postgres_records import PostgresRecords
+    from janus_memory.dead_letters import Replay
 
+    loaded = load_settings(config, _stores_of(data, environ))
 
-def _followed(console: Console, calls: Calls, operation: operation_pb2.Operation) -> operation_pb2.Operation:
-    """The operation at its end, with its progress shown meanwhile; a stream that is cut is taken up again."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("reindex", total=None)
-        cuts = 0
-        while True:
-            watched: Iterator[pb.WatchOperationResponse] = calls.stream(
-                "WatchOperation", pb.WatchOperationRequest(operation_id=operation.id)
+    async def work() -> None:
+        async with database(loaded["postgres"], application="janus-memory-dead-letters") as pool:
+            letters = Replay(PostgresRecords(pool))
+            found = await letters.reasons(tenant, space)
+            if not found:
+                console.print("There are none.")
+                return
+            table = Table(
+                "tenant", "space", "records", "since", "reason", box=None, header_style="bold", pad_edge=False
             )
-            try:
-                for answer in watched:
-                    cuts = 0
-                    current = answer.ended if answer.WhichOneof("event") == "ended" else answer.progress
-                    described = current.phase or "reindex"
-                    progress.update(task, description=described, completed=current.done, total=current.total or None)
-                    if answer.WhichOneof("event") == "ended":
-                        return answer.ended
-            except grpc.RpcError as error:
-                cuts += 1
-                if error.code() is not grpc.StatusCode.UNAVAILABLE or cuts > 20:
-                    raise
+            for each in found:
+                row = (each.tenant, each.space, str(each.rows), f"{each.oldest:%Y-%m-%d %H:%M:%S}", each.reason)
+                table.add_row(*map(plain, row))
+            console.print(table)
+            if replay:
+                replayed = await letters.run(tenant, space)
+                console.print(f"{replayed} replayed: those that fail again come back here.", highlight=False)
+
+    asyncio.run(work())
 
 
 def _stores_of(data: Path, environ: Mapping[str, str]) -> dict[str, Any]:
