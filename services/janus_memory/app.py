@@ -19,6 +19,7 @@ from janus_kit.settings import PostgresSettings, RedisSettings, SettingsError
 from janus_memory import metrics
 from janus_memory.adapters.chroma_index import ChromaIndex
 from janus_memory.adapters.inference_embedder import KnownEmbedders
+from janus_memory.adapters.inference_extraction import InferenceExtraction
 from janus_memory.adapters.inference_summaries import InferenceSummaries
 from janus_memory.adapters.lexical_embedder import LexicalEmbedder
 from janus_memory.adapters.onnx_embedder import OnnxModels
@@ -32,6 +33,9 @@ from janus_memory.append import AppendTurns
 from janus_memory.blocks import Blocks
 from janus_memory.erase import Erase
 from janus_memory.export import Export
+from janus_memory.extract import Extract
+from janus_memory.extracting import Extraction
+from janus_memory.extraction import KIND as EXTRACT
 from janus_memory.graph import GraphKeeper
 from janus_memory.importing import Import
 from janus_memory.indexer import Indexer
@@ -55,6 +59,7 @@ from janus_memory.settings import MemorySettings
 from janus_memory.spaces import SpaceDefaults, Spaces
 from janus_memory.summarising import Summariser
 from janus_memory.windowing import ReadWindow
+from janus_memory.wire.extraction import report_to
 from janus_memory.wire.ingest import packed
 from janus_memory.wire.portable import encoded
 
@@ -101,21 +106,24 @@ async def mount(settings: MemorySettings, *, postgres: PostgresSettings, redis: 
         erase = Erase(records, windows, indexes, spaces, _receipt_keys(settings), parts, clock)
         operations = PostgresOperations(pool)
         changes = Changes(operations)
+        recall = Recall(records, indexes, embedders, spaces, parts, clock, settings.dense_timeout_s, remaining_seconds)
         handlers: dict[str, Handler] = {
             REINDEX: Rebuild(records, indexes, embedders, parts, clock, retire_after_s=settings.retire_after_s),
         }
-        servicer = MemoryServicer(  # type: ignore[abstract]  # what is not built refuses by itself
+        if stub:
+            reader = InferenceExtraction(stub, settings.extraction_timeout_s)
+            handlers[EXTRACT] = Extraction(records, recall, reader, clock, report_to)
+        servicer = MemoryServicer(
             append=AppendTurns(records, windows, spaces, parts, clock),
             window=ReadWindow(records, windows, spaces, parts),
             remember=Remember(records, spaces, parts, clock),
-            recall=Recall(
-                records, indexes, embedders, spaces, parts, clock, settings.dense_timeout_s, remaining_seconds
-            ),
+            recall=recall,
             spaces=spaces,
             memories=Lifecycle(records, spaces),
             core=Blocks(records, spaces),
             erase=erase,
             ingest=Ingest(records, spaces, clock, packed),
+            extract=Extract(records, spaces, settings.extraction_model, inference=stub is not None),
             export=Export(records, indexes, spaces),
             import_=Import(records, spaces, encoded),
             reindex=Reindex(records, spaces),

@@ -1,11 +1,13 @@
-"""Dead letters: what the indexer gave up on, why, and trying it again."""
+"""Dead letters: what indexing and extractions gave up on, why, and trying it again."""
 
 from janus_kit.errors import NotFound
+from janus_kit.ids import new_id
+from janus_memory.extraction import KIND as EXTRACT
 from janus_memory.ports import DeadLetters, Records
 
 
 class Replay:
-    """Looks at dead letters, and has the indexer try them again. For operators: it crosses tenants when asked to."""
+    """Looks at dead letters, and has them tried again. For operators: it crosses tenants when asked to."""
 
     def __init__(self, records: Records) -> None:
         self._records = records
@@ -23,7 +25,7 @@ class Replay:
         return sorted(found, key=lambda each: -each.rows)
 
     async def run(self, tenant: str = "", space: str = "") -> int:
-        """Put them back to where the indexer takes from, as if they had never failed; how many.
+        """Give writes back to the indexer, as if they had never failed, and ask models again; how many.
 
         Raises NotFound for a space that is not there.
         """
@@ -32,6 +34,11 @@ class Replay:
             number = await self._number(name, space)
             async with self._records.transaction(name) as tx:
                 replayed += await tx.replay_dead(number)
+                for letter in await tx.take_dead_answers(number):
+                    await tx.add_operation(
+                        new_id("op"), EXTRACT, letter.arguments, letter.requested_by, letter.subjects
+                    )
+                    replayed += 1
         return replayed
 
     async def _tenants(self, tenant: str) -> list[str]:

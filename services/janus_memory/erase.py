@@ -44,6 +44,8 @@ STORES = (
     "postgres.import",
     "postgres.request",
     "postgres.operation",
+    "postgres.dead_letter",
+    "postgres.extraction",
     "postgres.provenance",
     "redis.window",
 )

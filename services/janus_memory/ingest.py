@@ -28,7 +28,7 @@ from janus_memory.append import place
 from janus_memory.consistency import token
 from janus_memory.gathering import Gathering
 from janus_memory.idempotency import Request, once
-from janus_memory.model import NewMemory, NewTurn, Space
+from janus_memory.model import Cause, NewMemory, NewTurn, Space
 from janus_memory.ports import Records, Transaction
 from janus_memory.remember import has_wrong_vector, keep, wrong_vectors
 from janus_memory.spaces import Spaces
@@ -216,7 +216,7 @@ class Ingest:
         def refuse(at: int, error: JanusError) -> None:
             tally.refuse(chosen[at][0], error)
 
-        kept = await keep(tx, space, [memory for _, memory in chosen], subject, self._clock.now(), refuse)
+        kept = await keep(tx, space, [memory for _, memory in chosen], Cause(subject), self._clock.now(), refuse)
         tally.stored += sum(each is not None and each.fresh for each in kept)
         tally.unchanged += sum(each is not None and not each.fresh for each in kept)
 

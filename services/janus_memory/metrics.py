@@ -18,6 +18,7 @@ operation_duration = Histogram(
 index_lag = Gauge("janus_memory_index_lag_seconds", "Age of the oldest write that is not indexed.")
 index_backlog = Gauge("janus_memory_index_backlog", "Writes that are not indexed.")
 index_dead = Gauge("janus_memory_index_dead_letters", "Writes that indexing gave up on.")
+extract_dead = Gauge("janus_memory_extract_dead_letters", "Answers of models that extractions gave up on.")
 recall_degraded = Counter("janus_memory_recall_degraded_total", "Recalls that a part was missing from.", ["reason"])
 
 
@@ -33,7 +34,8 @@ def observed(operation: str, attributes: Mapping[str, str | int] | None = None) 
 
 
 def show(backlog: Backlog) -> None:
-    """Set the gauges of the outbox."""
+    """Set the gauges of the outbox and of dead letters."""
     index_lag.set(backlog.oldest_s)
     index_backlog.set(backlog.waiting)
     index_dead.set(backlog.dead)
+    extract_dead.set(backlog.unusable)

@@ -473,11 +473,15 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """How far the indexer is behind: rows waiting, age of the oldest in seconds, dead rows."""
+    """How far the indexer is behind: rows waiting, age of the oldest in seconds, dead rows.
+
+    ``unusable``: answers that extractions gave up on.
+    """
 
     waiting: int
     oldest_s: float
     dead: int
+    unusable: int = 0
 
 
 @dataclass(frozen=True, slots=True)

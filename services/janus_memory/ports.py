@@ -13,11 +13,13 @@ from typing import Any, NamedTuple, Protocol
 
 from janus_kit.errors import JanusError
 from janus_memory.erasure import Erasing, Signer
+from janus_memory.extraction import Extracting
 from janus_memory.generation import Rebuilding
 from janus_memory.model import (
     Backlog,
     Block,
     Candidate,
+    Cause,
     Claim,
     Document,
     Embeddable,
@@ -223,7 +225,7 @@ class Receipts(Protocol):
 
 
 class DeadLetters(NamedTuple):
-    """Writes of one space that indexing gave up on for one reason. An empty tenant: the transaction's."""
+    """What one space gave up on for one reason. An empty tenant: the transaction's."""
 
     tenant: str
     space: str
@@ -239,7 +241,7 @@ class KnownVersion(NamedTuple):
     here: bool
 
 
-class Transaction(Erasing, Reconciling, Rebuilding, Protocol):
+class Transaction(Erasing, Reconciling, Rebuilding, Extracting, Protocol):
     """One transaction of one tenant. Leaving it without an error commits all of it."""
 
     async def claim_request(
@@ -343,7 +345,7 @@ class Transaction(Erasing, Reconciling, Rebuilding, Protocol):
         space_no: int,
         memories: Sequence[tuple[NewMemory, int]],
         documents: Sequence[Document],
-        changed_by: str,
+        cause: Cause,
         at: datetime,
     ) -> None:
         """Store versions, recorded at a time, superseding the current one of the same id."""
@@ -493,7 +495,7 @@ class Transaction(Erasing, Reconciling, Rebuilding, Protocol):
         ...
 
     async def dead_letters(self, space_no: int) -> list[DeadLetters]:
-        """What the indexer gave up on, by space and reason; of one space, or (0) of all."""
+        """What indexing and extractions gave up on, by space and reason; of one space, or (0) of all."""
         ...
 
     async def replay_dead(self, space_no: int) -> int:

@@ -11,7 +11,7 @@ from janus_kit.errors import AlreadyExists, FieldViolation, InvalidArgument, Jan
 from janus_kit.ids import new_id
 from janus_memory.consistency import caught_up, token
 from janus_memory.idempotency import Request, once
-from janus_memory.model import NewMemory, Space
+from janus_memory.model import Cause, NewMemory, Space
 from janus_memory.parts import Parts
 from janus_memory.ports import KnownMemory, Records, Transaction
 from janus_memory.spaces import Spaces, away_for
@@ -77,7 +77,7 @@ class Remember:
         )
 
     async def _store(self, tx: Transaction, space: Space, memories: Sequence[NewMemory], subject: str) -> list[str]:
-        kept = await keep(tx, space, memories, subject, self._clock.now(), _raise)
+        kept = await keep(tx, space, memories, Cause(subject), self._clock.now(), _raise)
         return [each.id for each in kept if each]
 
 
@@ -85,7 +85,7 @@ async def keep(
     tx: Transaction,
     space: Space,
     memories: Sequence[NewMemory],
-    subject: str,
+    cause: Cause,
     now: datetime,
     refuse: Callable[[int, JanusError], None],
 ) -> list[Kept | None]:
@@ -136,7 +136,7 @@ async def keep(
                 # Others on the event loop take their turn every few milliseconds.
                 waited = 0
                 await asyncio.sleep(0)
-        await tx.add_memories(space.number, fresh, documents, subject, at)
+        await tx.add_memories(space.number, fresh, documents, cause, at)
     return kept
 
 

@@ -11,7 +11,6 @@ from janus_api.memory.v1 import memory_service_pb2_grpc as rpc
 from janus_api.memory.v1 import recall_pb2
 from janus_kit.auth.identity import current_identity
 from janus_kit.clock import Clock
-from janus_kit.errors import Unimplemented
 from janus_kit.ids import require_id
 from janus_kit.interceptors.context import remaining_seconds
 from janus_kit.telemetry import names
@@ -21,6 +20,7 @@ from janus_memory.blocks import Blocks
 from janus_memory.consistency import WAIT_S
 from janus_memory.erase import Erase
 from janus_memory.export import Export
+from janus_memory.extract import Extract
 from janus_memory.importing import Import
 from janus_memory.ingest import Ingest
 from janus_memory.lifecycle import Lifecycle
@@ -31,7 +31,7 @@ from janus_memory.reindex import Reindex
 from janus_memory.remember import Remember
 from janus_memory.spaces import Spaces
 from janus_memory.windowing import ReadWindow
-from janus_memory.wire import answers, blocks, erasures, lifecycle, operations, reads, writes
+from janus_memory.wire import answers, blocks, erasures, extraction, lifecycle, operations, reads, writes
 from janus_memory.wire.ingest import IngestStream, ingested_to
 from janus_memory.wire.portable import Exported, ImportStream, export_query
 
@@ -43,7 +43,7 @@ _ANSWER_MARGIN_S = 0.1
 
 
 class MemoryServicer(rpc.MemoryServiceServicer):
-    """Methods that are not here answer UNIMPLEMENTED; see `_refuse_the_rest`."""
+    """Every method of the contract."""
 
     def __init__(
         self,
@@ -56,6 +56,7 @@ class MemoryServicer(rpc.MemoryServiceServicer):
         core: Blocks,
         erase: Erase,
         ingest: Ingest,
+        extract: Extract,
         export: Export,
         import_: Import,
         reindex: Reindex,
@@ -71,6 +72,7 @@ class MemoryServicer(rpc.MemoryServiceServicer):
         self._core = core
         self._erase = erase
         self._ingest = ingest
+        self._extract = extract
         self._export = export
         self._import = import_
         self._reindex = reindex
@@ -189,6 +191,12 @@ class MemoryServicer(rpc.MemoryServiceServicer):
             found, following = await self._core.page(tenant, query.scope, query.after, query.limit)
         return blocks.blocks_to(tenant, query.query, found, following)
 
+    async def Extract(self, request: pb.ExtractRequest, context: Context) -> pb.ExtractResponse:
+        command = extraction.extract_command(request)
+        identity = current_identity()
+        started = await self._extract.start(identity.tenant, identity.subject, command.wish, command.request)
+        return pb.ExtractResponse(operation=operations.operation_to(started))
+
     async def Export(self, request: pb.ExportRequest, context: Context) -> AsyncIterator[pb.ExportResponse]:
         query = export_query(request)
         exported = Exported()
@@ -256,28 +264,6 @@ class MemoryServicer(rpc.MemoryServiceServicer):
         command = operations.cancel_command(request)
         asked = await self._operations.cancel(_tenant(), command.operation_id, command.request)
         return pb.CancelOperationResponse(operation=operations.operation_to(asked))
-
-
-def _refusal(name: str, streams: bool) -> Any:
-    method = f"{SERVICE}/{name}"
-
-    async def refuse(self: MemoryServicer, request: Any, context: Context) -> Any:
-        raise Unimplemented(message=f"{name} is not implemented in this version", metadata={"method": method})
-
-    async def refuse_stream(self: MemoryServicer, request: Any, context: Context) -> AsyncIterator[Any]:
-        yield await refuse(self, request, context)
-
-    return refuse_stream if streams else refuse
-
-
-def _refuse_the_rest() -> None:
-    """Give every method of the contract that is not built yet its typed refusal."""
-    for method in pb.DESCRIPTOR.services_by_name["MemoryService"].methods:
-        if method.name not in vars(MemoryServicer):
-            setattr(MemoryServicer, method.name, _refusal(method.name, method.server_streaming))
-
-
-_refuse_the_rest()
 
 
 def _tenant() -> str:

@@ -51,6 +51,10 @@ class MemorySettings(Settings):
     """Longest wait for one answer of the summary model."""
     summary_poll_s: Seconds = 5.0
     """How often a worker looks for threads that have grown."""
+    extraction_model: str = Field(default="", max_length=256)
+    """Alias or `provider/model` of the inference service that Extract asks when its caller names none."""
+    extraction_timeout_s: Seconds = 120.0
+    """Longest wait of an extraction for one answer."""
     summariser: bool = True
     """Whether this process keeps summaries."""
     indexer: bool = True

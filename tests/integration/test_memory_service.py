@@ -15,7 +15,7 @@ from janus_api.content.v1 import message_pb2 as content
 from janus_api.memory.v1 import memory_service_pb2 as pb
 from janus_api.memory.v1 import memory_service_pb2_grpc as rpc
 from janus_api.memory.v1 import recall_pb2, record_pb2, scope_pb2, space_pb2
-from janus_kit.errors import Aborted, AlreadyExists, FailedPrecondition, NotFound, Unavailable, Unimplemented
+from janus_kit.errors import Aborted, AlreadyExists, FailedPrecondition, NotFound, Unavailable
 
 MAY = datetime(2023, 5, 8, 13, 56, tzinfo=UTC)
 NOW_ISH = scope_pb2.CONSISTENCY_READ_YOUR_WRITES
@@ -358,30 +358,6 @@ async def test_a_model_without_an_inference_service_is_unavailable(ann: Caller) 
     space = space_pb2.Space(name="s", embedding_model="openai/text-embedding-3-small")
     error = await refused(ann.call("PutSpace", pb.PutSpaceRequest(space=space)))
     assert isinstance(error, Unavailable)
-
-
-async def test_what_is_not_built_says_so(ann: Caller) -> None:
-    names = [
-        method.name
-        for method in pb.DESCRIPTOR.services_by_name["MemoryService"].methods
-        if method.name
-        not in {
-            "AppendMessages", "GetWindow", "Remember", "Recall", "GetMemory", "ListMemories", "UpdateMemory", "Erase",
-            "ForgetMemory", "GetHistory", "PutBlock", "GetBlock", "ListBlocks", "PutSpace", "GetSpace", "ListSpaces",
-            "Ingest", "Export", "Import", "Reindex", "GetOperation", "WatchOperation", "CancelOperation",
-        }
-    ]  # fmt: skip
-    assert set(names) == {"Extract"}
-    for method in pb.DESCRIPTOR.services_by_name["MemoryService"].methods:
-        if method.name not in names:
-            continue
-        request = getattr(pb, method.input_type.name)()
-        given = iter([request]) if method.client_streaming else request
-        call = getattr(ann.stub, method.name)(given, metadata=ann.metadata, timeout=10)
-        error = await refused(anext(aiter(call)) if method.server_streaming else call)
-        assert isinstance(error, Unimplemented), method.name
-        assert error.reason == "NOT_IMPLEMENTED"
-        assert error.metadata["method"].endswith(method.name)
 
 
 async def test_metadata_is_kept_for_filters(ann: Caller, postgres_url: str) -> None:

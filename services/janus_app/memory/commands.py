@@ -248,9 +248,9 @@ def dead_letters(
     config: Config = None,
     tenant: Annotated[str, typer.Option("--tenant", help="Only this tenant's. Default: all.")] = "",
     space: Annotated[str, typer.Option("--space", help="Only this space of the tenant.")] = "",
-    replay: Annotated[bool, typer.Option("--replay", help="Have the indexer try them again.")] = False,
+    replay: Annotated[bool, typer.Option("--replay", help="Have them tried again.")] = False,
 ) -> None:
-    """What could not be indexed, and why. It is found by its words only."""
+    """What could not be indexed, or extracted by a model, and why."""
     from janus_app.memory.upkeep import dead_letters as work
 
     with _stores(data, tenant, space) as folder:

@@ -1,4 +1,4 @@
-"""Rows of the outbox that the indexer gave up on, in Postgres."""
+"""What indexing and extractions gave up on, in Postgres."""
 
 from janus_kit.postgres import Connection
 from janus_memory.adapters.postgres_outbox import CHANNEL
@@ -12,13 +12,17 @@ class DeadLetterStatements:
 
     async def dead_letters(self, space_no: int) -> list[DeadLetters]:
         rows = await self._connection.fetch(
-            """SELECT s.name, o.error, count(*) AS rows, min(o.dead_at) AS oldest
-               FROM memory.outbox o JOIN memory.space s ON s.number = o.space_no
-               WHERE o.dead_at IS NOT NULL AND ($1 = 0 OR o.space_no = $1)
-               GROUP BY s.name, o.error ORDER BY rows DESC, s.name, o.error""",
+            """SELECT s.name, d.reason, count(*) AS rows, min(d.dead_at) AS oldest
+               FROM (
+                   SELECT space_no, error AS reason, dead_at FROM memory.outbox WHERE dead_at IS NOT NULL
+                   UNION ALL
+                   SELECT space_no, 'extraction: ' || reason, dead_at FROM memory.dead_letter
+               ) d JOIN memory.space s ON s.number = d.space_no
+               WHERE $1 = 0 OR d.space_no = $1
+               GROUP BY s.name, d.reason ORDER BY rows DESC, s.name, d.reason""",
             space_no,
         )
-        return [DeadLetters("", row["name"], row["error"], row["rows"], row["oldest"]) for row in rows]
+        return [DeadLetters("", row["name"], row["reason"], row["rows"], row["oldest"]) for row in rows]
 
     async def replay_dead(self, space_no: int) -> int:
         status = await self._connection.execute(

@@ -42,6 +42,8 @@ _TABLES = (
         "operation",
         "$1 = ANY(subjects) AND ($2::bigint = 0 OR coalesce((arguments ->> 'space_no')::bigint, $2) = $2)",
     ),
+    _Table("postgres.dead_letter", "dead_letter", "$1 = ANY(subjects) AND ($2::bigint = 0 OR space_no = $2)"),
+    _Table("postgres.extraction", "extraction", _ITS),
 )
 
 # The key of vectors has these before the unit: named, a unit's are found without a scan of the space's.

@@ -51,7 +51,7 @@ class MemoryStatements(TurnStatements, UnitStatements):
         space_no: int,
         memories: Sequence[tuple[NewMemory, int]],
         documents: Sequence[Document],
-        changed_by: str,
+        cause: Cause,
         at: datetime,
     ) -> None:
         again = [memory.id for memory, version in memories if version > 1]
@@ -63,7 +63,7 @@ class MemoryStatements(TurnStatements, UnitStatements):
                 MemoryVersion(
                     _recorded(memory, version, at),
                     Change.CREATED if version == 1 else Change.UPDATED,
-                    Cause(changed_by),
+                    cause,
                     embedding=memory.embedding,
                     digest=memory.digest,
                 )

@@ -8,6 +8,7 @@ from janus_kit.postgres import Connection, Database
 from janus_memory.adapters.postgres_blocks import BlockStatements
 from janus_memory.adapters.postgres_dead_letters import DeadLetterStatements
 from janus_memory.adapters.postgres_export import PostgresSnapshot
+from janus_memory.adapters.postgres_extraction import ExtractionStatements
 from janus_memory.adapters.postgres_history import HistoryStatements
 from janus_memory.adapters.postgres_import import ImportStatements
 from janus_memory.adapters.postgres_operations import OperationStatements
@@ -31,6 +32,7 @@ class PostgresTransaction(
     OperationStatements,
     SummaryStatements,
     DeadLetterStatements,
+    ExtractionStatements,
 ):
     """One transaction of one tenant; row-level security is bound to that tenant."""
 
@@ -114,15 +116,17 @@ class PostgresRecords:
                 """SELECT count(*) FILTER (WHERE dead_at IS NULL) AS waiting,
                           count(*) FILTER (WHERE dead_at IS NOT NULL) AS dead,
                           coalesce(extract(epoch FROM now() - min(created_at) FILTER (WHERE dead_at IS NULL)), 0)
-                              AS oldest
+                              AS oldest,
+                          (SELECT count(*) FROM memory.dead_letter) AS unusable
                    FROM memory.outbox"""
             )
-        return Backlog(row["waiting"], max(float(row["oldest"]), 0.0), row["dead"])
+        return Backlog(row["waiting"], max(float(row["oldest"]), 0.0), row["dead"], row["unusable"])
 
     async def tenants_with_dead_letters(self) -> list[str]:
         async with self._database.worker() as connection:
             rows = await connection.fetch(
-                "SELECT DISTINCT tenant FROM memory.outbox WHERE dead_at IS NOT NULL ORDER BY tenant"
+                """SELECT tenant FROM memory.outbox WHERE dead_at IS NOT NULL
+                   UNION SELECT tenant FROM memory.dead_letter ORDER BY tenant"""
             )
         return [row["tenant"] for row in rows]
 

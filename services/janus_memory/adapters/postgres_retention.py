@@ -52,6 +52,10 @@ class RetentionStatements(MemoryStatements):
         return len(rows)
 
     async def remove_old_turns(self, space_no: int, limit: int) -> tuple[int, Sequence[str]]:
+        await self._connection.execute(
+            f"DELETE FROM memory.dead_letter WHERE space_no = $1 AND {_OLD}",  # noqa: S608 - a constant
+            space_no,
+        )
         rows = await self._connection.fetch(
             f"""SELECT unit, thread, position FROM memory.unit
                 WHERE space_no = $1 AND kind = 1 AND {_OLD} ORDER BY recorded_at LIMIT $2""",  # noqa: S608 - constants

@@ -43,7 +43,7 @@ class _ExtractActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Extract
     EXTRACT_ACTION_INVALIDATE: _ExtractAction.ValueType  # 3
     """It ended the validity of a memory that is not true any more."""
     EXTRACT_ACTION_NOTHING: _ExtractAction.ValueType  # 4
-    """It was known already, or not worth keeping."""
+    """It was known already, or a turn of its kind may not do that."""
 
 class ExtractAction(_ExtractAction, metaclass=_ExtractActionEnumTypeWrapper):
     """What an extraction does with a candidate."""
@@ -57,7 +57,7 @@ EXTRACT_ACTION_UPDATE: ExtractAction.ValueType  # 2
 EXTRACT_ACTION_INVALIDATE: ExtractAction.ValueType  # 3
 """It ended the validity of a memory that is not true any more."""
 EXTRACT_ACTION_NOTHING: ExtractAction.ValueType  # 4
-"""It was known already, or not worth keeping."""
+"""It was known already, or a turn of its kind may not do that."""
 Global___ExtractAction: _TypeAlias = ExtractAction  # noqa: Y015
 
 @_typing.final
@@ -847,12 +847,15 @@ class ExtractRequest(_message.Message):
     """
     @_builtins.property
     def scope(self) -> _scope_pb2.Scope:
-        """Where the turns are and where the memories go; `thread` is required."""
+        """Where the turns are; `thread` is required. Memories go to the space, the
+        agent and the turn's subject, in no thread; those of turns without a
+        subject stay in the thread.
+        """
 
     @_builtins.property
     def message_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Turns to read, at most 256 ids of this thread. Empty: all of the thread
-        since the last extraction.
+        since it was last read so, with the same subject and agent.
         """
 
     def __init__(
@@ -875,7 +878,8 @@ Global___ExtractRequest: _TypeAlias = ExtractRequest  # noqa: Y015
 @_typing.final
 class ExtractResponse(_message.Message):
     """The extraction has started; its operation's result is an ExtractionResult and
-    says, for each memory, what was done and why.
+    says, for each memory, what was done; GetHistory says why. An erasure of
+    whoever said the turns ends it and removes it.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1854,16 +1858,34 @@ Global___CancelOperationResponse: _TypeAlias = CancelOperationResponse  # noqa: 
 @_typing.final
 class ExtractionResult(_message.Message):
     """Report of an extraction. Operation.result_json holds it in protobuf's JSON
-    form.
+    form. It holds no text, so that none is left in it when a memory is purged.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MEMORIES_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    TURNS_FIELD_NUMBER: _builtins.int
+    REJECTED_FIELD_NUMBER: _builtins.int
+    UNUSABLE_TURNS_FIELD_NUMBER: _builtins.int
+    OMITTED_FIELD_NUMBER: _builtins.int
+    turns: _builtins.int
+    """Turns that were read."""
+    rejected: _builtins.int
+    """Candidates that broke a rule, such as one with words that its turn does not
+    have. They changed nothing.
+    """
+    unusable_turns: _builtins.int
+    """Those of the turns for which the model gave no answer that could be used.
+    They changed nothing, and the answers are dead letters.
+    """
+    omitted: _builtins.int
+    """Entries beyond the first 1,000."""
     @_builtins.property
     def memories(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExtractedMemory]:
-        """One entry a candidate, in the order of the turns."""
+        """One entry a candidate that kept the rules, in the order of the turns; the
+        first 1,000.
+        """
 
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage:
@@ -1874,10 +1896,14 @@ class ExtractionResult(_message.Message):
         *,
         memories: _abc.Iterable[Global___ExtractedMemory] | None = ...,
         usage: _usage_pb2.Usage | None = ...,
+        turns: _builtins.int = ...,
+        rejected: _builtins.int = ...,
+        unusable_turns: _builtins.int = ...,
+        omitted: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["memories", b"memories", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memories", b"memories", "omitted", b"omitted", "rejected", b"rejected", "turns", b"turns", "unusable_turns", b"unusable_turns", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1895,10 +1921,15 @@ class ExtractedMemory(_message.Message):
     action: Global___ExtractAction.ValueType
     """What was done."""
     reason: _builtins.str
-    """The model's reason; may be empty."""
+    """Why it is not what the model proposed, in the server's words; empty when it
+    is. The model's own reason is in the history.
+    """
     @_builtins.property
     def memory(self) -> _record_pb2.Memory:
-        """The candidate; as stored when it was."""
+        """Id of the memory that was made, changed or known, its kind, and the turn
+        as its only source; the rest is for GetMemory. The id is empty when there
+        is none.
+        """
 
     def __init__(
         self,

@@ -255,8 +255,9 @@ class MemoryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Extract(self, request, context):
-        """Starts to turn messages into memories with a model. May add and
-        supersede, never delete; invalid model output changes nothing.
+        """Starts to turn messages into memories with a model. May add, supersede
+        and end, never delete; invalid model output changes nothing. Memories
+        rest on words of a turn; of those by tools and models none changes another.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -78,8 +78,9 @@ class MemoryServiceStub:
     GetHistory: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.GetHistoryRequest, _memory_service_pb2.GetHistoryResponse]
     """Every version of a memory, oldest first."""
     Extract: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ExtractRequest, _memory_service_pb2.ExtractResponse]
-    """Starts to turn messages into memories with a model. May add and
-    supersede, never delete; invalid model output changes nothing.
+    """Starts to turn messages into memories with a model. May add, supersede
+    and end, never delete; invalid model output changes nothing. Memories
+    rest on words of a turn; of those by tools and models none changes another.
     """
     Export: _grpc.UnaryStreamMultiCallable[_memory_service_pb2.ExportRequest, _memory_service_pb2.ExportResponse]
     """Everything of a scope as typed records, ending in a checksum; as it was at
@@ -169,8 +170,9 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     GetHistory: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.GetHistoryRequest, _memory_service_pb2.GetHistoryResponse]  # type: ignore[assignment]
     """Every version of a memory, oldest first."""
     Extract: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ExtractRequest, _memory_service_pb2.ExtractResponse]  # type: ignore[assignment]
-    """Starts to turn messages into memories with a model. May add and
-    supersede, never delete; invalid model output changes nothing.
+    """Starts to turn messages into memories with a model. May add, supersede
+    and end, never delete; invalid model output changes nothing. Memories
+    rest on words of a turn; of those by tools and models none changes another.
     """
     Export: _aio.UnaryStreamMultiCallable[_memory_service_pb2.ExportRequest, _memory_service_pb2.ExportResponse]  # type: ignore[assignment]
     """Everything of a scope as typed records, ending in a checksum; as it was at
@@ -323,8 +325,9 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_service_pb2.ExtractRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_service_pb2.ExtractResponse, _abc.Awaitable[_memory_service_pb2.ExtractResponse]]:
-        """Starts to turn messages into memories with a model. May add and
-        supersede, never delete; invalid model output changes nothing.
+        """Starts to turn messages into memories with a model. May add, supersede
+        and end, never delete; invalid model output changes nothing. Memories
+        rest on words of a turn; of those by tools and models none changes another.
         """
 
     @_abc_1.abstractmethod
