@@ -6,9 +6,9 @@ from typing import Any
 
 import jiter
 
-from janus_inference.dialects import json_schema
 from janus_inference.events import ToolCallCompleted
 from janus_inference.model import Citation, Prompt, ToolCall
+from janus_kit import json_schema
 
 
 class Numbering:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from janus_inference.dialects import formats, patterns
+from janus_kit.json_schema import formats, patterns
 
 _MAX_STEPS = 20_000
 _MAX_PATTERN_STEPS = 50_000

@@ -9,7 +9,7 @@ A pattern that no automaton can match, or one that is too large, is not decided.
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from janus_inference.dialects.pattern_syntax import (
+from janus_kit.json_schema.pattern_syntax import (
     CharSet,
     Choice,
     Edge,

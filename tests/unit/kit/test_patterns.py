@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from janus_inference.dialects.patterns import Undecided, search
+from janus_kit.json_schema.patterns import Undecided, search
 
 ATOMS = st.sampled_from(["a", "b", "[ab]", "[^a]", ".", "[0-9]", "(a|b)", "(?:ab|c)", "1", "-", r"\.", "(a+)", "[a-c]"])
 QUANTIFIERS = st.sampled_from(["", "*", "+", "?", "{2}", "{1,3}", "{2,}", "+?"])
