@@ -11,6 +11,7 @@ from janus_inference.adapters.openai_client import OpenAIClient
 from janus_inference.adapters.openai_embeddings import OpenAIEmbeddings
 from janus_inference.adapters.openai_responses import OpenAIResponses
 from janus_inference.adapters.scripted import Scripted
+from janus_inference.adapters.tool_names import Fitted, FittedCounter
 from janus_inference.asking import Desk, Underway
 from janus_inference.breakers import BreakerRules, Breakers
 from janus_inference.caching import AnswerCache
@@ -195,7 +196,7 @@ def _upstream(name: str, provider: ProviderSettings, pace_ms: float) -> Upstream
             return Upstream(scripted, counter=scripted)
         case "anthropic":
             anthropic = Anthropic(name, provider.address, key, provider.own_headers)
-            return Upstream(anthropic, counter=anthropic)
+            return Upstream(Fitted(anthropic), counter=FittedCounter(anthropic))
     official = provider.kind == "openai"
     profile = PROFILES[provider.profile] if provider.profile else OPENAI if official else chat_profile(provider.address)
     client = OpenAIClient(provider.address, key, provider.own_headers)
@@ -204,11 +205,11 @@ def _upstream(name: str, provider: ProviderSettings, pace_ms: float) -> Upstream
     chat = OpenAIChat(name, client, profile, issuer=issuer, **usable)
     responses = OpenAIResponses(name, client, profile, issuer=issuer, **usable)
     embedder = OpenAIEmbeddings(name, client, profile, **usable)
-    counter = responses if official else None
+    counter = FittedCounter(responses) if official else None
     api = provider.api or ("auto" if official else "chat")
     if api == "auto":
-        return Upstream(OpenAIAuto(responses, chat), embedder, counter)
-    return Upstream(chat if api == "chat" else responses, embedder, counter)
+        return Upstream(Fitted(OpenAIAuto(responses, chat)), embedder, counter)
+    return Upstream(Fitted(chat if api == "chat" else responses), embedder, counter)
 
 
 def _models(provider: ProviderSettings) -> ProviderModels:

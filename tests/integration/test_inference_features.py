@@ -8,8 +8,9 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from tests.fakes.providers.inference_service import Refusal, Service, prompt, running
+from tests.fakes.providers.inference_service import Refusal, Service, prompt, running, user
 
+from janus_api.content.v1 import message_pb2 as content
 from janus_api.content.v1 import usage_pb2
 from janus_api.inference.v1 import event_pb2, model_pb2, request_pb2
 from janus_api.inference.v1 import inference_service_pb2 as pb
@@ -69,6 +70,33 @@ async def test_a_hedge_answers_in_time_and_the_slow_one_is_left(inference: Servi
     assert events[1][1].reason == "HEDGED"
     assert text_of(events)
     await (await inference.openai.exchange()).client_gone.wait()
+
+
+# A seed is what only Chat Completions has.
+@pytest.mark.parametrize(("provider", "seed"), [("openai", None), ("openai", 1), ("anthropic", None)])
+async def test_a_tool_with_a_dot_in_its_name_works_where_names_have_none(
+    inference: Service, provider: str, seed: int | None
+) -> None:
+    sampling = request_pb2.Sampling(seed=seed)
+    tools = [request_pb2.ToolDefinition(name="city.weather")]
+    model = f"{provider}/fake;tools=1;tool=city_weather"
+    answer = await inference.generate(prompt(model=model, tools=tools, sampling=sampling))
+    call = answer.message.parts[0].tool_call
+    assert call.name == "city.weather"
+    result = content.ToolResult(call_id=call.call_id, parts=[content.Part(text="sunny")])
+    history = [
+        user("hello"),
+        answer.message,
+        content.Message(role=content.ROLE_TOOL, parts=[content.Part(tool_result=result)]),
+    ]
+    choice = request_pb2.ToolChoice(mode=request_pb2.TOOL_CHOICE_MODE_NAMED, name="city.weather")
+    asked = prompt(model=model, tools=tools, messages=history, tool_choice=choice, sampling=sampling)
+    events = await inference.stream(asked)
+    named = [event for kind, event in events if kind in ("tool_call_started", "tool_call_completed")]
+    assert (named[0].name, named[1].call.name) == ("city.weather", "city.weather")
+    sent = inference.wire(provider).exchanges[-1].request.body
+    assert b"city.weather" not in sent
+    assert sent.count(b'"city_weather"') == 3
 
 
 async def test_the_same_request_id_is_answered_once_and_the_same(inference: Service) -> None:

@@ -94,7 +94,7 @@ def _events(orders: Directives, body: dict[str, Any]) -> Iterator[Piece]:
     for number in range(orders.number("tools")):
         text = json.dumps(ARGUMENTS, ensure_ascii=False)
         deltas = [{"type": "input_json_delta", "partial_json": piece} for piece in ["", *fragments(text)]]
-        start = {"type": "tool_use", "id": f"toolu_{number}", "name": "weather", "input": {}}
+        start = {"type": "tool_use", "id": f"toolu_{number}", "name": orders.tool, "input": {}}
         yield from block(start, deltas)
     if not orders.has("tools"):
         words = [{"type": "text_delta", "text": word} for word in orders.words()]
@@ -110,7 +110,7 @@ def _message(orders: Directives, body: dict[str, Any]) -> dict[str, Any]:
     content: list[dict[str, Any]] = [{"type": "text", "text": "".join(orders.words())}]
     if orders.has("tools"):
         content = [
-            {"type": "tool_use", "id": f"toolu_{number}", "name": "weather", "input": ARGUMENTS}
+            {"type": "tool_use", "id": f"toolu_{number}", "name": orders.tool, "input": ARGUMENTS}
             for number in range(orders.number("tools"))
         ]
     return {

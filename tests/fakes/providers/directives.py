@@ -11,7 +11,7 @@
   accept the connection and say nothing, not even headers;
 - ``error=N`` an error event after N words, ``garbage=N`` bytes that are no JSON
   after N words, ``line=BYTES`` one event of that size after the first word;
-- ``tools=N`` call N tools, ``think=N`` think N words first, ``refuse=1``;
+- ``tools=N`` call N tools, named ``tool=NAME`` (default weather), ``think=N`` think N words first, ``refuse=1``;
 - ``finish=WORD`` the reason to stop; ``usage=0`` leave the usage out;
 - ``type=MIME`` another content type; ``whole=1`` one JSON body, not a stream;
 - ``done=0`` leave the terminal marker out; ``unframed=1`` a body that ends
@@ -51,6 +51,10 @@ class Directives:
 
     def has(self, name: str) -> bool:
         return name in self.values
+
+    @property
+    def tool(self) -> str:
+        return self.values.get("tool", "weather")
 
     def words(self, name: str = "tokens", default: int = 3) -> list[str]:
         """So many words, each but the first with a space before it; the odd one has an accent."""

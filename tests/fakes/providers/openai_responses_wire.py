@@ -52,14 +52,14 @@ def thought(words: list[str]) -> dict[str, Any]:
     return {"id": "rs_1", "type": "reasoning", "summary": [], "content": content, "encrypted_content": "ZW5j"}
 
 
-def call(number: int) -> dict[str, Any]:
+def call(number: int, name: str) -> dict[str, Any]:
     """A function call as it is when it is done."""
     return {
         "id": f"fc_{number}",
         "type": "function_call",
         "status": "completed",
         "call_id": f"call_{number}",
-        "name": "weather",
+        "name": name,
         "arguments": ARGUMENTS,
     }
 
@@ -75,7 +75,7 @@ def message(orders: Directives) -> dict[str, Any]:
 def _items(orders: Directives) -> list[dict[str, Any]]:
     first = [thought(orders.words("think", 0))] if orders.number("think") else []
     if orders.has("tools"):
-        return [*first, *(call(number) for number in range(orders.number("tools")))]
+        return [*first, *(call(number, orders.tool) for number in range(orders.number("tools")))]
     return [*first, message(orders)]
 
 

@@ -82,7 +82,7 @@ def _chunks(orders: Directives, body: dict[str, Any]) -> Iterator[Piece]:
         yield Piece(chunk({"reasoning_content": word}), word=True)
     for number in range(orders.number("tools")):
         opened = {"index": number, "id": f"call_{number}", "type": "function"}
-        yield Piece(chunk({"tool_calls": [{**opened, "function": {"name": "weather", "arguments": ""}}]}))
+        yield Piece(chunk({"tool_calls": [{**opened, "function": {"name": orders.tool, "arguments": ""}}]}))
         for piece in fragments(ARGUMENTS):
             delta = {"tool_calls": [{"index": number, "function": {"arguments": piece}}]}
             yield Piece(chunk(delta), word=True)
@@ -108,7 +108,7 @@ def _logprobs(word: str, body: dict[str, Any]) -> dict[str, Any]:
 def _answer(orders: Directives, body: dict[str, Any]) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": "".join(orders.words()), "refusal": None}
     if orders.has("tools"):
-        function = {"name": "weather", "arguments": ARGUMENTS}
+        function = {"name": orders.tool, "arguments": ARGUMENTS}
         message |= {
             "content": None,
             "tool_calls": [
