@@ -44,6 +44,11 @@ class Transcript:
             self._recalled(event.memory_recalled)
         elif kind == "model":
             self._model(event.model)
+        elif kind == "tool_call_requested":
+            self._tool_call(event.tool_call_requested.call)
+        elif kind == "tool_call_completed" and event.tool_call_completed.result.is_error:
+            said = " ".join(part.text for part in event.tool_call_completed.result.parts)
+            self._line(f"[yellow]⚙ failed: {escape(_short(said))}[/]")
         elif kind == "attempt_restarted":
             self._line("[yellow]the model call begins again; what it had said is dropped[/]")
             self.answer = ""
@@ -72,11 +77,14 @@ class Transcript:
         if recalled.degraded:
             self._line(f"[yellow]memory is poorer for now: {', '.join(recalled.degraded)} away[/]")
         for hit in self.hits[:3]:
-            words = " ".join(text(hit).split())
-            short = words if len(words) <= SHOWN_CHARS else f"{words[: SHOWN_CHARS - 1]}…"
-            self._line(f"[dim]↺ {escape(source(hit))}: {escape(short)}[/]")
+            self._line(f"[dim]↺ {escape(source(hit))}: {escape(_short(text(hit)))}[/]")
         if len(self.hits) > 3:
             self._line(f"[dim]↺ and {len(self.hits) - 3} more[/]")
+
+    def _tool_call(self, call: content.ToolCall) -> None:
+        # What was said before a call is not the answer.
+        self.answer = ""
+        self._line(f"[dim]⚙ {escape(call.name)} {escape(_short(call.arguments_json))}[/]")
 
     def _model(self, event: event_pb2.ModelEvent) -> None:
         delta = event.event.text_delta.text
@@ -91,6 +99,11 @@ class Transcript:
             self._in_answer = False
         if markup:
             self._console.print(markup, highlight=False, soft_wrap=True)
+
+
+def _short(said: str) -> str:
+    words = " ".join(said.split())
+    return words if len(words) <= SHOWN_CHARS else f"{words[: SHOWN_CHARS - 1]}…"
 
 
 def text(hit: recall_pb2.RecallHit) -> str:

@@ -2,9 +2,11 @@
 
 from janus_kit.clock import Clock
 from janus_kit.errors import Aborted, NotFound
+from janus_kit.validate import Violations
 from janus_orchestration.idempotency import Once, once
 from janus_orchestration.model import Agent, AgentSpec
 from janus_orchestration.ports import Records, Store
+from janus_orchestration.tools import Toolbox
 
 DEFAULT_AGENT = "default"
 """Answers where neither the run nor its thread names an agent: the default model, memory as by default."""
@@ -24,16 +26,18 @@ async def agent_or_default(records: Records, name: str, clock: Clock) -> Agent |
 class Agents:
     """The agents of all tenants."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, toolbox: Toolbox, clock: Clock) -> None:
         self._store = store
+        self._toolbox = toolbox
         self._clock = clock
 
     async def put(self, tenant: str, spec: AgentSpec, expected_version: int, key: Once[Agent]) -> Agent | bytes:
         """Store a new version; the same content keeps its version.
 
         Raises Aborted / VERSION_MISMATCH when ``expected_version`` (0: any) is
-        not the current one.
+        not the current one, InvalidArgument for a tool that nobody offers.
         """
+        await self._require_tools(tenant, spec)
         async with self._store.tenant(tenant) as records:
 
             async def work() -> Agent:
@@ -52,6 +56,13 @@ class Agents:
                 return agent
 
             return await once(records, key, work)
+
+    async def _require_tools(self, tenant: str, spec: AgentSpec) -> None:
+        known = await self._toolbox.find(tenant, [tool.name for tool in spec.tools])
+        check = Violations()
+        for place, tool in enumerate(spec.tools):
+            check.require(tool.name in known, f"agent.tools[{place}].name", "must name a tool that somebody offers")
+        check.done()
 
     async def get(self, tenant: str, name: str, version: int) -> Agent:
         """A version, 0 for the newest. Raises NotFound."""

@@ -25,6 +25,7 @@ from janus_orchestration.adapters.postgres_journal import PostgresStore
 from janus_orchestration.adapters.postgres_leases import PostgresLeases, PostgresOutbox
 from janus_orchestration.adapters.redis_events import RedisEvents
 from janus_orchestration.agents import Agents
+from janus_orchestration.builtin_tools import BuiltInTools
 from janus_orchestration.deliveries import Deliveries
 from janus_orchestration.executions import ExecutionLimits, Executions
 from janus_orchestration.ownership import Ownership
@@ -38,9 +39,11 @@ from janus_orchestration.servicer import (
 )
 from janus_orchestration.settings import OrchestrationSettings
 from janus_orchestration.threads import Threads
-from janus_orchestration.turn import TurnLimits
+from janus_orchestration.tools import Toolbox
+from janus_orchestration.turn import Helpers, TurnLimits
 from janus_orchestration.watch import Hub
 from janus_orchestration.wire.events import ProtobufEvents
+from janus_orchestration.wire.tools import ProtobufTools
 
 _APPLICATION = "janus-orchestration"
 _HEALTH_S = 1.0
@@ -76,6 +79,16 @@ async def mount(
         stack.push_async_callback(hub.close)
         memories = MemoryClient(memory, clock)
         deliveries = Deliveries(store, PostgresOutbox(db), memories, poll_s=_OUTBOX_POLL_S)
+        toolbox = Toolbox([BuiltInTools(memories, clock)])
+        helpers = Helpers(
+            model=InferenceClient(inference, clock),
+            memory=memories,
+            toolbox=toolbox,
+            deliveries=deliveries,
+            events=codec,
+            tools=ProtobufTools(),
+            clock=clock,
+        )
         executions = Executions(
             new_id("orc"),
             store=store,
@@ -83,9 +96,7 @@ async def mount(
             hub=hub,
             codec=codec,
             clock=clock,
-            model=InferenceClient(inference, clock),
-            memory=memories,
-            deliveries=deliveries,
+            helpers=helpers,
             limits=_limits(settings),
         )
         telemetry.runs_stuck.labels(telemetry.WORKFLOW).set_function(executions.stuck)
@@ -101,7 +112,7 @@ async def mount(
             max_queued=settings.max_queued_per_thread,
         )
         # What is not built refuses by itself, which types cannot see.
-        servicer = OrchestrationServicer(Agents(store, clock), Threads(store), runs, clock)  # type: ignore[abstract]
+        servicer = OrchestrationServicer(Agents(store, toolbox, clock), Threads(store), runs, clock)  # type: ignore[abstract]
         tools = ToolWorkerServicer()  # type: ignore[abstract]
 
         def register(server: grpc.aio.Server) -> None:

@@ -1,7 +1,7 @@
 """The owner's side of a run's events: number, persist, then send.
 
 Durable events are committed to the journal by the caller and published here.
-What the model says is queued, and everything that waits goes to the stream in
+What the model says, and that a tool was begun, is queued, and everything that waits goes to the stream in
 one round trip; watchers get it when the stream has it.
 
 While the stream's store is away, the journal first notes that events go out
@@ -19,7 +19,7 @@ from dataclasses import replace
 from janus_kit.clock import Clock
 from janus_kit.errors import JanusError
 from janus_kit.telemetry.logging import get_logger
-from janus_orchestration.events import Event, ModelSaid
+from janus_orchestration.events import Event
 from janus_orchestration.model import Cursor, Recorded, Run
 from janus_orchestration.ports import EventCodec, EventStream, Fenced, Store, StreamAway
 from janus_orchestration.watch import Feed
@@ -89,8 +89,8 @@ class RunLog:
         """The newest event's place."""
         return self._last
 
-    async def say(self, event: ModelSaid) -> Recorded:
-        """Number an event of the model and queue it; waits only when too many are queued."""
+    async def say(self, event: Event) -> Recorded:
+        """Number an event that is not in the journal yet and queue it; waits only when too many are queued."""
         while len(self._queue) >= _MOST_QUEUED and not self._fenced:
             self._moved.clear()
             await self._moved.wait()
@@ -105,7 +105,7 @@ class RunLog:
         return recorded
 
     async def flushed(self) -> None:
-        """Wait until all that the model said is persisted and sent. Raises Fenced."""
+        """Wait until all that was said is persisted and sent. Raises Fenced."""
         while self._saying:
             self._check()
             self._moved.clear()

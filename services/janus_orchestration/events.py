@@ -2,13 +2,15 @@
 
 Durable events are in Postgres before they are sent. What a model says is in
 the run's stream before it is sent; its notes (which model answers, usage, the
-end of the call) join the journal with the step.
+end of the call) join the journal with the next commit, and so does that a tool
+was begun.
 """
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import ClassVar
 
-from janus_orchestration.model import Cursor, Failure, Message, Recalled, Usage
+from janus_orchestration.model import Cursor, Failure, Message, Recalled, ToolCall, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,44 @@ class ModelSaid(Event):
     durable: ClassVar[bool] = False
     step: int
     wire: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallRequested(Event):
+    """The model call of ``step`` asked for a tool."""
+
+    kind: ClassVar[str] = "tool_call_requested"
+    step: int
+    call: ToolCall
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallStarted(Event):
+    """Somebody has begun a call; ``worker_id`` is empty for Janus itself."""
+
+    kind: ClassVar[str] = "tool_call_started"
+    call_id: str
+    worker_id: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallCompleted(Event):
+    """A call has its result, of which ``result`` is the wire form. This event is the record of it."""
+
+    kind: ClassVar[str] = "tool_call_completed"
+    result: bytes
+    took: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetWarning(Event):
+    """A budget is at 80 %."""
+
+    kind: ClassVar[str] = "budget_warning"
+    budget: str
+    used: float
+    limit: float
 
 
 @dataclass(frozen=True, slots=True)

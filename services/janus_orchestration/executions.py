@@ -12,7 +12,6 @@ from janus_kit.ids import new_id
 from janus_kit.interceptors.context import deadline_scope
 from janus_kit.telemetry.logging import bound, get_logger
 from janus_orchestration import identity, telemetry
-from janus_orchestration.deliveries import Deliveries
 from janus_orchestration.event_log import RunLog
 from janus_orchestration.interrupt import Interrupt
 from janus_orchestration.journal import Journal
@@ -28,10 +27,10 @@ from janus_orchestration.model import (
     Thread,
     ThreadMessage,
 )
-from janus_orchestration.ports import EventCodec, EventStream, Fenced, Memory, Model, Store, StreamAway
+from janus_orchestration.ports import EventCodec, EventStream, Fenced, Store, StreamAway
 from janus_orchestration.replay import cursor_of
 from janus_orchestration.state import is_terminal
-from janus_orchestration.turn import Turn, TurnLimits
+from janus_orchestration.turn import Helpers, Turn, TurnLimits
 from janus_orchestration.watch import Hub, Subscription
 
 _log = get_logger(__name__)
@@ -77,9 +76,7 @@ class Executions:
         hub: Hub,
         codec: EventCodec,
         clock: Clock,
-        model: Model,
-        memory: Memory,
-        deliveries: Deliveries,
+        helpers: Helpers,
         limits: ExecutionLimits,
     ) -> None:
         self.owner = owner
@@ -90,9 +87,7 @@ class Executions:
         self._hub = hub
         self._codec = codec
         self._clock = clock
-        self._model = model
-        self._memory = memory
-        self._deliveries = deliveries
+        self._helpers = helpers
         self._limits = limits
         self._running: dict[str, _Execution] = {}
         self._is_open = True
@@ -220,16 +215,12 @@ class Executions:
             journal,
             agent.spec,
             interrupt,
-            model=self._model,
-            memory=self._memory,
-            deliveries=self._deliveries,
-            codec=self._codec,
-            clock=self._clock,
-            limits=replace(
+            self._helpers,
+            replace(
                 self._limits.turn,
                 wall_time_s=wall_time(self._limits.turn.wall_time_s, agent.spec.budgets, run.options.budgets),
             ),
-            history=history,
+            history,
         )
         return _Execution(tenant, journal, interrupt, turn)
 

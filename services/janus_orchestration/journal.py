@@ -27,7 +27,6 @@ from janus_orchestration.model import (
     StepKind,
     StoreDebt,
     Thread,
-    ThreadMessage,
     Usage,
 )
 from janus_orchestration.ports import Fenced, Records, Store
@@ -50,15 +49,18 @@ class Ending:
 
 @dataclass(frozen=True)
 class Changes:
-    """What one commit writes. ``notes`` are events that were sent already."""
+    """What one commit writes."""
 
     trigger: Trigger | None = None
     steps: tuple[Step, ...] = ()
-    inputs: tuple[ThreadMessage, ...] = ()
-    answer: Message | None = None
+    # An answer that joins the thread only together with the results of its tool calls.
+    waits: Message | None = None
+    # What waited, all of it, joins the thread now: the run's input, or such an answer.
+    joins: tuple[Message, ...] = ()
+    # What joins the thread after it.
+    outputs: tuple[Message, ...] = ()
     finish_reason: int | None = None
     events: tuple[Event, ...] = ()
-    notes: tuple[Recorded, ...] = ()
     # The space that memory is to have the thread's turns in; empty when they are
     # not stored. None: not to be decided now.
     owes: str | None = None
@@ -90,6 +92,8 @@ class Journal:
         self._clock = clock
         # The first commit of a new epoch says where it begins.
         self._starts_epoch = starts_epoch
+        # Events that were sent already and are journalled with the next commit.
+        self._notes: list[Recorded] = []
 
     @property
     def is_over(self) -> bool:
@@ -114,10 +118,22 @@ class Journal:
         return replace(step, ended_at=now, summary=summary or step.summary, usage=usage or step.usage, error=error)
 
     def open_steps(self, *, usage: Usage | None = None, error: bytes = b"") -> tuple[Step, ...]:
-        """Steps that are under way, as they end with the run."""
+        """Steps that are under way, as they end with the run; ``usage`` is of the model call among them."""
         return tuple(
-            self.ended(step, usage=usage, error=error) for step in self.steps.values() if step.ended_at is None
+            self.ended(step, usage=usage if step.kind is StepKind.MODEL_CALL else None, error=error)
+            for step in self.steps.values()
+            if step.ended_at is None
         )
+
+    def with_steps(self, *changed: Step) -> list[Step]:
+        """All steps as they will be with these."""
+        return list({**self.steps, **{step.index: step for step in changed}}.values())
+
+    async def say(self, event: Event, *, keep: bool) -> None:
+        """Send an event now; one that is to be kept is journalled with the next commit."""
+        said = await self.log.say(event)
+        if keep:
+            self._notes.append(replace(said, durable=True))
 
     async def read(self, work: Callable[[Records], Awaitable[T]]) -> T:
         """Read in a transaction; waits for Postgres however long it is away."""
@@ -136,22 +152,24 @@ class Journal:
         """
         await self.log.flushed()
         drafts = self.log.draft(changes.events)
-        self.run = await _until_answered(lambda: self._write(changes, drafts))
+        recorded = [*self._notes, *drafts]
+        self.run = await _until_answered(lambda: self._write(changes, recorded))
         self._starts_epoch = False
+        self._notes.clear()
         self.steps.update((step.index, step) for step in changes.steps)
         self._remember_thread(changes)
         self.log.publish(drafts)
 
     def _remember_thread(self, changes: Changes) -> None:
-        position = self.thread.last_position + len(changes.inputs) + (changes.answer is not None)
+        position = self.thread.last_position + len(changes.joins) + len(changes.outputs)
         memory = position if changes.owes is not None else self.thread.memory_position
         self.thread = replace(self.thread, last_position=position, memory_position=memory)
 
-    async def _write(self, changes: Changes, drafts: list[Recorded]) -> Run:
+    async def _write(self, changes: Changes, recorded: list[Recorded]) -> Run:
         ends = changes.ending is not None
         async with self._store.tenant(self.tenant) as records:
             # A thread is always locked before its run.
-            touches_thread = bool(ends or changes.answer or changes.inputs or changes.owes is not None)
+            touches_thread = bool(ends or changes.joins or changes.outputs or changes.owes is not None)
             thread = await records.lock_thread(self.run.thread_id) if touches_thread else None
             held = await records.lock_run(self.run.id)
             if held is None or held.epoch != self.run.epoch:
@@ -162,22 +180,26 @@ class Journal:
                 # Cancelled by somebody while it waited.
                 raise Fenced(self.run.id)
             now = self._clock.now()
-            run = self._changed(held, changes, drafts, now)
+            run = self._changed(held, changes, recorded, now)
             await records.write_run(run)
             if changes.steps:
                 await records.put_steps(run.id, changes.steps)
+            if changes.waits is not None:
+                await records.add_waiting_messages(run, [changes.waits], is_output=True)
             if thread is not None:
                 await self._write_thread(records, thread, run, changes, now)
-            if changes.notes or drafts:
-                await records.add_events(run.id, [*changes.notes, *drafts])
-            if self._starts_epoch and drafts:
-                await records.set_epoch_start(run.id, run.epoch, drafts[0].cursor.sequence)
+            if recorded:
+                await records.add_events(run.id, recorded)
+            if self._starts_epoch:
+                # Nothing of this epoch was said before its first commit.
+                first = recorded[0].cursor.sequence if recorded else self.log.last.sequence + 1
+                await records.set_epoch_start(run.id, run.epoch, first)
             if ends:
                 await records.release_lease(run.id)
                 await records.pass_turn(run.thread_id, run.id)
         return run
 
-    def _changed(self, held: Run, changes: Changes, drafts: list[Recorded], now: datetime) -> Run:
+    def _changed(self, held: Run, changes: Changes, recorded: list[Recorded], now: datetime) -> Run:
         """The run after the changes, by the state machine."""
         after = held.state
         if after is RunState.CANCELLING and changes.trigger is not Trigger.CONFIRM_CANCEL:
@@ -187,7 +209,7 @@ class Journal:
             after = state.advance(after, Trigger.REQUEST_CANCEL)
         if changes.trigger is not None:
             after = state.advance(after, changes.trigger)
-        last = max([held.last_sequence, *(event.cursor.sequence for event in (*changes.notes, *drafts))])
+        last = max([held.last_sequence, *(event.cursor.sequence for event in recorded)])
         run = replace(held, state=after, revision=held.revision + 1, last_sequence=last)
         if changes.finish_reason is not None:
             run = replace(run, finish_reason=changes.finish_reason)
@@ -203,17 +225,18 @@ class Journal:
         return run
 
     async def _write_thread(self, records: Records, thread: Thread, run: Run, changes: Changes, now: datetime) -> None:
-        position = thread.last_position
-        if changes.inputs:
-            committed = await records.commit_waiting_messages(run, thread, now)
-            position += len(committed)
-        if changes.answer is not None:
-            position = await records.commit_messages(thread, [changes.answer], run_id=run.id, is_output=True, at=now)
+        if changes.joins:
+            joined = await records.commit_waiting_messages(run, thread, now)
+            thread = replace(thread, last_position=thread.last_position + len(joined))
+        if changes.outputs:
+            last = await records.commit_messages(thread, changes.outputs, run_id=run.id, is_output=True, at=now)
+            thread = replace(thread, last_position=last)
         if changes.owes is not None:
-            await self._owe(records, thread, position, changes)
+            await self._owe(records, thread, changes)
 
-    async def _owe(self, records: Records, thread: Thread, position: int, changes: Changes) -> None:
+    async def _owe(self, records: Records, thread: Thread, changes: Changes) -> None:
         """Memory is owed what it does not have; when turns are not stored, nothing but the place moves."""
+        position = thread.last_position
         if position <= thread.memory_position:
             return
         if changes.owes:

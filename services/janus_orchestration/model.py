@@ -55,6 +55,21 @@ class DoubleTexting(StrEnum):
     REJECT = "reject"
 
 
+class SideEffect(StrEnum):
+    """What a call of a tool does to the world, and so what may be done when its outcome is unknown."""
+
+    READ_ONLY = "read_only"
+    IDEMPOTENT = "idempotent"
+    AT_MOST_ONCE = "at_most_once"
+
+
+class WhenNoWorker(StrEnum):
+    """What happens to a call that no worker can take."""
+
+    FAIL = "fail"
+    WAIT = "wait"
+
+
 class RecallScope(StrEnum):
     """Whose memories a recall looks at."""
 
@@ -123,11 +138,23 @@ class MemoryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """Limits of one run. None or 0: the server's."""
+    """Limits of one run. None or 0: the server's, or no limit where that has none."""
 
     max_model_steps: int = 0
     max_tool_calls: int = 0
     max_wall_time: timedelta | None = None
+    max_tokens: int = 0
+    max_cost_micro_usd: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AgentTool:
+    """A tool as an agent uses it. None or 0: the tool's own, or the server's."""
+
+    name: str
+    when_no_worker: WhenNoWorker | None = None
+    timeout: timedelta | None = None
+    max_concurrency: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +177,7 @@ class AgentSpec:
     sampling: bytes = b""
     reasoning: bytes = b""
     max_output_tokens: int | None = None
+    tools: tuple[AgentTool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +295,16 @@ class Recalled:
 
 
 @dataclass(frozen=True, slots=True)
+class NewMemory:
+    """Something that a model wants remembered; ``message_id`` is the message in which it said so."""
+
+    kind: str
+    text: str
+    message_id: str
+    importance: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryScope:
     """Where memories are put or looked for; an empty field means any."""
 
@@ -285,12 +323,41 @@ class PromptMessage:
 
 
 @dataclass(frozen=True, slots=True)
+class Tool:
+    """A tool as whoever runs it describes it. An empty schema takes no arguments."""
+
+    name: str
+    description: str
+    schema_json: str
+    side_effect: SideEffect
+    timeout: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A model's request to run a tool; the arguments as the model wrote them."""
+
+    call_id: str
+    name: str
+    arguments_json: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolOutput:
+    """What a tool answered, in words for the model."""
+
+    text: str
+    is_error: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """What a model is asked."""
 
     model: str
     system: str
     messages: tuple[PromptMessage, ...]
+    tools: tuple[Tool, ...] = ()
     sampling: bytes = b""
     reasoning: bytes = b""
     max_output_tokens: int | None = None

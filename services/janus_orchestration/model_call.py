@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
 
 from janus_kit.clock import Clock
 from janus_kit.errors import Unavailable
@@ -15,7 +14,6 @@ from janus_orchestration.model import (
     ModelEvent,
     ModelEventKind,
     Prompt,
-    Recorded,
     Step,
     Usage,
 )
@@ -34,15 +32,13 @@ class ModelFailed(Exception):
 
 
 class ModelCall:
-    """One call of a run.
+    """The calls of a run, one at a time.
 
-    ``notes`` are the events that were sent and are journalled with the step's
-    end. A service that is away before it said anything is waited for, for
-    ``wait_s`` seconds.
+    A service that is away before it said anything is waited for, for ``wait_s``
+    seconds.
     """
 
     def __init__(self, journal: Journal, model: Model, interrupt: Interrupt, clock: Clock, *, wait_s: float) -> None:
-        self.notes: list[Recorded] = []
         self._journal = journal
         self._model = model
         self._interrupt = interrupt
@@ -55,6 +51,7 @@ class ModelCall:
 
         Raises ModelFailed, or what the service refused the call with.
         """
+        self._has_heard = False
         give_up = self._clock.monotonic() + self._wait_s
         to_commit: Changes | None = starting
         attempt = 0
@@ -79,10 +76,8 @@ class ModelCall:
     async def _listen(self, events: AsyncIterator[ModelEvent], step: Step) -> Answer:
         async for event in events:
             self._has_heard = True
-            said = await self._journal.log.say(ModelSaid(step.index, event.wire))
-            if event.kind is ModelEventKind.DELTA:
-                continue
-            self.notes.append(replace(said, durable=True))
+            is_delta = event.kind is ModelEventKind.DELTA
+            await self._journal.say(ModelSaid(step.index, event.wire), keep=not is_delta)
             if event.answer is not None:
                 return event.answer
             if event.failure is not None:

@@ -5,10 +5,11 @@ store, ``Unavailable("memory")`` from memory, and so on. Two are ours alone and
 never reach a caller: ``Fenced`` and ``StreamAway``.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from janus_kit.errors import JanusError
 from janus_orchestration.events import Event
@@ -18,9 +19,11 @@ from janus_orchestration.model import (
     Claim,
     Cursor,
     Failure,
+    MemoryPolicy,
     MemoryScope,
     Message,
     ModelEvent,
+    NewMemory,
     Prompt,
     Recalled,
     Recorded,
@@ -30,6 +33,9 @@ from janus_orchestration.model import (
     StoreDebt,
     Thread,
     ThreadMessage,
+    Tool,
+    ToolCall,
+    ToolOutput,
     Usage,
 )
 
@@ -51,6 +57,22 @@ class EventCodec(Protocol):
         """What a recorded memory_recalled event said."""
 
     def failure(self, error: JanusError) -> Failure: ...
+
+
+class ToolCodec(Protocol):
+    """Tool calls and their results as messages carry them."""
+
+    def calls(self, answer: Message) -> tuple[ToolCall, ...]:
+        """The calls that an answer asks for, in its order."""
+
+    def result(self, call_id: str, output: ToolOutput) -> bytes:
+        """The wire form of a call's result."""
+
+    def recorded(self, event: bytes) -> tuple[str, bytes]:
+        """The call's id and the result of a recorded tool_call_completed event."""
+
+    def message(self, results: Sequence[bytes], at: datetime) -> Message:
+        """The message that answers an answer's calls."""
 
 
 # -- Records in Postgres, a transaction at a time ------------------------------------
@@ -106,11 +128,11 @@ class RunRecords(Protocol):
     async def add_run(self, run: Run, thread: Thread, *, owner: str | None, lease_s: float) -> None:
         """Store a run; with ``thread.active_run`` free it gets the turn, and a lease to claim or held."""
 
-    async def add_waiting_messages(self, run: Run, messages: Sequence[Message]) -> None:
-        """Keep a queued run's input until it starts."""
+    async def add_waiting_messages(self, run: Run, messages: Sequence[Message], *, is_output: bool) -> None:
+        """Keep messages until they join the thread: a queued run's input, an answer whose calls have no results."""
 
     async def waiting_messages(self, run_id: str) -> list[Message]:
-        """A queued run's input, in its order."""
+        """What waits, in its order."""
 
     async def commit_waiting_messages(self, run: Run, thread: Thread, at: datetime) -> list[ThreadMessage]: ...
 
@@ -120,7 +142,8 @@ class RunRecords(Protocol):
 
     async def waiting_runs(self, thread_id: str, *, besides: str) -> int: ...
 
-    async def output(self, run_id: str) -> list[ThreadMessage]: ...
+    async def messages_of(self, run_id: str) -> list[ThreadMessage]:
+        """The committed messages that a run was asked and that it made, in order."""
 
     async def request_cancel(self, run_id: str, reason: str, state: RunState) -> None: ...
 
@@ -146,8 +169,8 @@ class JournalRecords(Protocol):
 
     async def events(self, run_id: str, first: int, last: int, limit: int) -> list[Recorded]: ...
 
-    async def event_of_kind(self, run_id: str, kind: str) -> Recorded | None:
-        """The newest of its kind."""
+    async def events_of_kind(self, run_id: str, kind: str, *, after: int = 0) -> list[Recorded]:
+        """Those beyond a sequence, oldest first."""
 
     async def set_epoch_start(self, run_id: str, epoch: int, first_sequence: int) -> None: ...
 
@@ -278,11 +301,58 @@ class Stored(NamedTuple):
 class Memory(Protocol):
     """The memory service."""
 
-    async def recall(self, scope: MemoryScope, query: str, limit: int, timeout_s: float) -> Recalled: ...
+    async def recall(
+        self, scope: MemoryScope, query: str, limit: int, timeout_s: float, *, with_tools: bool = True
+    ) -> Recalled:
+        """The best for a query; without what tools answered if so wished."""
+
+    async def remember(self, scope: MemoryScope, memory: NewMemory, request_id: str, timeout_s: float) -> str:
+        """Store a memory once; its id."""
 
     async def append(
         self, scope: MemoryScope, messages: Sequence[ThreadMessage], request_id: str, timeout_s: float
     ) -> Stored: ...
+
+
+# -- Tools ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ToolTask:
+    """One try at a call whose arguments are what the tool takes.
+
+    ``idempotency_key`` is the same for every try. ``message_id`` is the answer
+    that asked for the call.
+    """
+
+    call: ToolCall
+    arguments: Mapping[str, Any]
+    attempt: int
+    idempotency_key: str
+    message_id: str
+    run_id: str
+    thread: Thread
+    memory: MemoryPolicy
+
+
+class ToolReport(Protocol):
+    """What is told of a call while it runs."""
+
+    async def started(self, worker_id: str = "") -> None:
+        """Somebody has begun it; a worker, or Janus itself."""
+
+
+class ToolSource(Protocol):
+    """Where tools come from."""
+
+    async def find(self, tenant: str, names: Collection[str]) -> Sequence[Tool]:
+        """Those of the names that it offers."""
+
+    async def call(self, tenant: str, task: ToolTask, report: ToolReport) -> ToolOutput:
+        """Run a call. Cancelled when nobody waits for the result any more.
+
+        A JanusError is told to the model in its own words.
+        """
 
 
 __all__ = [
@@ -304,5 +374,9 @@ __all__ = [
     "Stored",
     "StreamAway",
     "ThreadRecords",
+    "ToolCodec",
+    "ToolReport",
+    "ToolSource",
+    "ToolTask",
     "Usage",
 ]

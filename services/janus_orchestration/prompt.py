@@ -18,6 +18,7 @@ from janus_orchestration.model import (
     Role,
     RunOptions,
     ThreadMessage,
+    Tool,
 )
 
 OPENING = "<recalled_memories>"
@@ -83,6 +84,7 @@ def assemble(
     options: RunOptions,
     conversation: Sequence[ThreadMessage],
     recalled: Sequence[RecalledHit],
+    tools: Sequence[Tool] = (),
 ) -> Prompt:
     """The prompt of a run's model call.
 
@@ -97,6 +99,7 @@ def assemble(
         model=options.model or spec.model,
         system=spec.instructions,
         messages=tuple(messages),
+        tools=tuple(tools),
         sampling=spec.sampling,
         reasoning=spec.reasoning,
         max_output_tokens=spec.max_output_tokens,

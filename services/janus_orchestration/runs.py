@@ -11,6 +11,7 @@ from janus_kit.ids import new_id
 from janus_kit.telemetry.logging import get_logger
 from janus_orchestration import state, telemetry
 from janus_orchestration.agents import DEFAULT_AGENT, agent_or_default
+from janus_orchestration.conversation import MOST_HISTORY, MOST_HISTORY_BYTES
 from janus_orchestration.event_log import FIRST_RESERVE
 from janus_orchestration.events import Event, MessageCommitted, RunCancelled, RunQueued, RunStarted
 from janus_orchestration.executions import Executions
@@ -32,7 +33,6 @@ from janus_orchestration.model import (
 from janus_orchestration.ports import EventCodec, Records, Store
 from janus_orchestration.replay import Replay, cursor_of
 from janus_orchestration.threads import first_within
-from janus_orchestration.turn import MOST_HISTORY, MOST_HISTORY_BYTES
 from janus_orchestration.watch import Batch, Hub, Subscription
 
 _log = get_logger(__name__)
@@ -179,7 +179,7 @@ class Runs:
             ]
             thread = replace(thread, last_position=position, active_run=run_id)
         else:
-            await records.add_waiting_messages(run, asking.messages)
+            await records.add_waiting_messages(run, asking.messages, is_output=False)
         await records.add_events(run_id, recorded)
         return _Stored(run, thread, agent, recorded, history)
 
@@ -250,7 +250,8 @@ class Runs:
             if run is None:
                 raise NotFound("run", run_id)
             steps = await records.steps(run_id)
-            output = first_within(reversed(await records.output(run_id)), MOST_BYTES)[::-1]
+            made = [item for item in await records.messages_of(run_id) if item.is_output]
+            output = first_within(reversed(made), MOST_BYTES)[::-1]
         return RunDetails(run, await self._last(tenant, run), steps, output)
 
     async def brief(self, tenant: str, run_id: str) -> RunDetails:

@@ -91,15 +91,35 @@ def allowed(state: RunState) -> frozenset[Trigger]:
 def next_step(journal: Sequence[Step], *, recalls: bool, stores: bool) -> StepKind | None:
     """What a run does next, by its journal alone; None when only its end is left.
 
-    A step without an end was cut by the death of an owner and is done again.
+    It recalls, then asks the model and runs the tools that the answer asked
+    for, over and over, until an answer asks for none; then it stores. A step
+    without an end was cut by the death of an owner and is done again.
     """
-    done = {step.kind for step in journal if step.ended_at is not None}
-    plan = (
-        *((StepKind.RECALL,) if recalls else ()),
-        StepKind.MODEL_CALL,
-        *((StepKind.STORE,) if stores else ()),
-    )
-    # Once the model was asked, recalling again would change what it was told.
-    if any(step.kind is StepKind.MODEL_CALL for step in journal):
-        done.add(StepKind.RECALL)
-    return next((kind for kind in plan if kind not in done), None)
+    asked = _last_model_call(journal)
+    if asked is None:
+        # Once the model was asked, recalling again would change what it was told.
+        has_recalled = any(step.kind is StepKind.RECALL and step.ended_at is not None for step in journal)
+        return StepKind.RECALL if recalls and not has_recalled else StepKind.MODEL_CALL
+    if asked.ended_at is None:
+        return StepKind.MODEL_CALL
+    if calls := tool_calls(journal):
+        return StepKind.TOOL_CALL if any(step.ended_at is None for step in calls) else StepKind.MODEL_CALL
+    has_stored = any(step.kind is StepKind.STORE and step.ended_at is not None for step in journal)
+    return StepKind.STORE if stores and not has_stored else None
+
+
+def tool_calls(journal: Sequence[Step]) -> list[Step]:
+    """The calls that the newest answer asked for, in its order; none when it asked for none.
+
+    They are journalled together with the end of the model call.
+    """
+    asked = _last_model_call(journal)
+    if asked is None:
+        return []
+    found = [step for step in journal if step.kind is StepKind.TOOL_CALL and step.index > asked.index]
+    return sorted(found, key=lambda step: step.index)
+
+
+def _last_model_call(journal: Sequence[Step]) -> Step | None:
+    calls = [step for step in journal if step.kind is StepKind.MODEL_CALL]
+    return max(calls, key=lambda step: step.index, default=None)

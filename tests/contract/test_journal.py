@@ -193,7 +193,7 @@ async def test_what_waits_is_committed_in_its_order(ground: Ground) -> None:
     run = await ground.run(thread, None, state=RunState.QUEUED)
     asked = [message("one"), message("two"), message("three")]
     async with ground.store.tenant(ground.tenant) as records:
-        await records.add_waiting_messages(run, asked)
+        await records.add_waiting_messages(run, asked, is_output=False)
         assert await records.messages(thread.id, after=0, limit=9) == []
         assert [item.text for item in await records.waiting_messages(run.id)] == ["one", "two", "three"]
         current = await records.lock_thread(thread.id)

@@ -71,11 +71,15 @@ class Caller:
     async def cancel(self, run_id: str, reason: str = "") -> run_pb2.Run:
         return (await self.call("CancelRun", pb.CancelRunRequest(run_id=run_id, reason=reason))).run
 
-    async def history(self, thread: str) -> list[tuple[str, str]]:
-        """(role, text) of the committed messages."""
+    async def messages(self, thread: str) -> list[content.Message]:
+        """The committed messages."""
         answer = await self.call("ListMessages", pb.ListMessagesRequest(thread_id=thread))
         assert [item.position for item in answer.messages] == list(range(1, len(answer.messages) + 1))
-        return [(content.Role.Name(m.message.role)[5:].lower(), said(m.message)) for m in answer.messages]
+        return [item.message for item in answer.messages]
+
+    async def history(self, thread: str) -> list[tuple[str, str]]:
+        """(role, text) of the committed messages."""
+        return [(content.Role.Name(message.role)[5:].lower(), said(message)) for message in await self.messages(thread)]
 
     async def watched(self, run_id: str, after: run_pb2.Cursor | None = None) -> list[event_pb2.RunEvent]:
         """All events to the terminal one."""
@@ -175,6 +179,16 @@ def asking(thread: str, text: str, **fields: Any) -> pb.RunInput:
 
 def said(message: content.Message) -> str:
     return "".join(part.text for part in message.parts)
+
+
+def assert_pairs(history: Sequence[content.Message]) -> None:
+    """Every call has its result in the message after it, in its order, and no result stands alone."""
+    awaited: list[str] = []
+    for message in history:
+        answered = [part.tool_result.call_id for part in message.parts if part.HasField("tool_result")]
+        assert answered == awaited
+        awaited = [part.tool_call.call_id for part in message.parts if part.HasField("tool_call")]
+    assert not awaited
 
 
 def kinds(events: Sequence[event_pb2.RunEvent]) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import random
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import grpc
 import pytest
@@ -14,14 +15,17 @@ from tests.fakes.orchestration_service import (
     TERMINAL,
     Caller,
     Process,
+    assert_pairs,
     check,
     fresh_database,
     processes,
+    said,
     text_of,
 )
 from tests.fakes.peers.inference_peer import InferencePeer, inference_peer
 
-from janus_api.orchestration.v1 import event_pb2, run_pb2
+from janus_api.content.v1 import message_pb2 as content
+from janus_api.orchestration.v1 import agent_pb2, event_pb2, run_pb2
 
 SEED = int(os.environ.get("CHAOS_SEED", "7"))
 RUNS = int(os.environ.get("CHAOS_RUNS", "24"))
@@ -57,9 +61,13 @@ async def talk(clients: list[Caller], thread: str, text: str, dice: random.Rando
 
 
 async def speak(peer: InferencePeer, dice: random.Random) -> None:
-    """A model that takes its time, so that replicas die in mid-sentence."""
+    """A model that takes its time and calls tools, so that replicas die in mid-sentence and among calls."""
     while True:
         call = await peer.any_call()
+        if dice.random() < 0.4:
+            names = [dice.choice(["time.now", "time.now", "no.such.tool"]) for _ in range(dice.randint(1, 4))]
+            call.tools(*[(f"c{place}", name) for place, name in enumerate(names)])
+            continue
         call.start()
 
         async def words(call: object = call) -> None:
@@ -80,6 +88,14 @@ async def killing(replicas: list[Process], dice: random.Random) -> None:
         await victim.start()
 
 
+async def look(clients: list[Caller], threads: list[str], dice: random.Random, enough: asyncio.Event) -> None:
+    """Somebody who reads threads at any time, and finds no call without its result."""
+    while not enough.is_set():
+        with suppress(grpc.aio.AioRpcError):
+            assert_pairs(await dice.choice(clients).messages(dice.choice(threads)))
+        await asyncio.sleep(0.05)
+
+
 async def test_nothing_is_lost_doubled_or_contradicted(own_url: str, redis_url: str) -> None:
     dice = random.Random(SEED)
     async with (
@@ -88,10 +104,13 @@ async def test_nothing_is_lost_doubled_or_contradicted(own_url: str, redis_url: 
     ):
         name = f"t{uuid.uuid4().hex[:8]}"
         ann = replicas[0].caller(name)
-        await ann.agent()
+        await ann.agent(tools=[agent_pb2.AgentTool(name="time.now")])
         threads = [await ann.thread() for _ in range(max(1, RUNS // 4))]
         model = asyncio.create_task(speak(peer, dice))
         chaos = asyncio.create_task(killing(replicas, dice))
+        enough = asyncio.Event()
+        readers = [replica.caller(name) for replica in replicas]
+        looking = asyncio.create_task(look(readers, threads, random.Random(SEED), enough))
 
         async def conversation(thread: str) -> list[list[event_pb2.RunEvent]]:
             clients = [replica.caller(name) for replica in replicas]
@@ -99,6 +118,8 @@ async def test_nothing_is_lost_doubled_or_contradicted(own_url: str, redis_url: 
 
         found = await asyncio.gather(*(conversation(thread) for thread in threads))
         await chaos
+        enough.set()
+        await looking
         model.cancel()
         ann = replicas[0].caller(name)
         for thread, runs in zip(threads, found, strict=True):
@@ -116,4 +137,11 @@ async def test_nothing_is_lost_doubled_or_contradicted(own_url: str, redis_url: 
                         again[event.cursor.sequence].WhichOneof("event"),
                     ):
                         assert again[event.cursor.sequence] == event
-            assert await ann.history(thread) == expected
+            history = await ann.messages(thread)
+            assert_pairs(history)
+            spoken = [
+                (content.Role.Name(message.role)[5:].lower(), said(message))
+                for message in history
+                if not any(part.HasField("tool_call") or part.HasField("tool_result") for part in message.parts)
+            ]
+            assert spoken == expected

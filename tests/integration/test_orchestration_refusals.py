@@ -91,14 +91,13 @@ def agent(**fields: Any) -> agent_pb2.Agent:
 @pytest.mark.parametrize(
     ("feature", "asked"),
     [
-        ("agent.tools", agent(tools=[agent_pb2.AgentTool(name="clock")])),
+        ("agent.tools.client_side", agent(tools=[agent_pb2.AgentTool(name="clock", client_side=True)])),
+        ("agent.tools.needs_approval", agent(tools=[agent_pb2.AgentTool(name="time.now", needs_approval=True)])),
         ("agent.handoffs", agent(handoffs=["other"])),
         ("agent.approval", agent(approval=agent_pb2.ApprovalPolicy())),
         ("agent.memory.extract", agent(memory=agent_pb2.MemoryPolicy(extract=True))),
         ("agent.double_texting", agent(double_texting=agent_pb2.DOUBLE_TEXTING_INTERRUPT)),
         ("agent.double_texting", agent(double_texting=agent_pb2.DOUBLE_TEXTING_ROLLBACK)),
-        ("agent.budgets.max_tokens", agent(budgets=agent_pb2.Budgets(max_tokens=5))),
-        ("agent.budgets.max_cost_micro_usd", agent(budgets=agent_pb2.Budgets(max_cost_micro_usd=5))),
     ],
 )
 async def test_a_feature_of_a_later_version_is_refused_by_name(
@@ -109,14 +108,6 @@ async def test_a_feature_of_a_later_version_is_refused_by_name(
     assert (error.reason, error.metadata["feature"]) == ("NOT_IMPLEMENTED", feature)
 
 
-async def test_budgets_of_a_run_that_are_not_enforced_are_refused(ann: Caller) -> None:
-    thread = await ann.ready()
-    asked = pb.RunInput(thread_id=thread, messages=[user("hi")], budgets=agent_pb2.Budgets(max_tokens=1))
-    error = await refusal(ann.stub, named("StartRun"), pb.StartRunRequest(input=asked), ann.metadata)
-    assert isinstance(error, Unimplemented)
-    assert error.metadata["feature"] == "input.budgets.max_tokens"
-
-
 def user(*parts: str | content.Part, **fields: Any) -> content.Message:
     made = [part if isinstance(part, content.Part) else content.Part(text=part) for part in parts]
     return content.Message(role=content.ROLE_USER, parts=made, **fields)
@@ -124,6 +115,10 @@ def user(*parts: str | content.Part, **fields: Any) -> content.Message:
 
 def run(*messages: content.Message, **fields: Any) -> pb.StartRunRequest:
     return pb.StartRunRequest(input=pb.RunInput(**{"thread_id": "t", "messages": messages, **fields}))
+
+
+def tools(*named: str, **fields: Any) -> pb.PutAgentRequest:
+    return pb.PutAgentRequest(agent=agent(tools=[agent_pb2.AgentTool(name=name, **fields) for name in named]))
 
 
 TOOL = content.Part(tool_call=content.ToolCall(call_id="c", name="n"))
@@ -184,6 +179,17 @@ CASES: list[tuple[str, Any, list[str]]] = [
         "PutAgent",
         pb.PutAgentRequest(agent=agent(sampling=request_pb2.Sampling(temperature=float("nan"), top_p=2))),
         ["agent.sampling.temperature", "agent.sampling.top_p"],
+    ),
+    ("PutAgent", tools("time.now", "", "a b", "time.now"), [f"agent.tools[{place}].name" for place in (1, 2, 3)]),
+    ("PutAgent", tools("time.now", "nobody.knows", "clock"), ["agent.tools[1].name", "agent.tools[2].name"]),
+    ("PutAgent", tools("time.now", max_concurrency=65), ["agent.tools[0].max_concurrency"]),
+    ("PutAgent", tools("time.now", timeout=Duration(nanos=1)), ["agent.tools[0].timeout"]),
+    ("PutAgent", tools("time.now", when_no_worker=9), ["agent.tools[0].when_no_worker"]),
+    ("PutAgent", tools(*["time.now"] * 129), ["agent.tools"]),
+    (
+        "PutAgent",
+        pb.PutAgentRequest(agent=agent(budgets=agent_pb2.Budgets(max_tool_calls=10_001, max_tokens=-1))),
+        ["agent.budgets.max_tool_calls", "agent.budgets.max_tokens"],
     ),
     ("GetAgent", pb.GetAgentRequest(), ["name"]),
     ("GetAgent", pb.GetAgentRequest(name="a", version=-1), ["version"]),

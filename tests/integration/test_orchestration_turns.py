@@ -227,21 +227,6 @@ async def test_the_budget_of_wall_time_ends_a_run(ann: Caller, peer: InferencePe
     assert reason_of(events[-1].run_failed.status) == "DEADLINE_EXCEEDED"
 
 
-async def test_a_tool_call_that_nobody_offered_is_refused_not_dropped(ann: Caller, peer: InferencePeer) -> None:
-    thread = await ann.ready()
-    stream = ann.converse(thread)
-    call = await peer.call()
-    call.start()
-    tool = content.ToolCall(call_id="c1", name="delete_all", arguments_json="{}")
-    completed = inference_pb2.ToolCallCompleted(part_index=0, call=tool, valid_json=True)
-    call.send(inference_pb2.GenerationEvent(tool_call_completed=completed))
-    call.finish(inference_pb2.FINISH_REASON_TOOL_CALLS)
-    events = await all_events(stream)
-    assert kinds(events)[-1] == "run_failed"
-    assert reason_of(events[-1].run_failed.status) == "NOT_IMPLEMENTED"
-    assert await ann.history(thread) == [("user", "hello")]
-
-
 async def test_every_part_of_an_answer_is_kept(ann: Caller, peer: InferencePeer) -> None:
     thread = await ann.ready()
     stream = ann.converse(thread)

@@ -20,7 +20,7 @@ from janus_api.inference.v1 import request_pb2
 from janus_api.memory.v1 import memory_service_pb2 as memory
 from janus_api.memory.v1 import recall_pb2, record_pb2
 from janus_api.memory.v1 import scope_pb2 as memory_scope
-from janus_api.orchestration.v1 import event_pb2, run_pb2, thread_pb2
+from janus_api.orchestration.v1 import agent_pb2, event_pb2, run_pb2, thread_pb2
 from janus_api.orchestration.v1 import orchestration_service_pb2 as orchestration
 from janus_app.client import Mesh, connect
 
@@ -60,6 +60,29 @@ def test_a_new_thread_remembers_what_another_was_told(mesh: Mesh) -> None:
     assert "afraid of thunder" in recalled.hits[0].turn.message.parts[0].text
     assert recalled.hits[0].turn.message.name == "Kim"
     assert "afraid of thunder" in text(asked)
+
+
+def test_a_model_remembers_and_finds_by_tools(mesh: Mesh) -> None:
+    granted = [agent_pb2.AgentTool(name=name) for name in ("time.now", "memory.search", "memory.remember")]
+    agent = agent_pb2.Agent(name="with-tools", tools=granted)
+    mesh.orchestration.PutAgent(orchestration.PutAgentRequest(agent=agent))
+    thread = thread_pb2.Thread(agent="with-tools", subject="tools")
+    thread_id = mesh.orchestration.CreateThread(orchestration.CreateThreadRequest(thread=thread)).thread.id
+
+    orders = '/call memory.remember {"text": "The spare key is under the blue stone."}\n/call time.now {}'
+    told = converse(mesh, thread_id, user(orders))
+
+    assert_whole(told)
+    assert "The tool memory.remember answered" in text(told)
+    assert "The tool time.now answered" in text(told)
+    asked = eventually(
+        lambda: [
+            event.tool_call_completed.result.parts[0].text
+            for event in converse(mesh, thread_id, user('/call memory.search {"query": "spare key"}'))
+            if event.HasField("tool_call_completed") and "blue stone" in event.tool_call_completed.result.parts[0].text
+        ]
+    )
+    assert not json.loads(asked[0])["memories"][0].get("speaker")
 
 
 def test_the_openai_client_talks_to_the_edge(served: Server) -> None:

@@ -1,7 +1,8 @@
 """The inference service as orchestration's model."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import re
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import grpc
@@ -12,22 +13,23 @@ from janus_api.inference.v1 import inference_service_pb2 as pb
 from janus_api.inference.v1 import inference_service_pb2_grpc as rpc
 from janus_kit.clock import Clock
 from janus_kit.errors import ResourceExhausted, Unavailable
+from janus_kit.ids import new_id
 from janus_kit.rpc_errors import from_rpc, from_status
 from janus_orchestration.model import MOST_BYTES, Answer, Failure, ModelEvent, ModelEventKind, Prompt
-from janus_orchestration.wire.content import MOST_PARTS, ROLE_NUMBERS, completed, usage_from
+from janus_orchestration.wire.content import MOST_PARTS, ROLE_NUMBERS, completed, pieces, usage_from
 
 _STATUS_WAIT_S = 1.0
 _NOTES = frozenset({"started", "route_changed", "tool_call_completed"})
 
-# The bounds of a part in janus.content.v1, in bytes of UTF-8.
-_MOST_TEXT_BYTES = 1024 * 1024
+# The bounds of parts in janus.content.v1, in bytes of UTF-8 and in characters.
 _MOST_REFUSAL_BYTES = 64 * 1024
+_MOST_ARGUMENTS_BYTES = 256 * 1024
+_MOST_ID_CHARS = 128
+_MOST_NAME_CHARS = 64
+_FOREIGN = re.compile(r"[^A-Za-z0-9_.-]", re.ASCII)
 
 # Finish reasons after which the turn is not over; see FinishReason.
-_UNSUPPORTED = {
-    event_pb2.FINISH_REASON_TOOL_CALLS: "agent.tools",
-    event_pb2.FINISH_REASON_PAUSE: "finish_reason.pause",
-}
+_UNSUPPORTED = {event_pb2.FINISH_REASON_PAUSE: "finish_reason.pause"}
 
 
 class InferenceClient:
@@ -112,8 +114,8 @@ class _AnswerBuilder:
                 reasoning.signature = signature.signature
                 reasoning.issuer = signature.issuer
             case "tool_call_completed":
-                call = event.tool_call_completed
-                self._part(call.part_index).tool_call.CopyFrom(call.call)
+                completed_call = event.tool_call_completed
+                self._call(completed_call.part_index, completed_call.call)
             case "citation":
                 self._citations.append(message_pb2.Part(citation=event.citation.citation))
             case "opaque":
@@ -154,18 +156,37 @@ class _AnswerBuilder:
         text = "".join(self._texts[index])
         match part.WhichOneof("kind"):
             case "refusal":
-                return [message_pb2.Part(refusal=piece) for piece in _pieces(text, _MOST_REFUSAL_BYTES)]
+                return [message_pb2.Part(refusal=piece) for piece in pieces(text, _MOST_REFUSAL_BYTES)]
             case "reasoning":
                 form = part.reasoning.WhichOneof("form") or "text"
                 setattr(part.reasoning, form, text)
                 return [part]
-        return [message_pb2.Part(text=piece) for piece in _pieces(text, _MOST_TEXT_BYTES)]
+        return [message_pb2.Part(text=piece) for piece in pieces(text)]
 
     def _hear(self, index: int, text: str) -> None:
+        self._grow(text)
+        self._texts[index].append(text)
+
+    def _grow(self, text: str) -> None:
         self._size += len(text.encode())
         if self._size > MOST_BYTES:
             raise _too_large()
-        self._texts[index].append(text)
+
+    def _call(self, index: int, call: message_pb2.ToolCall) -> None:
+        """A call as every later prompt can hold it, whatever the model made of it."""
+        taken = {part.tool_call.call_id for part in self._parts.values() if part.HasField("tool_call")}
+        call_id = call.call_id[:_MOST_ID_CHARS]
+        if not call_id or call_id in taken:
+            call_id = new_id("call")
+        arguments = call.arguments_json.replace("\x00", "\ufffd")
+        if len(arguments.encode()) > _MOST_ARGUMENTS_BYTES:
+            # Cut, they are no JSON any more: the model is told so.
+            arguments = next(pieces(arguments, _MOST_ARGUMENTS_BYTES))
+        self._grow(arguments)
+        whole = self._part(index).tool_call
+        whole.call_id = call_id
+        whole.name = _FOREIGN.sub("_", call.name)[:_MOST_NAME_CHARS] or "_"
+        whole.arguments_json = arguments or "{}"
 
     def _part(self, index: int) -> message_pb2.Part:
         return self._parts.setdefault(index, message_pb2.Part())
@@ -188,19 +209,6 @@ class _AnswerBuilder:
             self._hear(delta.part_index, getattr(delta, form))
 
 
-def _pieces(text: str, most_bytes: int) -> Iterator[str]:
-    """The text in pieces of at most so many bytes of UTF-8, cut between code points."""
-    raw = text.encode()
-    start = 0
-    while len(raw) - start > most_bytes:
-        end = start + most_bytes
-        while raw[end] & 0xC0 == 0x80:
-            end -= 1
-        yield raw[start:end].decode()
-        start = end
-    yield raw[start:].decode()
-
-
 def _too_large() -> ResourceExhausted:
     return ResourceExhausted(
         "MESSAGE_TOO_LARGE", "the model's answer is larger than a message may be", {"limit_bytes": str(MOST_BYTES)}
@@ -219,6 +227,8 @@ def _prompt_to(prompt: Prompt) -> request_pb2.Prompt:
             message.messages.add().ParseFromString(item.wire)
         else:
             message.messages.add(role=ROLE_NUMBERS[item.role], parts=[message_pb2.Part(text=item.text)])
+    for tool in prompt.tools:
+        message.tools.add(name=tool.name, description=tool.description, parameters_schema_json=tool.schema_json)
     if prompt.sampling:
         message.sampling.ParseFromString(prompt.sampling)
     if prompt.reasoning:

@@ -6,14 +6,17 @@ from datetime import timedelta
 import grpc
 
 from janus_api.content.v1 import message_pb2
+from janus_api.memory.v1 import filter_pb2, recall_pb2, record_pb2, scope_pb2
 from janus_api.memory.v1 import memory_service_pb2 as pb
 from janus_api.memory.v1 import memory_service_pb2_grpc as rpc
-from janus_api.memory.v1 import recall_pb2, record_pb2, scope_pb2
 from janus_kit.clock import Clock
 from janus_kit.rpc_errors import from_rpc
-from janus_orchestration.model import MemoryScope, Recalled, ThreadMessage
+from janus_orchestration.model import MemoryScope, NewMemory, Recalled, ThreadMessage
 from janus_orchestration.ports import Stored
 from janus_orchestration.wire.events import hit_from
+
+_TOOLS = filter_pb2.Comparison(field=filter_pb2.Field(path="role"), value=filter_pb2.Value(text="tool"))
+_BUT_TOOLS = filter_pb2.Filter(**{"not": filter_pb2.Filter(compare=_TOOLS)})  # type: ignore[arg-type]
 
 
 class MemoryClient:
@@ -23,9 +26,12 @@ class MemoryClient:
         self._stub = rpc.MemoryServiceStub(channel)
         self._clock = clock
 
-    async def recall(self, scope: MemoryScope, query: str, limit: int, timeout_s: float) -> Recalled:
+    async def recall(
+        self, scope: MemoryScope, query: str, limit: int, timeout_s: float, *, with_tools: bool = True
+    ) -> Recalled:
         began = self._clock.monotonic()
-        request = recall_pb2.RecallRequest(scope=_scope_to(scope), query=query, limit=limit)
+        others = None if with_tools else _BUT_TOOLS
+        request = recall_pb2.RecallRequest(scope=_scope_to(scope), query=query, limit=limit, filter=others)
         try:
             response = await self._stub.Recall(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
@@ -35,6 +41,21 @@ class MemoryClient:
             tuple(response.degraded),
             timedelta(seconds=self._clock.monotonic() - began),
         )
+
+    async def remember(self, scope: MemoryScope, memory: NewMemory, request_id: str, timeout_s: float) -> str:
+        source = record_pb2.Provenance(message_id=memory.message_id, origin=record_pb2.ORIGIN_MODEL)
+        item = record_pb2.Memory(
+            kind=record_pb2.MemoryKind.Value(f"MEMORY_KIND_{memory.kind.upper()}"),
+            text=memory.text,
+            importance=memory.importance,
+            provenance=[source],
+        )
+        request = pb.RememberRequest(scope=_scope_to(scope), memories=[item], request_id=request_id)
+        try:
+            response = await self._stub.Remember(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error, part="memory") from error
+        return str(response.memory_ids[0])
 
     async def append(
         self, scope: MemoryScope, messages: Sequence[ThreadMessage], request_id: str, timeout_s: float

@@ -109,15 +109,16 @@ class PostgresJournal:
         )
         return [rows.event_from(row) for row in found]
 
-    async def event_of_kind(self, run_id: str, kind: str) -> Recorded | None:
-        row = await self._connection.fetchrow(
+    async def events_of_kind(self, run_id: str, kind: str, *, after: int = 0) -> list[Recorded]:
+        found = await self._connection.fetch(
             "SELECT sequence, epoch, kind, terminal, content FROM orchestration.event "
-            "WHERE tenant = $1 AND run_id = $2 AND kind = $3 ORDER BY sequence DESC LIMIT 1",
+            "WHERE tenant = $1 AND run_id = $2 AND kind = $3 AND sequence > $4 ORDER BY sequence",
             self._tenant,
             run_id,
             kind,
+            after,
         )
-        return None if row is None else rows.event_from(row)
+        return [rows.event_from(row) for row in found]
 
     async def set_epoch_start(self, run_id: str, epoch: int, first_sequence: int) -> None:
         await self._connection.execute(

@@ -97,10 +97,10 @@ class PostgresRuns:
         )
         return count
 
-    async def output(self, run_id: str) -> list[ThreadMessage]:
+    async def messages_of(self, run_id: str) -> list[ThreadMessage]:
         found = await self._connection.fetch(
             "SELECT id, role, name, text, content, position, run_id, is_output FROM orchestration.message "
-            "WHERE tenant = $1 AND run_id = $2 AND is_output ORDER BY position",
+            "WHERE tenant = $1 AND run_id = $2 AND position IS NOT NULL ORDER BY position",
             self._tenant,
             run_id,
         )

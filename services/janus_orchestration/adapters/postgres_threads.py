@@ -118,8 +118,8 @@ class PostgresConversations:
         await self._insert(thread.id, messages, list(range(first, first + len(messages))), run_id, is_output)
         return await self._advance_thread(thread.id, len(messages), at)
 
-    async def add_waiting_messages(self, run: Run, messages: Sequence[Message]) -> None:
-        await self._insert(run.thread_id, messages, [None] * len(messages), run.id, False)
+    async def add_waiting_messages(self, run: Run, messages: Sequence[Message], *, is_output: bool) -> None:
+        await self._insert(run.thread_id, messages, [None] * len(messages), run.id, is_output)
 
     async def waiting_messages(self, run_id: str) -> list[Message]:
         found = await self._connection.fetch(

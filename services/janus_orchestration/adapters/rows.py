@@ -8,6 +8,7 @@ from typing import Any
 from janus_orchestration.model import (
     Agent,
     AgentSpec,
+    AgentTool,
     Budgets,
     Cursor,
     DoubleTexting,
@@ -25,6 +26,7 @@ from janus_orchestration.model import (
     Thread,
     ThreadMessage,
     Usage,
+    WhenNoWorker,
 )
 
 Row = Any  # asyncpg.Record, which is untyped
@@ -55,6 +57,8 @@ def spec_to(spec: AgentSpec) -> str:
     value["reasoning"] = spec.reasoning.hex()
     if spec.budgets is not None:
         value["budgets"] = _budgets_to(spec.budgets)
+    for tool in value["tools"]:
+        tool["timeout"] = _seconds(tool["timeout"])
     return json.dumps(value)
 
 
@@ -67,7 +71,15 @@ def spec_from(text: str) -> AgentSpec:
     value["reasoning"] = bytes.fromhex(value["reasoning"])
     value["budgets"] = _budgets_from(value["budgets"])
     value["double_texting"] = DoubleTexting(value["double_texting"]) if value["double_texting"] else None
+    value["tools"] = tuple(map(_tool_from, value.get("tools", ())))
     return AgentSpec(**value)
+
+
+def _tool_from(value: dict[str, Any]) -> AgentTool:
+    when = value["when_no_worker"]
+    return AgentTool(
+        value["name"], WhenNoWorker(when) if when else None, _duration(value["timeout"]), value["max_concurrency"]
+    )
 
 
 def options_to(options: RunOptions) -> str:
@@ -86,23 +98,19 @@ def options_from(text: str) -> RunOptions:
 
 
 def _budgets_to(budgets: Budgets) -> dict[str, Any]:
-    wall = budgets.max_wall_time
-    return {
-        "max_model_steps": budgets.max_model_steps,
-        "max_tool_calls": budgets.max_tool_calls,
-        "max_wall_time": None if wall is None else wall.total_seconds(),
-    }
+    return {**asdict(budgets), "max_wall_time": _seconds(budgets.max_wall_time)}
 
 
 def _budgets_from(value: dict[str, Any] | None) -> Budgets | None:
-    if value is None:
-        return None
-    wall = value["max_wall_time"]
-    return Budgets(
-        value["max_model_steps"],
-        value["max_tool_calls"],
-        None if wall is None else timedelta(seconds=wall),
-    )
+    return None if value is None else Budgets(**{**value, "max_wall_time": _duration(value["max_wall_time"])})
+
+
+def _seconds(duration: timedelta | None) -> float | None:
+    return None if duration is None else duration.total_seconds()
+
+
+def _duration(seconds: float | None) -> timedelta | None:
+    return None if seconds is None else timedelta(seconds=seconds)
 
 
 def agent_from(row: Row) -> Agent:

@@ -1,6 +1,9 @@
 """Agents and budgets: decode, check, encode."""
 
+import re
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 from janus_api.inference.v1 import request_pb2
 from janus_api.orchestration.v1 import agent_pb2 as pb
@@ -8,22 +11,30 @@ from janus_kit.validate import Violations
 from janus_orchestration.model import (
     Agent,
     AgentSpec,
+    AgentTool,
     Budgets,
     DoubleTexting,
     MemoryPolicy,
     RecallScope,
+    WhenNoWorker,
 )
 from janus_orchestration.wire.content import duration, refuse, timestamp
 
 _MAX_INSTRUCTIONS = 256 * 1024
 _MAX_TOKENS = 1_000_000
-_MAX_WALL_TIME = timedelta(days=1)
+_MAX_TOOLS = 128
+_TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
+_MIN_TIME, _MAX_TIME = timedelta(milliseconds=10), timedelta(days=1)
 
 _DEFAULTS = MemoryPolicy()
 
 _DOUBLE_TEXTING = {
     pb.DOUBLE_TEXTING_ENQUEUE: DoubleTexting.ENQUEUE,
     pb.DOUBLE_TEXTING_REJECT: DoubleTexting.REJECT,
+}
+_WHEN_NO_WORKER = {
+    pb.WHEN_NO_WORKER_FAIL: WhenNoWorker.FAIL,
+    pb.WHEN_NO_WORKER_WAIT: WhenNoWorker.WAIT,
 }
 _RECALL_SCOPES = {
     pb.RECALL_SCOPE_UNSPECIFIED: RecallScope.SUBJECT,
@@ -63,6 +74,7 @@ def spec_from(agent: pb.Agent) -> AgentSpec:
     _check_reasoning(check, agent.reasoning)
     memory = _memory_from(check, agent.memory)
     budgets = budgets_from(check, "agent.budgets", agent.budgets) if agent.HasField("budgets") else None
+    tools = _tools_from(check, agent.tools)
     check.done()
     _refuse_unbuilt(agent)
     return AgentSpec(
@@ -77,11 +89,13 @@ def spec_from(agent: pb.Agent) -> AgentSpec:
         sampling=agent.sampling.SerializeToString(deterministic=True),
         reasoning=agent.reasoning.SerializeToString(deterministic=True),
         max_output_tokens=agent.max_output_tokens if agent.HasField("max_output_tokens") else None,
+        tools=tools,
     )
 
 
 def _refuse_unbuilt(agent: pb.Agent) -> None:
-    refuse("agent.tools", bool(agent.tools))
+    refuse("agent.tools.client_side", any(tool.client_side for tool in agent.tools))
+    refuse("agent.tools.needs_approval", any(tool.needs_approval for tool in agent.tools))
     refuse("agent.handoffs", bool(agent.handoffs))
     refuse("agent.approval", agent.HasField("approval"))
     refuse("agent.memory.extract", agent.memory.extract)
@@ -89,6 +103,42 @@ def _refuse_unbuilt(agent: pb.Agent) -> None:
         "agent.double_texting",
         agent.double_texting in (pb.DOUBLE_TEXTING_INTERRUPT, pb.DOUBLE_TEXTING_ROLLBACK),
     )
+
+
+def _tools_from(check: Violations, tools: Sequence[pb.AgentTool]) -> tuple[AgentTool, ...]:
+    if not check.count("agent.tools", tools, at_most=_MAX_TOOLS):
+        return ()
+    names: set[str] = set()
+    for place, tool in enumerate(tools):
+        where = f"agent.tools[{place}]"
+        named = _TOOL_NAME.fullmatch(tool.name) is not None
+        if check.require(named, f"{where}.name", "must be 1 to 64 letters, digits, '_', '.' and '-'"):
+            check.require(tool.name not in names, f"{where}.name", "must be unique among the tools")
+        names.add(tool.name)
+        known = tool.when_no_worker in pb.WhenNoWorker.values()
+        check.require(known, f"{where}.when_no_worker", "must be a value of the enum")
+        check.between(f"{where}.max_concurrency", tool.max_concurrency, 0, 64)
+    return tuple(
+        AgentTool(
+            name=tool.name,
+            when_no_worker=_WHEN_NO_WORKER.get(tool.when_no_worker),
+            timeout=_time(check, f"agent.tools[{place}].timeout", tool, "timeout"),
+            max_concurrency=tool.max_concurrency,
+        )
+        for place, tool in enumerate(tools)
+    )
+
+
+def _time(check: Violations, where: str, message: Any, field: str) -> timedelta | None:
+    """A time for work, 10 ms to 24 h; None when it is not set."""
+    if not message.HasField(field):
+        return None
+    try:
+        found: timedelta = getattr(message, field).ToTimedelta()
+    except (ValueError, OverflowError):
+        found = timedelta()
+    check.require(_MIN_TIME <= found <= _MAX_TIME, where, "must be 10 ms to 24 h")
+    return found
 
 
 def _memory_from(check: Violations, policy: pb.MemoryPolicy) -> MemoryPolicy:
@@ -110,24 +160,18 @@ def _memory_from(check: Violations, policy: pb.MemoryPolicy) -> MemoryPolicy:
 
 
 def budgets_from(check: Violations, where: str, budgets: pb.Budgets) -> Budgets:
-    """Checked budgets. A run makes one model call and no tool call, which keeps to those limits."""
+    """Checked budgets."""
     check.between(f"{where}.max_model_steps", budgets.max_model_steps, 0, 1_000)
-    check.between(f"{where}.max_tool_calls", budgets.max_tool_calls, 0, 2**31 - 1)
+    check.between(f"{where}.max_tool_calls", budgets.max_tool_calls, 0, 10_000)
     check.require(budgets.max_tokens >= 0, f"{where}.max_tokens", "must not be negative")
     check.require(budgets.max_cost_micro_usd >= 0, f"{where}.max_cost_micro_usd", "must not be negative")
-    wall: timedelta | None = None
-    if budgets.HasField("max_wall_time"):
-        try:
-            wall = budgets.max_wall_time.ToTimedelta()
-        except (ValueError, OverflowError):
-            wall = timedelta()
-        check.require(
-            timedelta() < wall <= _MAX_WALL_TIME, f"{where}.max_wall_time", "must be above 0 and at most 24 h"
-        )
-    if not check:
-        refuse(f"{where}.max_tokens", budgets.max_tokens > 0)
-        refuse(f"{where}.max_cost_micro_usd", budgets.max_cost_micro_usd > 0)
-    return Budgets(budgets.max_model_steps, budgets.max_tool_calls, wall)
+    return Budgets(
+        max_model_steps=budgets.max_model_steps,
+        max_tool_calls=budgets.max_tool_calls,
+        max_wall_time=_time(check, f"{where}.max_wall_time", budgets, "max_wall_time"),
+        max_tokens=budgets.max_tokens,
+        max_cost_micro_usd=budgets.max_cost_micro_usd,
+    )
 
 
 def _check_sampling(check: Violations, sampling: request_pb2.Sampling) -> None:
@@ -159,6 +203,7 @@ def agent_to(agent: Agent) -> pb.Agent:
             pb.DOUBLE_TEXTING_UNSPECIFIED,
         ),
         max_output_tokens=spec.max_output_tokens,
+        tools=map(_tool_to, spec.tools),
         version=agent.version,
         created_at=timestamp(agent.created_at),
     )
@@ -190,4 +235,18 @@ def _budgets_to(budgets: Budgets) -> pb.Budgets:
         max_model_steps=budgets.max_model_steps,
         max_tool_calls=budgets.max_tool_calls,
         max_wall_time=duration(budgets.max_wall_time) if budgets.max_wall_time is not None else None,
+        max_tokens=budgets.max_tokens,
+        max_cost_micro_usd=budgets.max_cost_micro_usd,
+    )
+
+
+def _tool_to(tool: AgentTool) -> pb.AgentTool:
+    return pb.AgentTool(
+        name=tool.name,
+        when_no_worker=next(
+            (number for number, value in _WHEN_NO_WORKER.items() if value is tool.when_no_worker),
+            pb.WHEN_NO_WORKER_UNSPECIFIED,
+        ),
+        timeout=duration(tool.timeout) if tool.timeout is not None else None,
+        max_concurrency=tool.max_concurrency,
     )

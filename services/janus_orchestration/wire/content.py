@@ -1,7 +1,7 @@
 """Messages, usage, times and JSON: what several requests have in common."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 from google.protobuf.duration_pb2 import Duration
@@ -135,6 +135,19 @@ def _check_media(check: Violations, where: str, media: message_pb2.Media) -> Non
     else:
         check.length(f"{where}.uri", media.uri, at_least=1, at_most=2_048)
         check.require(media.uri.startswith("https://"), f"{where}.uri", "must be an https URL")
+
+
+def pieces(text: str, most_bytes: int = MAX_TEXT_BYTES) -> Iterator[str]:
+    """The text in pieces of at most so many bytes of UTF-8, cut between code points."""
+    raw = text.encode()
+    start = 0
+    while len(raw) - start > most_bytes:
+        end = start + most_bytes
+        while raw[end] & 0xC0 == 0x80:
+            end -= 1
+        yield raw[start:end].decode()
+        start = end
+    yield raw[start:].decode()
 
 
 def check_json_object(check: Violations, where: str, text: str) -> None:

@@ -14,8 +14,10 @@ from janus_kit.rpc_errors import to_status
 from janus_orchestration import events
 from janus_orchestration.model import Cursor, Failure, Recalled, RecalledHit, Usage
 from janus_orchestration.wire.content import duration, moment_of, text_of, timestamp, usage_to
+from janus_orchestration.wire.tools import call_to
 
 _RETRYABLE = (Unavailable, ResourceExhausted, DeadlineExceeded, Aborted)
+_FINAL = frozenset({"MESSAGE_TOO_LARGE", "BUDGET_EXCEEDED"})
 
 
 class ProtobufEvents:
@@ -39,7 +41,7 @@ class ProtobufEvents:
     def failure(self, error: JanusError) -> Failure:
         return Failure(
             to_status(error).SerializeToString(deterministic=True),
-            error.retry_after is not None or (isinstance(error, _RETRYABLE) and error.reason != "MESSAGE_TOO_LARGE"),
+            error.retry_after is not None or (isinstance(error, _RETRYABLE) and error.reason not in _FINAL),
             error.reason,
         )
 
@@ -62,6 +64,20 @@ def _fill(message: pb.RunEvent, event: events.Event) -> None:
         case events.ModelSaid():
             message.model.step = event.step
             message.model.event.CopyFrom(inference_pb2.GenerationEvent.FromString(event.wire))
+        case events.ToolCallRequested():
+            message.tool_call_requested.step = event.step
+            message.tool_call_requested.call.CopyFrom(call_to(event.call))
+        case events.ToolCallStarted():
+            message.tool_call_started.call_id = event.call_id
+            message.tool_call_started.worker_id = event.worker_id
+            message.tool_call_started.attempt = event.attempt
+        case events.ToolCallCompleted():
+            message.tool_call_completed.result.ParseFromString(event.result)
+            message.tool_call_completed.took.CopyFrom(duration(event.took))
+        case events.BudgetWarning():
+            message.budget_warning.budget = event.budget
+            message.budget_warning.used = event.used
+            message.budget_warning.limit = event.limit
         case events.MessageCommitted():
             message.message_committed.message.CopyFrom(message_pb2.Message.FromString(event.message.wire))
             message.message_committed.position = event.position

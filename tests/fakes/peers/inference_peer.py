@@ -15,6 +15,7 @@ import grpc
 from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from janus_api.content.v1 import message_pb2 as content
 from janus_api.content.v1 import usage_pb2
 from janus_api.inference.v1 import event_pb2, request_pb2
 from janus_api.inference.v1 import inference_service_pb2 as pb
@@ -30,6 +31,7 @@ class Call:
         self.prompt = prompt
         self.closed = asyncio.Event()
         self.closed_at = 0.0
+        self._parts = 0
         self._script: asyncio.Queue[event_pb2.GenerationEvent | JanusError | None] = asyncio.Queue()
 
     def start(self) -> None:
@@ -40,6 +42,20 @@ class Call:
         for piece in pieces:
             delta = event_pb2.TextDelta(part_index=0, text=piece)
             self._script.put_nowait(event_pb2.GenerationEvent(text_delta=delta))
+
+    def tool(self, call_id: str, name: str, arguments: str = "{}") -> None:
+        """Ask for a tool, in a part of its own."""
+        self._parts += 1
+        call = content.ToolCall(call_id=call_id, name=name, arguments_json=arguments)
+        whole = event_pb2.ToolCallCompleted(part_index=self._parts, call=call, valid_json=True)
+        self.send(event_pb2.GenerationEvent(tool_call_completed=whole))
+
+    def tools(self, *calls: tuple[str, ...]) -> None:
+        """A whole answer that asks for tools and says nothing else."""
+        self.start()
+        for call in calls:
+            self.tool(*call)
+        self.finish(event_pb2.FINISH_REASON_TOOL_CALLS)
 
     def send(self, event: event_pb2.GenerationEvent) -> None:
         self._script.put_nowait(event)
@@ -116,7 +132,9 @@ class InferencePeer(rpc.InferenceServiceServicer):
             call.closed.set()
 
 
-class _Health(health_pb2_grpc.HealthServicer):
+class PeerHealth(health_pb2_grpc.HealthServicer):
+    """Always well."""
+
     async def Check(self, request: Any, context: Any) -> health_pb2.HealthCheckResponse:
         return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
 
@@ -127,7 +145,7 @@ async def inference_peer(address: str = "127.0.0.1:0") -> AsyncIterator[Inferenc
     peer = InferencePeer()
     server = grpc.aio.server()
     rpc.add_InferenceServiceServicer_to_server(peer, server)  # type: ignore[no-untyped-call]
-    health_pb2_grpc.add_HealthServicer_to_server(_Health(), server)
+    health_pb2_grpc.add_HealthServicer_to_server(PeerHealth(), server)
     port = server.add_insecure_port(address)
     peer.target = f"127.0.0.1:{port}"
     await server.start()

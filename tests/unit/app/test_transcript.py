@@ -62,6 +62,20 @@ def test_what_a_restarted_attempt_had_said_is_dropped(transcript: Transcript) ->
     assert transcript.answer == "whole"
 
 
+def test_tools_are_shown_and_what_was_said_before_them_is_not_the_answer(
+    transcript: Transcript, screen: io.StringIO
+) -> None:
+    transcript.show(said("let me look"))
+    call = content.ToolCall(call_id="c1", name="time.now", arguments_json='{"time_zone": "[UTC]"}')
+    transcript.show(pb.RunEvent(tool_call_requested=pb.ToolCallRequested(call=call)))
+    failed = content.ToolResult(call_id="c1", is_error=True, parts=[content.Part(text="no such zone")])
+    transcript.show(pb.RunEvent(tool_call_completed=pb.ToolCallCompleted(result=failed)))
+    transcript.show(said("I do not know"))
+    assert '⚙ time.now {"time_zone": "[UTC]"}' in screen.getvalue()
+    assert "⚙ failed: no such zone" in screen.getvalue()
+    assert transcript.answer == "I do not know"
+
+
 @pytest.mark.parametrize("ending", [{"run_failed": pb.RunFailed()}, {"run_cancelled": pb.RunCancelled()}])
 def test_a_run_that_did_not_complete_is_an_error(transcript: Transcript, ending: dict[str, object]) -> None:
     with pytest.raises(RunFailed):

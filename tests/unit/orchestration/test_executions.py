@@ -51,9 +51,7 @@ class Ground:
             hub=hub,
             codec=nothing,
             clock=nothing,
-            model=nothing,
-            memory=nothing,
-            deliveries=nothing,
+            helpers=nothing,
             limits=nothing,
         )
         self.executions.on_end = self._end

@@ -107,6 +107,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_MESSAGE_TOO_LARGE: _ErrorReason.ValueType  # 73
     """RESOURCE_EXHAUSTED. The message is larger than the documented limit."""
+    ERROR_REASON_BUDGET_EXCEEDED: _ErrorReason.ValueType  # 74
+    """RESOURCE_EXHAUSTED. A run has used up one of its budgets. Metadata:
+    `budget`, `limit`.
+    """
     ERROR_REASON_DEPENDENCY_UNAVAILABLE: _ErrorReason.ValueType  # 80
     """UNAVAILABLE. A part that the call cannot do without is away.
     Metadata: `part` (`postgres`, `inference`, …). With `RetryInfo`.
@@ -236,6 +240,10 @@ queue or stream limit). With `RetryInfo`.
 """
 ERROR_REASON_MESSAGE_TOO_LARGE: ErrorReason.ValueType  # 73
 """RESOURCE_EXHAUSTED. The message is larger than the documented limit."""
+ERROR_REASON_BUDGET_EXCEEDED: ErrorReason.ValueType  # 74
+"""RESOURCE_EXHAUSTED. A run has used up one of its budgets. Metadata:
+`budget`, `limit`.
+"""
 ERROR_REASON_DEPENDENCY_UNAVAILABLE: ErrorReason.ValueType  # 80
 """UNAVAILABLE. A part that the call cannot do without is away.
 Metadata: `part` (`postgres`, `inference`, …). With `RetryInfo`.

@@ -349,7 +349,10 @@ Global___MemoryPolicy: _TypeAlias = MemoryPolicy  # noqa: Y015
 
 @_typing.final
 class Budgets(_message.Message):
-    """Limits of one run; reaching one ends it as failed."""
+    """Limits of one run. What would go beyond one is not begun: the run fails with
+    RESOURCE_EXHAUSTED / BUDGET_EXCEEDED, wall time with DEADLINE_EXCEEDED. An
+    answer that is there already is not thrown away.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -1,0 +1,76 @@
+"""The tools of an agent: found in all sources, and their arguments checked."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from janus_kit import json_schema
+from janus_orchestration.model import AgentTool, Tool
+from janus_orchestration.ports import ToolSource
+
+_MAX_CONCURRENCY = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """A tool as one agent may use it."""
+
+    tool: Tool
+    source: ToolSource
+    timeout_s: float
+    max_concurrency: int
+
+
+class BadArguments(Exception):
+    """A call's arguments are not what the tool takes; the text is for the model."""
+
+
+class Toolbox:
+    """All sources of tools; where two offer the same name, the first has it."""
+
+    def __init__(self, sources: Sequence[ToolSource]) -> None:
+        self._sources = sources
+
+    async def find(self, tenant: str, names: Collection[str]) -> dict[str, tuple[Tool, ToolSource]]:
+        """The tools of these names that somebody offers."""
+        found: dict[str, tuple[Tool, ToolSource]] = {}
+        for source in self._sources:
+            if missing := [name for name in names if name not in found]:
+                found |= {tool.name: (tool, source) for tool in await source.find(tenant, missing)}
+        return found
+
+    async def offered(self, tenant: str, granted: Sequence[AgentTool]) -> dict[str, Offered]:
+        """What an agent's model may call now, in the agent's order."""
+        found = await self.find(tenant, [wanted.name for wanted in granted])
+        return {wanted.name: _offered(wanted, *found[wanted.name]) for wanted in granted if wanted.name in found}
+
+
+def _offered(wanted: AgentTool, tool: Tool, source: ToolSource) -> Offered:
+    timeout = wanted.timeout or tool.timeout
+    return Offered(tool, source, timeout.total_seconds(), wanted.max_concurrency or _MAX_CONCURRENCY)
+
+
+def arguments_of(tool: Tool, text: str) -> Mapping[str, Any]:
+    """The arguments, if they are a JSON object that holds to the tool's schema. Raises BadArguments."""
+    try:
+        value = json.loads(text, parse_constant=_refuse)
+        # Half of a surrogate pair is no text that could be passed on.
+        json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        raise BadArguments("the arguments are not valid JSON") from None
+    if not isinstance(value, dict):
+        raise BadArguments("the arguments must be a JSON object")
+    if problem := json_schema.problem(value, _schema(tool.schema_json)):
+        raise BadArguments(f"the arguments do not hold to the tool's schema: {problem}")
+    return value
+
+
+@lru_cache(maxsize=256)
+def _schema(text: str) -> Any:
+    return json.loads(text) if text else {"additionalProperties": False}
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(word)

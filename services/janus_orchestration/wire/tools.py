@@ -1,0 +1,39 @@
+"""Tool calls and their results in their wire form."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from janus_api.content.v1 import message_pb2
+from janus_api.orchestration.v1 import event_pb2
+from janus_orchestration.model import Message, ToolCall, ToolOutput
+from janus_orchestration.wire.content import completed, pieces
+
+
+class ProtobufTools:
+    """The codec of what messages carry for tools."""
+
+    def calls(self, answer: Message) -> tuple[ToolCall, ...]:
+        message = message_pb2.Message.FromString(answer.wire)
+        calls = [part.tool_call for part in message.parts if part.HasField("tool_call")]
+        return tuple(ToolCall(call.call_id, call.name, call.arguments_json) for call in calls)
+
+    def result(self, call_id: str, output: ToolOutput) -> bytes:
+        # No store of texts holds a NUL.
+        text = output.text.replace("\x00", "\ufffd")
+        parts = [message_pb2.Part(text=piece) for piece in pieces(text)]
+        result = message_pb2.ToolResult(call_id=call_id, parts=parts, is_error=output.is_error)
+        return result.SerializeToString(deterministic=True)
+
+    def recorded(self, event: bytes) -> tuple[str, bytes]:
+        result = event_pb2.RunEvent.FromString(event).tool_call_completed.result
+        return result.call_id, result.SerializeToString(deterministic=True)
+
+    def message(self, results: Sequence[bytes], at: datetime) -> Message:
+        message = message_pb2.Message(role=message_pb2.ROLE_TOOL)
+        for result in results:
+            message.parts.add().tool_result.ParseFromString(result)
+        return completed(message, at)
+
+
+def call_to(call: ToolCall) -> message_pb2.ToolCall:
+    return message_pb2.ToolCall(call_id=call.call_id, name=call.name, arguments_json=call.arguments_json)
