@@ -335,6 +335,32 @@ async def test_more_calls_than_the_budget_allows_are_not_begun(
     assert len(results(history[2])) == 3
 
 
+async def test_results_that_no_prompt_could_hold_are_left_out_and_said_so(
+    ann: Caller, peer: InferencePeer, memory: MemoryPeer
+) -> None:
+    thread = await ready(ann, budgets=agent_pb2.Budgets(max_tool_calls=10_000))
+    stream = ann.converse(thread)
+    (await peer.call()).tools(*[(f"c{place}", "memory.search", '{"query": "x", "limit": 50}') for place in range(20)])
+    for _ in range(20):
+        (await memory.search()).find(*["x" * 4_000] * 50)
+    (await peer.call()).answer("enough")
+    assert kinds(await all_events(stream))[-1] == "run_completed"
+    history = await ann.messages(thread)
+    assert_pairs(history)
+    failed = [said for said, is_error in results(history[2]).values() if is_error]
+    assert 0 < len(failed) < 20
+    assert set(failed) == {"the result is larger than this run has room for"}
+
+
+async def test_ten_thousand_calls_are_no_message(ann: Caller, peer: InferencePeer) -> None:
+    thread = await ready(ann, budgets=agent_pb2.Budgets(max_tool_calls=10_000))
+    stream = ann.converse(thread)
+    (await peer.call()).tools(*[(f"c{place}", "time.now") for place in range(10_000)])
+    events = await all_events(stream)
+    assert from_status(events[-1].run_failed.status).reason == "MESSAGE_TOO_LARGE"
+    assert [message.role for message in await ann.messages(thread)] == [content.ROLE_USER]
+
+
 async def test_tokens_have_a_budget_too(ann: Caller, peer: InferencePeer) -> None:
     stream = ann.converse(await ready(ann, budgets=agent_pb2.Budgets(max_tokens=15)))
     (await peer.call()).tools(NOW)

@@ -95,6 +95,7 @@ class _AnswerBuilder:
         self._parts: dict[int, message_pb2.Part] = {}
         self._texts: dict[int, list[str]] = {}
         self._citations: list[message_pb2.Part] = []
+        self._call_ids: set[str] = set()
         self._model = ""
         self._size = 0
         self.ended = False
@@ -174,10 +175,10 @@ class _AnswerBuilder:
 
     def _call(self, index: int, call: message_pb2.ToolCall) -> None:
         """A call as every later prompt can hold it, whatever the model made of it."""
-        taken = {part.tool_call.call_id for part in self._parts.values() if part.HasField("tool_call")}
         call_id = call.call_id[:_MOST_ID_CHARS]
-        if not call_id or call_id in taken:
+        if not call_id or call_id in self._call_ids:
             call_id = new_id("call")
+        self._call_ids.add(call_id)
         arguments = call.arguments_json.replace("\x00", "\ufffd")
         if len(arguments.encode()) > _MOST_ARGUMENTS_BYTES:
             # Cut, they are no JSON any more: the model is told so.
@@ -189,6 +190,8 @@ class _AnswerBuilder:
         whole.arguments_json = arguments or "{}"
 
     def _part(self, index: int) -> message_pb2.Part:
+        if index not in self._parts and len(self._parts) >= MOST_PARTS:
+            raise _too_large()
         return self._parts.setdefault(index, message_pb2.Part())
 
     def _text(self, index: int, text: str, kind: str) -> None:
