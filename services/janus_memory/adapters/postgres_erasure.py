@@ -314,10 +314,12 @@ class ErasureStatements(SpaceStatements, UnitStatements, GenerationStatements):
         rows = await self._connection.fetch(
             f"""SELECT DISTINCT u.unit
                 FROM unnest($3::text[], $4::bigint[], $5::integer[]) AS e (thread, position, session)
-                JOIN memory.unit u ON u.space_no = $2 AND u.kind = 1 AND u.thread = e.thread
-                     AND u.position BETWEEN e.position + 1 AND e.position + {REACH_BEFORE}
-                     AND u.session = e.session
-                WHERE u.subject <> $1""",  # noqa: S608 - a constant
+                CROSS JOIN LATERAL (
+                    SELECT unit FROM memory.unit
+                    WHERE space_no = $2 AND kind = 1 AND thread = e.thread
+                      AND position BETWEEN e.position + 1 AND e.position + {REACH_BEFORE}
+                      AND session = e.session AND subject <> $1
+                    OFFSET 0) AS u""",  # noqa: S608 - a constant
             subject, space_no, [turn["thread"] for turn in turns], [turn["position"] for turn in turns],
             [turn["session"] for turn in turns],
         )  # fmt: skip

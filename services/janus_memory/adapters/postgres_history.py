@@ -58,7 +58,7 @@ class HistoryStatements:
                 CROSS JOIN LATERAL (
                     SELECT {VERSION_COLUMNS}, {_SIZE} FROM memory.memory m
                     WHERE m.id = u.record_id AND m.version = u.unit_version
-                ) m
+                    OFFSET 0) AS m
                 ORDER BY recorded_at DESC, record_id DESC""",  # noqa: S608 - placeholders and constants
             *bound.values,
         )

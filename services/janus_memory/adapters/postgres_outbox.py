@@ -89,9 +89,14 @@ class OutboxStatements(UnitStatements):
                        u.valid_to, u.expires_at, u.superseded_at, u.version, u.occurred_at, u.speaker,
                        left(coalesce(t.text, m.text), {EMBEDDED_CHARS}) AS text, m.embedding
                 FROM memory.unit u
-                LEFT JOIN memory.turn t ON u.kind = 1 AND t.space_no = u.space_no
-                     AND t.thread = u.thread AND t.position = u.position
-                LEFT JOIN memory.memory m ON u.kind > 1 AND m.id = u.record_id AND m.version = u.version
+                LEFT JOIN LATERAL (
+                    SELECT text FROM memory.turn
+                    WHERE u.kind = 1 AND space_no = u.space_no AND thread = u.thread AND position = u.position
+                    OFFSET 0) AS t ON true
+                LEFT JOIN LATERAL (
+                    SELECT text, embedding FROM memory.memory
+                    WHERE u.kind > 1 AND id = u.record_id AND version = u.version
+                    OFFSET 0) AS m ON true
                 WHERE u.space_no = $1 AND u.unit = ANY($2::bigint[])
                   AND NOT EXISTS (SELECT FROM memory.tombstone d
                                   WHERE d.space_no = u.space_no AND d.unit = u.unit)
@@ -102,9 +107,11 @@ class OutboxStatements(UnitStatements):
         for row in await self._connection.fetch(
             f"""SELECT u.unit, t.speaker, left(t.text, {EMBEDDED_CHARS}) AS text
                 FROM memory.unit u
-                JOIN memory.turn t ON t.space_no = u.space_no AND t.thread = u.thread
-                     AND t.position BETWEEN u.position - {REACH_BEFORE} AND u.position - 1
-                     AND t.session = u.session
+                CROSS JOIN LATERAL (
+                    SELECT position, speaker, text FROM memory.turn
+                    WHERE space_no = u.space_no AND thread = u.thread
+                      AND position BETWEEN u.position - {REACH_BEFORE} AND u.position - 1 AND session = u.session
+                    OFFSET 0) AS t
                 WHERE u.space_no = $1 AND u.kind = 1 AND u.unit = ANY($2::bigint[])
                 ORDER BY u.unit, t.position""",  # noqa: S608 - constants
             space_no, list(units),

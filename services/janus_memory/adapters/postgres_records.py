@@ -63,13 +63,16 @@ class PostgresRecords:
     async def claim(self, worker: str, limit: int, lease_s: float) -> IndexBatch | None:
         lease = UUID(worker)
         async with self._database.worker() as connection:
+            # MATERIALIZED: looked for once. A planner that last saw the outbox empty would look
+            # through all of it anew for every row.
             due = await connection.fetchrow(
-                """SELECT tenant, space_no FROM memory.outbox o
+                """WITH others AS MATERIALIZED (
+                       SELECT DISTINCT tenant, space_no FROM memory.outbox
+                       WHERE lease IS NOT NULL AND lease <> $1 AND leased_until >= now())
+                   SELECT tenant, space_no FROM memory.outbox o
                    WHERE dead_at IS NULL AND available_at <= now()
-                     AND NOT EXISTS (SELECT FROM memory.outbox l
-                                     WHERE l.tenant = o.tenant AND l.space_no = o.space_no
-                                       AND l.lease IS NOT NULL AND l.lease <> $1
-                                       AND l.leased_until >= now())
+                     AND NOT EXISTS (SELECT FROM others
+                                     WHERE others.tenant = o.tenant AND others.space_no = o.space_no)
                    ORDER BY available_at, id LIMIT 1 FOR UPDATE SKIP LOCKED""",
                 lease,
             )

@@ -44,8 +44,10 @@ class RetentionStatements(MemoryStatements):
                         ORDER BY recorded_at LIMIT $2)
                     RETURNING id, version
                 )
-                SELECT u.unit FROM gone LEFT JOIN memory.unit u
-                    ON u.space_no = $1 AND u.kind > 1 AND u.record_id = gone.id AND u.version = gone.version""",  # noqa: S608 - constants
+                SELECT u.unit FROM gone LEFT JOIN LATERAL (
+                    SELECT unit FROM memory.unit
+                    WHERE space_no = $1 AND kind > 1 AND record_id = gone.id AND version = gone.version
+                    OFFSET 0) AS u ON true""",  # noqa: S608 - constants
             space_no, limit,
         )  # fmt: skip
         await self._remove_units(space_no, [row["unit"] for row in rows if row["unit"] is not None])
@@ -87,8 +89,11 @@ class RetentionStatements(MemoryStatements):
         after = await self._connection.fetch(
             f"""SELECT DISTINCT u.unit
                 FROM unnest($2::text[], $3::bigint[]) AS r (in_thread, at)
-                JOIN memory.unit u ON u.space_no = $1 AND u.kind = 1 AND u.thread = r.in_thread
-                                  AND u.position BETWEEN r.at + 1 AND r.at + {REACH_BEFORE}""",  # noqa: S608 - a constant
+                CROSS JOIN LATERAL (
+                    SELECT unit FROM memory.unit
+                    WHERE space_no = $1 AND kind = 1 AND thread = r.in_thread
+                      AND position BETWEEN r.at + 1 AND r.at + {REACH_BEFORE}
+                    OFFSET 0) AS u""",  # noqa: S608 - a constant
             space_no, threads, positions,
         )  # fmt: skip
         await self._enqueue_units(space_no, [row["unit"] for row in after])

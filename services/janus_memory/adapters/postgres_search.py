@@ -92,17 +92,22 @@ class SearchStatements:
         found: dict[int, Turn | Memory] = {}
         if turns:
             rows = await self._connection.fetch(
-                f"""SELECT u.unit, {TURN_COLUMNS} FROM memory.unit u
-                    JOIN memory.turn t ON t.space_no = u.space_no AND t.thread = u.thread
-                                      AND t.position = u.position
+                f"""SELECT u.unit, t.* FROM memory.unit u
+                    CROSS JOIN LATERAL (
+                        SELECT {TURN_COLUMNS} FROM memory.turn t
+                        WHERE t.space_no = u.space_no AND t.thread = u.thread AND t.position = u.position
+                        OFFSET 0) AS t
                     WHERE u.space_no = $1 AND u.kind = 1 AND u.unit = ANY($2::bigint[])""",  # noqa: S608 - constant columns
                 space.number, list(turns),
             )  # fmt: skip
             found.update((row["unit"], turn_of(row, space.name)) for row in rows)
         if memories:
             rows = await self._connection.fetch(
-                f"""SELECT u.unit, {MEMORY_COLUMNS} FROM memory.unit u
-                    JOIN memory.memory m ON m.id = u.record_id AND m.version = u.version
+                f"""SELECT u.unit, m.* FROM memory.unit u
+                    CROSS JOIN LATERAL (
+                        SELECT {MEMORY_COLUMNS} FROM memory.memory m
+                        WHERE m.id = u.record_id AND m.version = u.version
+                        OFFSET 0) AS m
                     WHERE u.space_no = $1 AND u.kind > 1 AND u.unit = ANY($2::bigint[])""",  # noqa: S608 - constant columns
                 space.number, list(memories),
             )  # fmt: skip
