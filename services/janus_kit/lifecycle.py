@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Iterable
 
+from janus_kit.cancellation import cancel_wins
 from janus_kit.mount import BackgroundTask
 from janus_kit.telemetry import metrics
 from janus_kit.telemetry.logging import get_logger
@@ -42,7 +43,8 @@ async def _kept_running(name: str, factory: BackgroundTask) -> None:
     while True:
         began = time.monotonic()
         try:
-            await factory()
+            with cancel_wins():
+                await factory()
         except Exception as error:  # noqa: BLE001 - kept running whatever it raised
             if time.monotonic() - began > _WELL_AFTER_S:
                 backoff = _FIRST_BACKOFF_S

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import asyncpg
 
+from janus_kit.cancellation import cancel_wins
 from janus_kit.errors import JanusError, ResourceExhausted, Unavailable
 from janus_kit.postgres_errors import AWAY, UNREACHABLE, is_lost, translating, unreachable
 from janus_kit.settings import PostgresSettings
@@ -148,16 +149,18 @@ class Database:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
-        await self._wait_for_slot()
-        try:
-            connection = await self._acquire()
+        # Rolling back can fail, when the server goes at that moment.
+        with cancel_wins():
+            await self._wait_for_slot()
             try:
-                with translating(connection):
-                    yield connection
+                connection = await self._acquire()
+                try:
+                    with translating(connection):
+                        yield connection
+                finally:
+                    await self._release(connection)
             finally:
-                await self._release(connection)
-        finally:
-            self._free.release()
+                self._free.release()
 
     async def _ping_aside(self) -> None:
         try:

@@ -8,16 +8,39 @@ connects on first use and again after a loss, without a restart.
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as TooLate
 
+from janus_kit.cancellation import cancel_wins
 from janus_kit.errors import Unavailable
 from janus_kit.settings import RedisSettings
 
 RedisClient = Redis
+
+
+class _Cancellable(AbstractConnection):
+    """A connection that a cancel always gets through to.
+
+    redis-py sends within ``asyncio.wait_for``, which on Python 3.11 returns as
+    if nothing had been when the cancel comes as the sending ends: whoever was
+    to be stopped would go on. So it is left without a limit, and has ours.
+    """
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        limit, self.socket_timeout = self.socket_timeout, None
+        try:
+            async with asyncio.timeout(limit):
+                await super().send_packed_command(command, check_health)
+        except TimeoutError:
+            raise TooLate("Timeout writing to socket") from None
+        finally:
+            self.socket_timeout = limit
 
 
 @asynccontextmanager
@@ -40,6 +63,7 @@ async def redis(settings: RedisSettings, *, application: str = "janus") -> Async
         # would only delay the fallback that every caller has.
         retry=Retry(ExponentialBackoff(cap=0.05, base=0.01), 1),
     )
+    pool.connection_class = type("Connection", (_Cancellable, pool.connection_class), {})
     client = Redis(connection_pool=pool)
     try:
         yield client
@@ -56,12 +80,10 @@ async def answering(timeout_s: float, away: Callable[[str], Exception]) -> Async
     """
     try:
         async with asyncio.timeout(timeout_s):
-            yield
+            # Giving a connection back can fail.
+            with cancel_wins():
+                yield
     except (RedisError, TimeoutError, OSError) as error:
-        # Giving a connection back can fail and so hide that the caller was cancelled.
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise asyncio.CancelledError from error
         raise away(type(error).__name__) from error
 
 

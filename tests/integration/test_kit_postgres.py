@@ -233,6 +233,24 @@ async def test_a_cancelled_call_stops_its_statement_and_gives_the_connection_bac
             assert await connection.fetchval(running) == 0
 
 
+async def test_a_cancelled_call_ends_as_cancelled_also_when_the_server_goes_meanwhile(db):
+    started = asyncio.Event()
+
+    async def call():
+        async with db.tenant("acme") as connection:
+            try:
+                started.set()
+                await connection.execute("SELECT pg_sleep(30)")
+            finally:
+                connection.terminate()
+
+    task = asyncio.create_task(call())
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 async def test_a_connection_that_is_dropped_in_a_transaction_is_unavailable_and_the_next_call_works(url, db):
     owner = await asyncpg.connect(url)
     try:

@@ -1,12 +1,15 @@
 """The Redis factory against a real server."""
 
 import asyncio
+import os
+import signal
 import socket
 from contextlib import suppress
 
 import pytest
 from pydantic import SecretStr
 from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from janus_kit.errors import Unavailable
 from janus_kit.redis import answering, key, ping, redis
@@ -71,6 +74,54 @@ async def test_a_failure_while_a_call_is_cancelled_does_not_hide_the_cancellatio
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_a_failure_after_a_cancellation_is_the_caller_s_own_error():
+    async def call():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            async with answering(5, LookupError):
+                raise ResponseError("no")
+
+    task = asyncio.create_task(call())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(LookupError):
+        await task
+
+
+@pytest.mark.parametrize("has_connection", [False, True])
+async def test_a_cancel_ends_a_call_whenever_it_comes(redis_url, has_connection):
+    async with redis(RedisSettings(url=SecretStr(redis_url), pool_max=1)) as client:
+        for turns in range(100):
+            if has_connection:
+                await client.ping()
+            else:
+                await client.connection_pool.disconnect()
+            call = asyncio.create_task(client.blpop(["never"], timeout=4))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            call.cancel()
+            await asyncio.wait([call], timeout=2)
+            ended = call.cancelled()
+            call.cancel()
+            assert ended, f"it goes on when it is cancelled after {turns} turns of the loop"
+        assert await client.ping()
+
+
+async def test_a_server_that_takes_nothing_in_is_given_up(own_stack):
+    settings = RedisSettings(url=SecretStr(own_stack.addresses.redis_url), socket_timeout_s=0.2)
+    async with redis(settings) as client, asyncio.timeout(10):
+        await ping(client)
+        pid = own_stack.stack.process_ids["redis"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(RedisTimeoutError):
+                await client.set("key", bytes(64 * 1024 * 1024))
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        await ping(client)
 
 
 async def test_a_full_pool_makes_callers_wait_briefly_and_then_fail(redis_url):

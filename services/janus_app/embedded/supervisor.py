@@ -1,7 +1,6 @@
 """Keeps one server running: starts it, starts it again when it dies, stops it."""
 
 import asyncio
-import contextlib
 import time
 
 from janus_app.embedded import logfile, process
@@ -60,8 +59,7 @@ class Supervisor:
         """End it, however it stands; returns when the process is gone."""
         if self._watch is not None:
             self._watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watch
+            await asyncio.gather(self._watch, return_exceptions=True)
         if self._process is not None:
             await process.stop(self._process, self.part.stop_signals)
 

@@ -109,11 +109,10 @@ class ReplayWaiter:
 
     async def close(self) -> None:
         """End every read."""
-        while self._tasks:
-            for task in self._tasks:
-                task.cancel()
-            # Again and again, since a driver may take a cancellation for its own and go on.
-            await asyncio.wait(self._tasks, timeout=0.1)
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _call(self) -> None:
         """Have those who are new read for; those of the same turn of the loop share a read."""

@@ -40,11 +40,9 @@ class Followed:
         self._on_end = on_end
         self._settling = settling
         self._missing_since: float | None = None
-        self._is_wanted = True
 
     def stop(self) -> None:
         """Nobody reads it here any more."""
-        self._is_wanted = False
         if self.task is not None:
             self.task.cancel()
 
@@ -57,8 +55,7 @@ class Followed:
         loop = asyncio.get_running_loop()
         give_up_at = 0.0
         try:
-            # The flag, since a driver may take a cancellation for its own and go on.
-            while self._is_wanted:
+            while True:
                 try:
                     if await self._has_ended():
                         return

@@ -49,7 +49,8 @@ class InferenceClient:
                 # The status comes right after the last event; a call that is cancelled
                 # before it would be counted as one that was given up.
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(call.code(), _STATUS_WAIT_S)
+                    async with asyncio.timeout(_STATUS_WAIT_S):
+                        await call.code()
         finally:
             call.cancel()
 

@@ -360,6 +360,23 @@ async def test_a_background_task_that_fails_is_started_again(serving, monkeypatc
     assert [line["task"] for line in logs.named("background_task_failed")] == ["loop", "loop"]
 
 
+async def test_a_background_task_that_fails_when_it_is_told_to_end_does_not_begin_again(serving, logs):
+    runs = 0
+
+    async def background():
+        nonlocal runs
+        runs += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ValueError("cannot clean up")
+
+    async with asyncio.timeout(5), serving(mount={"background": (("loop", background),)}):
+        await asyncio.sleep(0)
+    assert runs == 1
+    assert not logs.named("background_task_failed")
+
+
 async def test_no_task_is_left_behind(serving, eventually):
     before = asyncio.all_tasks()
     async with serving() as probe:
