@@ -1,5 +1,6 @@
 """One call on its way through the interceptors."""
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 
@@ -48,6 +49,8 @@ class Call:
     """Keys that were sent more than once."""
     request_id: str = ""
     identity: Identity | None = None
+    first_write: "asyncio.Task[None] | None" = None
+    """The first message of a stream on its way out; no status can be sent before it is out."""
     status: grpc.StatusCode = grpc.StatusCode.OK
     reason: str = ""
 

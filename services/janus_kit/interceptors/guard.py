@@ -24,6 +24,9 @@ _log = get_logger(__name__)
 
 Decode = Callable[[bytes], Any]
 
+# How long a caller who does not read may keep its status from being sent.
+_FIRST_WRITE_S = 1.0
+
 
 @asynccontextmanager
 async def answering(call: Call) -> AsyncIterator[None]:
@@ -134,6 +137,9 @@ async def _ended(call: Call, refusal: JanusError) -> BaseException | None:
     """Send the status. What gRPC wants raised after that; None when the caller is gone."""
     code, message, trailers = to_trailers(refusal)
     call.status, call.reason = code, refusal.reason
+    if call.first_write is not None and not call.first_write.done():
+        await asyncio.wait([call.first_write], timeout=_FIRST_WRITE_S)
+        call.first_write.cancel()
     try:
         await call.context.abort(code, message, (*trailers, ("x-request-id", call.request_id)))
     except grpc.aio.AbortError as sent:

@@ -10,7 +10,7 @@ and not five nested generators, and a message of a stream passes nothing.
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from typing import Any
 
 import grpc
@@ -155,7 +155,7 @@ class Pipeline(grpc.aio.ServerInterceptor):
     def _unary_stream(self, method: Method, behaviour: Any, decode: Decode) -> Any:
         async def unary_stream(raw: bytes, context: Any) -> None:
             async def work(call: Call) -> None:
-                await _send(behaviour(decode(raw), context), context)
+                await _send(call, behaviour(decode(raw), context))
 
             await self.run(method, context, work)
 
@@ -166,27 +166,29 @@ class Pipeline(grpc.aio.ServerInterceptor):
             async def work(call: Call) -> None:
                 decoded = guard.Requests(requests, decode)
                 reading = guard.ReadingContext(context, decode)
-                await _send(behaviour(decoded, reading), context)
+                await _send(call, behaviour(decoded, reading))
 
             await self.run(method, context, work)
 
         return stream_stream
 
 
-async def _send(responses: Any, context: Any) -> None:
+async def _send(call: Call, responses: Any) -> None:
     """Write what an async generator yields, or let the behaviour write by itself."""
     if not hasattr(responses, "__aiter__"):
         await _result(responses)
         return
-    if not hasattr(responses, "aclose"):
-        async for response in responses:
-            await context.write(response)
-        return
     # Closed here, not by the garbage collector: a call that is cancelled while
     # it writes must let go of its upstream at once.
-    async with aclosing(responses):
+    async with aclosing(responses) if hasattr(responses, "aclose") else nullcontext():
         async for response in responses:
-            await context.write(response)
+            if call.first_write is None:
+                # The headers go with it. If it were cut off, gRPC would send them again
+                # with the status, which is an error, and the caller would wait for ever.
+                call.first_write = asyncio.ensure_future(call.context.write(response))
+                await asyncio.shield(call.first_write)
+            else:
+                await call.context.write(response)
 
 
 async def _result(value: Any) -> Any:

@@ -74,6 +74,41 @@ async def test_a_stream_cancelled_while_it_writes_lets_go_of_its_source(probe, a
     await asyncio.wait_for(probe.closed.wait(), 5)
 
 
+@pytest.mark.parametrize("sent_before", [0, 1])
+async def test_a_stream_that_is_cancelled_while_a_message_goes_out_ends_with_a_status(probe, refusal, sent_before):
+    sent = []
+
+    async def act(text):
+        if len(sent) == sent_before:
+            # Runs when the message is on its way.
+            asyncio.get_running_loop().call_soon(asyncio.current_task().cancel)
+        sent.append(text)
+        return text
+
+    probe.act, probe.answers = act, 10
+    call = probe.start("ServerStream", [b""])
+    async with asyncio.timeout(5):
+        for _ in range(sent_before + 1):
+            await call.read()
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await call.read()
+    assert refusal(raised.value).code is grpc.StatusCode.CANCELLED
+    assert len(sent) == sent_before + 1
+
+
+async def test_a_caller_that_reads_nothing_does_not_keep_cancelled_work_going(probe):
+    async def act(text):
+        asyncio.get_running_loop().call_later(0.05, asyncio.current_task().cancel)
+        return "x" * 10_000_000
+
+    probe.act = act
+    call = probe.start("ServerStream", [b""])
+    for _ in ("the message was made", "its source was let go"):
+        await asyncio.wait_for(probe.closed.wait(), 5)
+        probe.closed.clear()
+    call.cancel()
+
+
 @pytest.mark.parametrize("shape", ["ServerStream", "Bidi"])
 async def test_a_servicer_may_read_and_write_through_its_context(probe, monkeypatch, shape, refusal):
     answer_type = type(await anext(probe.raw("Unary", [b""])))
