@@ -26,6 +26,8 @@ from janus_kit.settings import RedisSettings
 TARGET = "openai/gpt-5"
 SMALL = Estimate(1, 1, 1)
 USED = Usage(input_uncached_tokens=1, output_tokens=1)
+# How long a machine that is busy may stand still, where what is counted matters and not when.
+PATIENT_S = 30.0
 # The packaged script with a clock that a test sets.
 CLOCK = SCRIPT.replace("redis.call('TIME')", "{ redis.call('GET', 'test:now'), '0' }")
 
@@ -324,7 +326,8 @@ async def test_replicas_share_counters_and_a_rush_never_goes_over_the_limit(redi
         LimitSettings(name="slots", concurrent=23),
         LimitSettings(name="calls", requests_per_minute=1000, tokens_per_minute=100_000, spend_usd=100),
     )
-    async with replica(redis_url) as first, replica(redis_url) as second:
+    patient = {"timeout_s": PATIENT_S}
+    async with replica(redis_url, **patient) as first, replica(redis_url, **patient) as second:
         limiters = [first.limiter(*limits), second.limiter(*limits)]
         tries = await asyncio.gather(
             *(limiters[number % 2].reserve(caller, TARGET, SMALL) for number in range(200)), return_exceptions=True
@@ -346,7 +349,8 @@ async def test_replicas_share_counters_and_a_rush_never_goes_over_the_limit(redi
 
 
 async def test_a_rush_through_a_bucket_takes_no_more_than_it_holds(redis_url, caller):
-    async with replica(redis_url, script=CLOCK) as first, replica(redis_url, script=CLOCK) as second:
+    options = {"script": CLOCK, "timeout_s": PATIENT_S}
+    async with replica(redis_url, **options) as first, replica(redis_url, **options) as second:
         await first.set_clock(1_900_000_000)
         limit = LimitSettings(name="rush", tokens_per_minute=1000, spend_usd=0.5)
         limiters = [first.limiter(limit), second.limiter(limit)]
@@ -471,6 +475,31 @@ async def test_a_redis_that_hangs_holds_a_call_no_longer_than_its_limit_and_lose
         # Those that were given up may have been taken by then: all of it comes back, but what was used.
         await eventually_reserved(limiter, caller, Estimate(1, 1, 800_000))
         assert (await refusal(limiter, caller, Estimate(1, 1, 1))).metadata["dimension"] == "spend"
+
+
+async def test_a_rush_takes_few_connections_and_is_not_sent_to_a_redis_that_hangs(own_stack, caller):
+    async with replica(own_stack.addresses.redis_url, runs=False) as here, asyncio.timeout(60):
+        limiter = here.limiter(LimitSettings(name="calls", requests_per_minute=1000))
+        await limiter.reserve(caller, TARGET, SMALL)
+        connected = (await here.client.info("clients"))["connected_clients"]
+        await asyncio.gather(*(limiter.reserve(caller, TARGET, SMALL) for _ in range(200)))
+        assert (await here.client.info("clients"))["connected_clients"] - connected < 20
+
+        async def asked() -> int:
+            return (await here.client.info("commandstats"))["cmdstat_evalsha"]["calls"]
+
+        before = await asked()
+        pid = own_stack.stack.process_ids["redis"]
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            rush = [limiter.reserve(caller, TARGET, SMALL) for _ in range(200)]
+            tries = await asyncio.gather(*rush, return_exceptions=True)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert all(isinstance(each, Unavailable) for each in tries)
+        assert await asked() - before < 40
+        await limiter.reserve(caller, TARGET, SMALL)
 
 
 async def test_counters_and_holds_outlive_a_killed_redis(own_stack, caller):

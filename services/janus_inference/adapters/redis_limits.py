@@ -5,9 +5,10 @@ hold leaves a record until it is settled, and for a while after that, so that
 each of its steps may be sent again when an answer got lost.
 """
 
+import asyncio
 import hashlib
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.resources import files
 from typing import Any
 
@@ -22,6 +23,7 @@ LEASE_S = 15.0
 """How long a slot stays taken after its process was last heard of."""
 _KINDS = {"requests": "rate", "tokens": "rate", "concurrent": "slots", "spend": "spend"}
 _BATCH = 200  # steps sent at once; the server does nothing else meanwhile
+_AT_ONCE = 16  # calls that reserve at the same time, each on a connection
 
 
 class RedisLimits:
@@ -35,10 +37,12 @@ class RedisLimits:
         self._lease_ms = round(lease_s * 1000)
         self._script = script
         self._sha = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+        self._turns = asyncio.Semaphore(_AT_ONCE)
+        self._failures = 0
 
     async def reserve(self, held: Held, amounts: Sequence[int]) -> LimitRefusal | None:
         step = self._step("reserve", held, held.counters, amounts)
-        async with self._answering():
+        async with self._turn(), self._answering():
             try:
                 number, wait_ms = await self._client.evalsha(self._sha, *step)
             except NoScriptError:
@@ -93,6 +97,22 @@ class RedisLimits:
         for counter, amount in zip(counters, amounts, strict=True):
             step += (_KINDS[counter.dimension], counter.limit, "" if amount is None else amount, counter.window)
         return step
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Where a rush waits, and no time runs: to make all its connections at once takes longer than an answer may.
+
+        Whoever waits behind a call that got no answer would get none either, only later.
+        """
+        failures = self._failures
+        async with self._turns:
+            if self._failures != failures:
+                raise LimitsAway("others that asked got no answer")
+            try:
+                yield
+            except LimitsAway:
+                self._failures += 1
+                raise
 
     def _answering(self) -> AbstractAsyncContextManager[None]:
         return answering(self._timeout_s, LimitsAway)
