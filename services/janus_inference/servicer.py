@@ -18,6 +18,7 @@ from janus_inference.inference import Inference
 from janus_inference.model import Caller
 from janus_inference.resuming import Resumables
 from janus_inference.settings import InferenceSettings
+from janus_inference.telemetry import told
 from janus_inference.usage_report import UsageReport
 from janus_inference.usage_wire import usage_page_to, usage_query_from
 from janus_kit.auth.identity import current_identity
@@ -56,17 +57,21 @@ class InferenceServicer(rpc.InferenceServiceServicer):
                 digest=_digest(request.prompt),
                 keep=keep,
             )
+            event = None
             async with aclosing(events):
                 async for event in events:
                     yield streamed_to(event)
+        told(event)
 
     async def ResumeGenerate(
         self, request: pb.ResumeGenerateRequest, context: Context
     ) -> AsyncIterator[pb.ResumeGenerateResponse]:
         generation_id, after = resume_from(request)
+        event = None
         async with aclosing(self._resumables.follow(_caller(), generation_id, after)) as events:
             async for event in events:
                 yield pb.ResumeGenerateResponse(event=event_to(event))
+        told(event)
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
         with self._engine.use() as inference:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 import grpc
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client import REGISTRY, generate_latest
 from tests.fakes.providers.inference_service import Service, prompt, running
 
@@ -61,6 +62,38 @@ async def test_an_attempt_is_part_of_its_rpc_and_named_as_configured(
     assert served("compatible", "fake") == before + 1
     assert CANARY not in "".join(span.to_json() for span in finished.values())
     assert CANARY not in generate_latest(REGISTRY).decode()
+
+
+@pytest.mark.parametrize("resumable", [False, True])
+async def test_a_stream_that_ends_in_failure_is_an_error_in_its_trace_though_its_status_is_ok(
+    inference: Service, spans: InMemorySpanExporter, resumable: bool
+) -> None:
+    asked = request_pb2.Prompt(messages=prompt("/break 3").messages, model="scripted/rehearsal", resumable=resumable)
+    events = await inference.stream(asked)
+    assert events[-1][0] == "failed"
+    if resumable:
+        resumed = pb.ResumeGenerateRequest(generation_id=events[0][1].generation_id, after_sequence=1)
+        again = [response.event async for response in inference.stub.ResumeGenerate(resumed)]
+        assert again[-1].WhichOneof("event") == "failed"
+    calls = [span for span in spans.get_finished_spans() if span.kind is SpanKind.SERVER]
+    assert len(calls) == 1 + resumable
+    for call in calls:
+        assert call.status.status_code is StatusCode.ERROR
+        attributes = dict(call.attributes or {})
+        assert attributes["rpc.status_code"] == "OK"
+        assert attributes["error.type"] == "PROVIDER_STREAM_BROKEN"
+
+
+@pytest.mark.parametrize("resumable", [False, True])
+async def test_a_stream_that_ends_well_is_no_error_in_its_trace(
+    inference: Service, spans: InMemorySpanExporter, resumable: bool
+) -> None:
+    await inference.stream(
+        request_pb2.Prompt(messages=prompt().messages, model="scripted/rehearsal", resumable=resumable)
+    )
+    (call,) = (span for span in spans.get_finished_spans() if span.kind is SpanKind.SERVER)
+    assert call.status.status_code is StatusCode.UNSET
+    assert "error.type" not in dict(call.attributes or {})
 
 
 async def test_models_that_callers_make_up_share_one_label(inference: Service) -> None:

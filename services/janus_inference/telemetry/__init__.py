@@ -19,7 +19,7 @@ from janus_inference.telemetry.metrics import (
     usage_unwritten,
 )
 from janus_inference.telemetry.naming import PLAIN, Naming, Peer
-from janus_inference.telemetry.served import Served
+from janus_inference.telemetry.served import Served, told
 
 __all__ = [
     "PLAIN",
@@ -39,6 +39,7 @@ __all__ = [
     "resumes_total",
     "retries_total",
     "shown",
+    "told",
     "unknown_events_total",
     "usage_dropped_total",
     "usage_unwritten",

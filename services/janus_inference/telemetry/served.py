@@ -4,10 +4,17 @@ import time
 from types import TracebackType
 from typing import Self
 
-from janus_inference.events import Event, Failed, Finished, RouteChanged, Started
+from janus_inference.events import Event, Failed, Finished, Numbered, RouteChanged, Started
 from janus_inference.telemetry import metrics
 from janus_inference.telemetry.naming import Naming
-from janus_kit.errors import JanusError
+from janus_kit.errors import Cancelled, JanusError
+from janus_kit.telemetry import tracing
+
+
+def told(last: Numbered | None) -> None:
+    """The last event that the caller of a stream was sent; a failure is one of the call, whose status is OK."""
+    if last is not None and isinstance(last.event, Failed) and not isinstance(last.event.error, Cancelled):
+        tracing.call_failed(last.event.error.reason)
 
 
 class Served:

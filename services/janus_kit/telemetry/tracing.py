@@ -179,6 +179,17 @@ def mark_failed(span: "Span") -> None:
     span.set_status(trace.StatusCode.ERROR)
 
 
+def call_failed(reason: str) -> None:
+    """What the call at hand was for failed, though its status will be OK: its span says so."""
+    if _state.tracer is None:
+        return
+    from opentelemetry import trace
+
+    span = trace.get_current_span()
+    span.set_attribute(names.ERROR_TYPE, reason)
+    mark_failed(span)
+
+
 def end_span(span: "Span | None", code: str) -> None:
     """End a call's span with the name of its status. A caller's own cancel is no error."""
     if span is None:
