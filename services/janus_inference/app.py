@@ -17,6 +17,7 @@ from janus_inference.build import Process, Upstream, build, is_usable
 from janus_inference.caching import AnswerCache
 from janus_inference.engine import Engine, Shared
 from janus_inference.inference import Inference
+from janus_inference.last_will import LastWill
 from janus_inference.ledger import Ledger
 from janus_inference.limits import Holds
 from janus_inference.provider_errors import not_configured
@@ -29,6 +30,7 @@ from janus_inference.standing import Standings
 from janus_inference.stored import ProtobufEvents
 from janus_inference.usage_report import UsageReport
 from janus_kit.clock import Clock, SystemClock
+from janus_kit.ids import new_id
 from janus_kit.mount import Mount, Part, Parts
 from janus_kit.postgres import Database, database
 from janus_kit.redis import RedisClient, ping
@@ -79,11 +81,13 @@ async def mount(
             codec=codec,
             underway=Underway(),
         )
+        will = LastWill(usage, process.underway.records, new_id("inf"))
         engine = await Engine.started(partial(build, process), settings)
         stack.enter_context(
             telemetry.shown(lambda: engine.current.settings.all_providers(), process.breakers, process.budget)
         )
         # At the end, in reverse: what calls leave behind is written before the stores are let go.
+        stack.push_async_callback(will.withdraw)
         stack.push_async_callback(ledger.drain)
         stack.push_async_callback(requests.drain)
         stack.push_async_callback(holds.drain)
@@ -108,6 +112,7 @@ async def mount(
                 ("inference-requests", requests.run),
                 ("inference-limits", holds.run),
                 ("inference-sweeper", sweeper.run),
+                ("inference-last-will", will.run),
                 ("inference-warm", partial(_warm, engine)),
             ),
             drain=resumables.drain,

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
+from functools import cached_property, partial
 
 from janus_inference import accounting
 from janus_inference.breakers import Breakers
@@ -76,7 +76,7 @@ class Watch:
         return max(0.0, time.perf_counter() - self.began - waited)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Call:
     """What all attempts of one call share.
 
@@ -92,6 +92,7 @@ class Call:
     options: Mapping[str, object]
     at_list_price: bool
 
+    @cached_property
     def prompt_tokens(self) -> int:
         """An estimate."""
         return accounting.estimated_prompt_tokens(self.prompt)
@@ -113,6 +114,10 @@ class Underway:
         """End them with a failure that says that this server stops."""
         for asking in tuple(self._all):
             asking.stop()
+
+    def records(self) -> list[UsageRecord]:
+        """What there would be to record of them if this process were gone now."""
+        return [record for asking in self._all if (record := asking.if_gone()) is not None]
 
 
 class Asking:
@@ -159,7 +164,7 @@ class Asking:
         if not limiter.applies(call.caller, self.target.name):
             return
         output = call.prompt.max_output_tokens or _LIKELY_OUTPUT_TOKENS
-        likely = Usage(input_uncached_tokens=call.prompt_tokens(), output_tokens=output)
+        likely = Usage(input_uncached_tokens=call.prompt_tokens, output_tokens=output)
         cost = self.cost(likely)
         estimate = Estimate(likely.input_tokens, output, cost.micro_usd if cost is not None else None)
         self._hold = await limiter.reserve(call.caller, self.target.name, estimate)
@@ -281,6 +286,13 @@ class Asking:
         self._desk.breakers.left(self.target.name)
         return self._end("cancelled", self._so_far(), reached=self._was_sent)
 
+    def if_gone(self) -> UsageRecord | None:
+        """What there would be to record of it if this process were gone now."""
+        if self._ended or not self._was_sent:
+            return None
+        usage = self._so_far()
+        return self._record("owner_gone", usage, self.cost(usage))
+
     def stop(self) -> None:
         """This server stops: whoever waits for the provider gets a failure that says so."""
         self._stops = True
@@ -314,6 +326,9 @@ class Asking:
         if not reached:
             return None
         self._meter.used(usage)
+        return self._record(outcome, usage, cost)
+
+    def _record(self, outcome: str, usage: Usage, cost: Cost | None) -> UsageRecord:
         call = self._call
         return UsageRecord(
             caller=call.caller,
@@ -346,7 +361,7 @@ class Asking:
         return accounting.so_far(self.usage, self._estimate())
 
     def _estimate(self) -> Usage:
-        return accounting.estimate(self._call.prompt_tokens(), self._output_bytes)
+        return accounting.estimate(self._call.prompt_tokens, self._output_bytes)
 
     def cost(self, usage: Usage) -> Cost | None:
         """What so much usage of this target costs; None when that is not known."""

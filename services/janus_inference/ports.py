@@ -121,7 +121,7 @@ class UsageRecord:
     """One attempt that reached a provider, and what it used; ``cost`` is None when the price is unknown.
 
     ``outcome`` is one of the words of `janus_inference_attempts_total`, or
-    `owner_gone` where a reader settled for a process that was killed.
+    `owner_gone` where others settled for a process that was killed.
     """
 
     caller: Caller
@@ -155,6 +155,25 @@ class AnsweredRequest:
     request: Request
     generation_id: str
     answer: bytes
+
+
+class WillStore(Protocol):
+    """Where processes leave what is to be on record should they be killed. All raise JanusError."""
+
+    async def leave(self, owner: str, records: Sequence[UsageRecord], lease_s: float) -> None:
+        """These are the owner's now, in place of those before; until it is heard of again, for so many seconds."""
+        ...
+
+    async def withdraw(self, owner: str) -> None:
+        """There is nothing to be recorded any more."""
+        ...
+
+    async def carry_out(self) -> Sequence[tuple[str, int]]:
+        """Put on record what owners left that were not heard of in time; who they were, and of how many calls.
+
+        A record that is there already stays as it is.
+        """
+        ...
 
 
 class UsageStore(Protocol):

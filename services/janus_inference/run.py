@@ -163,7 +163,7 @@ class Run:
             self._caller.subject,
             self._prompt.labels,
             self._desk.clock.now(),
-            call.prompt_tokens(),
+            call.prompt_tokens,
             call.at_list_price,
         )
 

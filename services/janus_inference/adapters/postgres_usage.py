@@ -1,7 +1,8 @@
 """Usage records in Postgres: many tenants' in one statement and one commit, and reports on one tenant's."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -11,21 +12,33 @@ from janus_inference.events import Cost, Usage
 from janus_inference.ports import AnsweredRequest, UsageRecord
 from janus_inference.usage_report import Group, UsageBucket, UsageSlice
 from janus_kit.errors import Unavailable
-from janus_kit.postgres import Database
+from janus_kit.postgres import Connection, Database
 
-# `ON CONFLICT` without a target: the worker may add rows, and read none.
-_WRITE = """
+_INSERT = """
 INSERT INTO inference.usage (
     tenant, generation_id, attempt, subject, operation, provider, model, labels, started_at, duration_s, outcome,
     input_uncached_tokens, cache_read_tokens, cache_write_tokens, output_tokens, reasoning_tokens, estimated,
     cost_micro_usd, price_version)
-SELECT * FROM jsonb_to_recordset($1::jsonb) AS r(
+"""
+_RECORDS = """
+jsonb_to_recordset({}) AS r(
     tenant text, generation_id text, attempt integer, subject text, operation text, provider text, model text,
     labels jsonb, started_at timestamptz, duration_s double precision, outcome text,
     input_uncached_tokens bigint, cache_read_tokens bigint, cache_write_tokens bigint, output_tokens bigint,
     reasoning_tokens bigint, estimated boolean, cost_micro_usd bigint, price_version text)
-ON CONFLICT DO NOTHING
 """
+# `ON CONFLICT` without a target: the worker may add rows, and read none.
+_WRITE = f"{_INSERT} SELECT r.* FROM {_RECORDS.format('$1::jsonb')} ON CONFLICT DO NOTHING"  # noqa: S608 - constants
+_LEAVE = """
+INSERT INTO inference.last_will (owner, records, expires_at)
+VALUES ($1, $2::jsonb, clock_timestamp() + make_interval(secs => $3))
+ON CONFLICT (owner) DO UPDATE SET records = excluded.records, expires_at = excluded.expires_at
+"""
+_CARRY_OUT = f"""
+WITH gone AS (DELETE FROM inference.last_will WHERE expires_at < clock_timestamp() RETURNING owner, records),
+recorded AS ({_INSERT} SELECT r.* FROM gone, {_RECORDS.format("gone.records")} ON CONFLICT DO NOTHING)
+SELECT owner, jsonb_array_length(records) AS calls FROM gone
+"""  # noqa: S608 - constants
 # Groups are compared by their bytes, so that every page continues in the same order. `date_bin` counts days of 24 h.
 _SUMS = """
 SELECT bucket, model, provider, label_value, subject, count(*) AS calls,
@@ -57,7 +70,7 @@ LIMIT $11
 
 
 class PostgresUsage:
-    """``UsageStore`` and ``UsageReader``."""
+    """``UsageStore``, ``WillStore`` and ``UsageReader``."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -77,6 +90,28 @@ class PostgresUsage:
         except asyncpg.PostgresError as error:
             # A schema that is yet to be made, a right that is yet to be given.
             raise Unavailable("postgres", "postgres is not ready for usage records") from error
+
+    async def leave(self, owner: str, records: Sequence[UsageRecord], lease_s: float) -> None:
+        will = json.dumps([_row(record) for record in records])
+        async with self._wills() as connection:
+            await connection.execute(_LEAVE, owner, will, lease_s)
+
+    async def withdraw(self, owner: str) -> None:
+        async with self._wills() as connection:
+            await connection.execute("DELETE FROM inference.last_will WHERE owner = $1", owner)
+
+    async def carry_out(self) -> Sequence[tuple[str, int]]:
+        async with self._wills() as connection:
+            return [(row["owner"], row["calls"]) for row in await connection.fetch(_CARRY_OUT)]
+
+    @asynccontextmanager
+    async def _wills(self) -> AsyncIterator[Connection]:
+        """Not the line of records, which calls wait for."""
+        try:
+            async with self._database.worker() as connection:
+                yield connection
+        except asyncpg.PostgresError as error:
+            raise Unavailable("postgres", "postgres is not ready for last wills") from error
 
     async def sums(self, tenant: str, wanted: UsageSlice) -> list[UsageBucket]:
         last, group = wanted.after or (None, Group())
