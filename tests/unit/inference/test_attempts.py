@@ -294,14 +294,14 @@ async def test_when_the_first_fails_the_hedge_goes_on(stores: Stores) -> None:
 async def test_whoever_leaves_during_a_race_closes_both(stores: Stores) -> None:
     one, two = falling_silent(), falling_silent()
     using = hedged(stores, one, two)
-    before = asyncio.all_tasks()
     reading = asyncio.create_task(using.answer(prompt(model="sure"), CALLER))
     await two.opened.wait()
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading
     assert (one.closed, two.closed) == (1, 1)
-    assert not asyncio.all_tasks() - before
+    # Stores have tasks of their own, which come and go.
+    assert not [task for task in asyncio.all_tasks() if task.get_name().startswith(("attempt-", "close-"))]
 
 
 async def test_a_resumable_generation_tells_every_attempt_as_it_begins(stores: Stores) -> None:
