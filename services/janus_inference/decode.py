@@ -184,7 +184,10 @@ def _part(part: content.Part) -> Part:
             return Refusal(part.refusal, mark)
         case "citation":
             said = part.citation
-            return Citation(said.start, said.end, said.title, said.uri, said.quote, said.part_index, mark)
+            place = said.start, said.end
+            return Citation(
+                *place, said.title, said.uri, said.quote, said.part_index, said.issuer, said.data, cache_breakpoint=mark
+            )
         case "opaque":
             return Opaque(part.opaque.issuer, part.opaque.type, part.opaque.data, mark)
     return Empty(mark)

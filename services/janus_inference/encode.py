@@ -268,6 +268,8 @@ def _citation(said: Citation) -> content.Citation:
         uri=said.uri,
         quote=said.quote,
         part_index=said.part_index,
+        issuer=said.issuer,
+        data=said.data,
     )
 
 

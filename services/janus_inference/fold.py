@@ -1,6 +1,7 @@
 """The whole answer that a stream of events adds up to."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from janus_inference.events import (
     Answer,
@@ -111,8 +112,7 @@ class Fold:
         for index in sorted(made):
             yield made[index]
         for cited in self._citations[: max(0, MOST_PARTS - len(made))]:
-            place = places.get(cited.part_index, 0)
-            yield Citation(cited.start, cited.end, cited.title, cited.uri, cited.quote, place)
+            yield replace(cited, part_index=places.get(cited.part_index, 0))
 
     def _reasoning(self, index: int) -> Reasoning:
         deltas, proof = self._thoughts.get(index, []), self._signatures.get(index)

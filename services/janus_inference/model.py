@@ -10,6 +10,7 @@ from enum import Enum
 from types import MappingProxyType
 
 MOST_PARTS = 1024
+MOST_CITATION_BYTES = 64 * 1024
 """Parts of one message."""
 
 
@@ -107,7 +108,10 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Citation:
-    """A source for code points ``start`` to ``end`` of text part ``part_index``; 0 and 0: all of it."""
+    """A source for code points ``start`` to ``end`` of text part ``part_index``; 0 and 0: all of it.
+
+    ``data`` is the source as its issuer said it, and shown to its issuer alone; empty where it takes none back.
+    """
 
     start: int = 0
     end: int = 0
@@ -115,6 +119,8 @@ class Citation:
     uri: str = ""
     quote: str = ""
     part_index: int = 0
+    issuer: str = ""
+    data: bytes = b""
     cache_breakpoint: bool = False
 
 

@@ -118,8 +118,10 @@ def _call_completed(message: pb.ToolCallCompleted) -> Event:
     )
 
 
-def _citation(message: content.Citation) -> Citation:
-    return Citation(message.start, message.end, message.title, message.uri, message.quote, message.part_index)
+def _citation(said: content.Citation) -> Citation:
+    return Citation(
+        said.start, said.end, said.title, said.uri, said.quote, said.part_index, issuer=said.issuer, data=said.data
+    )
 
 
 def _opaque(message: content.OpaquePart) -> Opaque:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from janus_inference.dialects.json_text import object_problem, schema_problem
 from janus_inference.model import (
+    MOST_CITATION_BYTES,
     MOST_PARTS,
     Audio,
     Citation,
@@ -188,6 +189,9 @@ def _citation(check: Violations, path: str, part: Citation) -> None:
     check.length(f"{path}.uri", part.uri, at_most=2048)
     _text(check, f"{path}.quote", part.quote, 64 * KiB)
     check.require(0 <= part.part_index < MOST_PARTS, f"{path}.part_index", "must be the index of a part")
+    check.length(f"{path}.issuer", part.issuer, at_most=MAX_ISSUER_CHARS)
+    check.require(bool(part.issuer) or not part.data, f"{path}.issuer", "must be set with `data`")
+    check.size(f"{path}.data", part.data, at_most=MOST_CITATION_BYTES)
 
 
 def _result_part(check: Violations, path: str, part: Part) -> None:

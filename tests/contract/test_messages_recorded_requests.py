@@ -25,7 +25,6 @@ OUTSIDE = {
     "source.content": "a document of blocks",
     "document.citations": "documents that are to be cited",
     "document.context": "what a document is about",
-    "text.citations": "sources of an earlier answer, which are not said again",
     "mcp_servers": "of the beta API, whose header nobody sets",
     "context_management": "of the beta API, whose header nobody sets",
     "task_budget": "of the beta API, whose header nobody sets",
@@ -42,6 +41,8 @@ def plain(block: dict[str, Any]) -> dict[str, Any]:
         said["cache_control"] = True
     if said.get("caller") == {"type": "direct"}:
         del said["caller"]
+    if said["type"] == "text" and not said.get("citations"):
+        said.pop("citations", None)
     if said["type"] == "tool_result":
         said["content"] = spoken(said.get("content"))
         said["is_error"] = bool(said.get("is_error"))

@@ -74,6 +74,109 @@ RICH = Prompt(
 )
 
 
+CITED: list[dict[str, Any]] = [
+    {
+        "type": "char_location",
+        "cited_text": "q",
+        "document_index": 0,
+        "document_title": "D",
+        "start_char_index": 0,
+        "end_char_index": 3,
+    },
+    {
+        "type": "page_location",
+        "cited_text": "q",
+        "document_index": 0,
+        "document_title": None,
+        "start_page_number": 1,
+        "end_page_number": 2,
+    },
+    {
+        "type": "content_block_location",
+        "cited_text": "q",
+        "document_index": 1,
+        "document_title": None,
+        "start_block_index": 0,
+        "end_block_index": 1,
+    },
+    {
+        "type": "search_result_location",
+        "cited_text": "q",
+        "search_result_index": 0,
+        "source": "https://s",
+        "title": "S",
+        "start_block_index": 0,
+        "end_block_index": 1,
+    },
+    {
+        "type": "web_search_result_location",
+        "cited_text": "q",
+        "encrypted_index": "ZW5j",
+        "title": None,
+        "url": "https://w",
+    },
+]
+
+
+def cited(*sources: Citation, text: str = "It rains.") -> Prompt:
+    answer = Message(Role.ASSISTANT, (Text("First,"), Text(text), *sources))
+    return Prompt((Message(Role.USER, (Text("and?"),)), answer, Message(Role.USER, (Text("more"),))))
+
+
+def source(said: Any, issuer: str = "anthropic") -> Citation:
+    return Citation(quote="q", part_index=1, issuer=issuer, data=json.dumps(said).encode())
+
+
+def test_sources_of_an_earlier_answer_go_back_with_their_text() -> None:
+    body = messages(cited(*map(source, CITED)))
+    first, second = body["messages"][1]["content"]
+    assert "citations" not in first
+    assert second == {"type": "text", "text": "It rains.", "citations": CITED}
+
+
+def test_of_a_source_what_a_request_may_not_say_stays_away() -> None:
+    answered = {**CITED[0], "file_id": "file_1"}
+    del answered["document_title"]
+    (_, second) = messages(cited(source(answered)))["messages"][1]["content"]
+    assert second["citations"] == [{**CITED[0], "document_title": None}]
+
+
+@pytest.mark.parametrize(
+    "kept", [source(CITED[0], issuer="somebody"), Citation(quote="q", part_index=1), source({"type": "moon_location"})]
+)
+def test_sources_of_others_and_of_new_kinds_are_not_said_again(kept: Citation) -> None:
+    assert all("citations" not in block for block in messages(cited(kept))["messages"][1]["content"])
+
+
+def test_a_source_of_a_text_that_is_not_said_is_not_said_either() -> None:
+    assert messages(cited(source(CITED[0]), text=" "))["messages"][1]["content"] == [{"type": "text", "text": "First,"}]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"[]",
+        b"{}",
+        b"\xff",
+        *(
+            json.dumps({**CITED[0], name: value}).encode()
+            for name, value in (
+                ("document_index", "0"),
+                ("end_char_index", True),
+                ("document_title", 1),
+                ("cited_text", None),
+            )
+        ),
+        json.dumps({"type": "web_search_result_location", "cited_text": "q", "url": "https://w"}).encode(),
+    ],
+)
+def test_a_source_that_its_issuer_could_not_have_said_is_named(data: bytes) -> None:
+    kept = Citation(quote="q", part_index=1, issuer="anthropic", data=data)
+    with pytest.raises(InvalidArgument) as raised:
+        messages(cited(kept))
+    assert raised.value.violations[0].field == "prompt.messages[1].parts[2].citation.data"
+
+
 def test_a_whole_conversation_for_chat() -> None:
     body = chat(RICH)
     said = body.pop("messages")

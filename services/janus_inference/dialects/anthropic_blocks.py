@@ -1,10 +1,11 @@
 """The `system` and `messages` of a Messages request: a conversation as blocks, in turns."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from janus_inference.dialects import call_ids, schemas
+from janus_inference.dialects.anthropic_citations import sources
 from janus_inference.dialects.breakpoints import MOST_BREAKPOINTS, last_breakpoints
 from janus_inference.dialects.capabilities import malformed, unsupported, unsupported_part
 from janus_inference.dialects.json_text import NotJson, strict_object
@@ -71,11 +72,14 @@ class BlockWriter:
                 messages.append({"role": role, "content": blocks})
         return messages
 
-    def _blocks(self, parts: Iterable[Part], path: str) -> list[dict[str, Any]]:
+    def _blocks(self, parts: Sequence[Part], path: str) -> list[dict[str, Any]]:
         blocks: list[dict[str, Any]] = []
+        cited = sources(parts, self._issuer, path)
         for at, part in enumerate(parts):
             block = self._block(part, f"{path}.parts[{at}]")
             if block is not None:
+                if at in cited and isinstance(part, Text):
+                    block["citations"] = cited[at]
                 blocks.append(self._mark(block, part))
             elif blocks and id(part) in self._marked:
                 # A part that is not said: the breakpoint holds for what stands before it.
@@ -88,7 +92,7 @@ class BlockWriter:
         return block
 
     def _block(self, part: Part, path: str) -> dict[str, Any] | None:
-        """None for what is not said to this provider: empty text, others' reasoning, citations."""
+        """None for what is no block of its own: empty text, others' reasoning, citations, which go with their text."""
         match part:
             case Text(text=text) | Refusal(text=text):
                 # Blanks alone are refused, and with them every later turn of the conversation.

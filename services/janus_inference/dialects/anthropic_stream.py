@@ -24,7 +24,7 @@ from janus_inference.events import (
     ToolCallStarted,
     UsageUpdated,
 )
-from janus_inference.model import Opaque
+from janus_inference.model import MOST_CITATION_BYTES, Opaque
 from janus_inference.provider_errors import STATUS_OF_TYPE, Refused, broken, classify
 
 _REASONS = {
@@ -155,7 +155,7 @@ class MessagesReader(StreamReader):
             case "text":
                 if text := start.get("text"):
                     events.append(TextDelta(block.part_index, _text(text)))
-                events += [CitationAdded(citation(each, block.part_index)) for each in start.get("citations") or ()]
+                events += [self._cited(each, block) for each in start.get("citations") or ()]
             case "thinking":
                 if thinking := start.get("thinking"):
                     events.append(ReasoningDelta(block.part_index, text=_text(thinking)))
@@ -184,7 +184,7 @@ class MessagesReader(StreamReader):
             case "signature_delta":
                 block.signature += delta["signature"]
             case "citations_delta":
-                events.append(CitationAdded(citation(delta["citation"], block.part_index)))
+                events.append(self._cited(delta["citation"], block))
             case _ if block.kind in _READ_BLOCKS:
                 self.unknown += 1
             case _:
@@ -198,6 +198,13 @@ class MessagesReader(StreamReader):
                 self._alike.learn(name, data, event, delta, "text", partial(TextDelta, part))
             case "thinking_delta":
                 self._alike.learn(name, data, event, delta, "thinking", lambda text: ReasoningDelta(part, text=text))
+
+    def _cited(self, said: Mapping[str, Any], block: _Block) -> CitationAdded:
+        data = compact(said).encode()
+        cited = citation(said, block.part_index)
+        # One that is too large to be kept is not said again.
+        is_kept = len(data) <= MOST_CITATION_BYTES
+        return CitationAdded(replace(cited, issuer=self._issuer, data=data) if is_kept else cited)
 
     def _block_stop(self, index: int, events: list[ProviderEvent]) -> None:
         block = self._blocks[index]

@@ -87,7 +87,7 @@ def facts(message: content.Message) -> MessageFacts:
 
 
 def leave_out_bytes(parts: Iterable[content.Part]) -> None:
-    """Clear what is not text: bytes of media, opaque blocks, and what only an issuer reads of reasoning."""
+    """Clear what is not text: bytes of media, opaque blocks, and what only an issuer reads of reasoning and sources."""
     for part in parts:
         kind = part.WhichOneof("kind")
         if kind == "image":
@@ -101,6 +101,8 @@ def leave_out_bytes(parts: Iterable[content.Part]) -> None:
         elif kind == "reasoning":
             part.reasoning.ClearField("redacted")
             part.reasoning.ClearField("signature")
+        elif kind == "citation":
+            part.citation.ClearField("data")
         elif kind == "tool_result":
             leave_out_bytes(part.tool_result.parts)
 

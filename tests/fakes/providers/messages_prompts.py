@@ -7,6 +7,7 @@ from typing import Any
 
 from janus_inference.families import family
 from janus_inference.model import (
+    Citation,
     Document,
     Effort,
     Image,
@@ -84,14 +85,24 @@ def _messages(said: Mapping[str, Any]) -> list[Message]:
 
 
 def _parts(said: list[dict[str, Any]]) -> tuple[Part, ...]:
-    return tuple(part for block in said for part in _block(block))
+    """The parts of all blocks; sources come after them, as in an answer."""
+    parts: list[Part] = []
+    cited: list[Part] = []
+    for block in said:
+        cited += [
+            Citation(quote=each["cited_text"], part_index=len(parts), issuer=ISSUER, data=json.dumps(each).encode())
+            for each in block.get("citations") or ()
+            if block["type"] == "text"
+        ]
+        parts += _block(block)
+    return (*parts, *cited)
 
 
 def _block(block: dict[str, Any]) -> list[Part]:
     mark = block.get("cache_control") is not None
     match block["type"]:
         case "text":
-            _only(block, {"text"})
+            _only(block, {"text", "citations"})
             return [Text(block["text"], mark)]
         case "image":
             _only(block, {"source"})

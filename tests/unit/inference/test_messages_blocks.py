@@ -1,23 +1,34 @@
 """What Messages answers hold beside text: others' tools, sources, refusals, sub-usage, what is new."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from janus_api.content.v1 import message_pb2 as content
+from janus_api.inference.v1 import request_pb2
+from janus_inference.decode import prompt_from
+from janus_inference.dialects.anthropic_request import messages_body
 from janus_inference.dialects.anthropic_stream import MessagesReader
 from janus_inference.dialects.parts import CallCheck
+from janus_inference.encode import answer_to
 from janus_inference.events import (
     CitationAdded,
+    Finished,
     FinishReason,
     OpaqueAdded,
     ProviderEvent,
     RefusalDelta,
+    Started,
     Stopped,
     TextDelta,
+    Timings,
     ToolCallCompleted,
+    Usage,
     UsageUpdated,
 )
+from janus_inference.fold import Fold
 from janus_inference.model import Citation
 
 START = {"type": "message_start", "message": {"id": "m1", "usage": {"input_tokens": 8, "output_tokens": 1}}}
@@ -105,7 +116,55 @@ def test_every_kind_of_source(said: dict[str, Any], meant: Citation) -> None:
         {"type": "text", "text": ""}, {"type": "text_delta", "text": "x"}, {"type": "citations_delta", "citation": said}
     )
     events = read(START, *text, end(), STOP)
-    assert [event.citation for event in events if isinstance(event, CitationAdded)] == [meant]
+    (found,) = [event.citation for event in events if isinstance(event, CitationAdded)]
+    assert json.loads(found.data) == said
+    assert found == replace(meant, issuer="anthropic", data=found.data)
+
+
+def test_an_answer_with_sources_is_said_again_as_it_was() -> None:
+    """Over the wire and back: folded, encoded, sent in the next prompt."""
+    found = {
+        "type": "web_search_result_location",
+        "cited_text": "It rains in Zürich.",
+        "encrypted_index": "ZW5j",
+        "title": None,
+        "url": "https://w",
+    }
+    searched = {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": []}
+    events = read(
+        START,
+        *block(searched),
+        *block({"type": "text", "text": "Well: "}, index=1),
+        *block(
+            {"type": "text", "text": "", "citations": []},
+            {"type": "citations_delta", "citation": found},
+            {"type": "text_delta", "text": "it rains."},
+            index=2,
+        ),
+        end(),
+        STOP,
+    )
+    fold = Fold()
+    fold.add(Started("gen_1", "claude", "model", 1))
+    for event in events:
+        if isinstance(event, Stopped):
+            fold.add(Finished(event.reason, event.provider_reason, Usage(), Timings(0, 0, 0), event.response_id))
+        else:
+            fold.add(event)
+    asked = content.Message(role=content.ROLE_USER, parts=[content.Part(text="weather?")])
+    prompt = request_pb2.Prompt(messages=[asked, answer_to(fold.answer()).message, asked])
+    assert messages_body(prompt_from(prompt), "claude-sonnet-4-5", "anthropic")["messages"][1]["content"] == [
+        searched,
+        {"type": "text", "text": "Well: "},
+        {"type": "text", "text": "it rains.", "citations": [found]},
+    ]
+
+
+def test_a_source_that_is_too_large_to_be_said_again_is_cited_all_the_same() -> None:
+    said = {"type": "page_location", "cited_text": "q" * 70_000}
+    text = block({"type": "text", "text": "x", "citations": [said]})
+    (found,) = [event.citation for event in read(START, *text, end(), STOP) if isinstance(event, CitationAdded)]
+    assert found == Citation(quote="q" * 16 * 1024)
 
 
 def test_a_refusal_is_told_in_the_provider_s_words() -> None:

@@ -141,7 +141,8 @@ def test_citations_name_their_part() -> None:
         {"type": "text_delta", "text": "x"},
         {"type": "citations_delta", "citation": cited},
     )
-    assert CitationAdded(Citation(title="A", uri="https://a", quote="quoted")) in read(START, *text, end(), STOP)
+    (found,) = [event.citation for event in read(START, *text, end(), STOP) if isinstance(event, CitationAdded)]
+    assert found == Citation(title="A", uri="https://a", quote="quoted", issuer="anthropic", data=found.data)
 
 
 def test_unknown_events_and_deltas_are_skipped() -> None:

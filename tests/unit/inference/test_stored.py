@@ -84,7 +84,8 @@ _BY_KIND: dict[type, st.SearchStrategy[Any]] = {
         _text,
     ),
     events.CitationAdded: st.builds(
-        events.CitationAdded, st.builds(Citation, _index, _index, _text, _text, _text, _index)
+        events.CitationAdded,
+        st.builds(Citation, _index, _index, _text, _text, _text, _index, issuer=_text, data=st.binary(max_size=16)),
     ),
     events.RefusalDelta: st.builds(events.RefusalDelta, _index, _text),
     events.OpaqueAdded: st.builds(events.OpaqueAdded, _index, st.builds(Opaque, _text, _text, st.binary(max_size=40))),

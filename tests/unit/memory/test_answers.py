@@ -36,6 +36,7 @@ def test_a_hit_has_no_bytes_of_media_and_keeps_everything_else() -> None:
         content.Part(opaque=content.OpaquePart(issuer="openai", type="x", data=DATA)),
         content.Part(reasoning=content.Reasoning(text="hm", signature=DATA, issuer="anthropic")),
         content.Part(reasoning=content.Reasoning(redacted=DATA, issuer="anthropic")),
+        content.Part(citation=content.Citation(title="A", issuer="anthropic", data=DATA)),
     )
     [message] = answer(said)
     bare = content.Media(mime_type="image/png")
@@ -49,6 +50,7 @@ def test_a_hit_has_no_bytes_of_media_and_keeps_everything_else() -> None:
         content.Part(opaque=content.OpaquePart(issuer="openai", type="x")),
         content.Part(reasoning=content.Reasoning(text="hm", issuer="anthropic")),
         content.Part(reasoning=content.Reasoning(issuer="anthropic")),
+        content.Part(citation=content.Citation(title="A", issuer="anthropic")),
     ]
     assert turn_to(said).message.parts[1].image == image
 

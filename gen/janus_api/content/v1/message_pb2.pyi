@@ -375,6 +375,8 @@ class Citation(_message.Message):
     URI_FIELD_NUMBER: _builtins.int
     QUOTE_FIELD_NUMBER: _builtins.int
     PART_INDEX_FIELD_NUMBER: _builtins.int
+    ISSUER_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
     start: _builtins.int
     """First character of the cited text part that this covers, counted in Unicode
     code points from 0.
@@ -389,6 +391,14 @@ class Citation(_message.Message):
     """The words quoted, at most 64 KiB; may be empty."""
     part_index: _builtins.int
     """Index of the text part in the message that this belongs to, from 0."""
+    issuer: _builtins.str
+    """Provider that issued `data`, at most 64 characters. Required with `data`.
+    Sent back to no other.
+    """
+    data: _builtins.bytes
+    """The source as the issuer said it, at most 64 KiB; in a later turn the
+    issuer is shown it with the text. Empty: the source is not said again.
+    """
     def __init__(
         self,
         *,
@@ -398,10 +408,12 @@ class Citation(_message.Message):
         uri: _builtins.str = ...,
         quote: _builtins.str = ...,
         part_index: _builtins.int = ...,
+        issuer: _builtins.str = ...,
+        data: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "part_index", b"part_index", "quote", b"quote", "start", b"start", "title", b"title", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "issuer", b"issuer", "part_index", b"part_index", "quote", b"quote", "start", b"start", "title", b"title", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

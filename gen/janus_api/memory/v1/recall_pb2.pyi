@@ -320,8 +320,8 @@ class RecallHit(_message.Message):
     @_builtins.property
     def turn(self) -> _record_pb2.Turn:
         """A message of a conversation. Media is left out; read it with GetWindow or
-        ListMessages: data of images, sounds, documents and opaque parts, and
-        signature and redacted form of reasoning are empty.
+        ListMessages: data of images, sounds, documents, citations and opaque
+        parts, and signature and redacted form of reasoning are empty.
         """
 
     @_builtins.property
