@@ -10,8 +10,9 @@ from enum import Enum
 from types import MappingProxyType
 
 MOST_PARTS = 1024
-MOST_CITATION_BYTES = 64 * 1024
 """Parts of one message."""
+MOST_CITATION_BYTES = 64 * 1024
+"""What an issuer may say of one source."""
 
 
 class Role(Enum):
