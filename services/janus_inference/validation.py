@@ -5,7 +5,6 @@ import math
 import re
 from collections.abc import Mapping
 
-from janus_inference.dialects.json_text import object_problem, schema_problem
 from janus_inference.model import (
     MOST_CITATION_BYTES,
     MOST_PARTS,
@@ -29,6 +28,7 @@ from janus_inference.model import (
     ToolDefinition,
     ToolResult,
 )
+from janus_kit.json_schema.rules import object_problem, schema_problem
 from janus_kit.validate import Violations
 
 KiB = 1024
