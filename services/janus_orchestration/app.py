@@ -23,6 +23,7 @@ from janus_orchestration.adapters.inference_client import InferenceClient
 from janus_orchestration.adapters.memory_client import MemoryClient
 from janus_orchestration.adapters.postgres_journal import PostgresStore
 from janus_orchestration.adapters.postgres_leases import PostgresLeases, PostgresOutbox
+from janus_orchestration.adapters.postgres_tools import PostgresDispatches, PostgresWorkers
 from janus_orchestration.adapters.redis_events import RedisEvents
 from janus_orchestration.agents import Agents
 from janus_orchestration.builtin_tools import BuiltInTools
@@ -33,9 +34,7 @@ from janus_orchestration.replay import Replay
 from janus_orchestration.runs import Runs
 from janus_orchestration.servicer import (
     SERVICE,
-    TOOLS_SERVICE,
     OrchestrationServicer,
-    ToolWorkerServicer,
 )
 from janus_orchestration.settings import OrchestrationSettings
 from janus_orchestration.threads import Threads
@@ -44,10 +43,16 @@ from janus_orchestration.turn import Helpers, TurnLimits
 from janus_orchestration.watch import Hub
 from janus_orchestration.wire.events import ProtobufEvents
 from janus_orchestration.wire.tools import ProtobufTools
+from janus_orchestration.worker_servicer import SERVICE as WORKER_SERVICE
+from janus_orchestration.worker_servicer import ToolWorkerServicer
+from janus_orchestration.worker_sessions import SessionLimits, WorkerSessions
+from janus_orchestration.worker_tools import WorkerTools
 
 _APPLICATION = "janus-orchestration"
 _HEALTH_S = 1.0
 _OUTBOX_POLL_S = 1.0
+# News may be missed; this is how long one goes without.
+_CALLS_POLL_S = 1.0
 
 INFERENCE_SERVICE = "janus.inference.v1.InferenceService"
 MEMORY_SERVICE = "janus.memory.v1.MemoryService"
@@ -79,7 +84,11 @@ async def mount(
         stack.push_async_callback(hub.close)
         memories = MemoryClient(memory, clock)
         deliveries = Deliveries(store, PostgresOutbox(db), memories, poll_s=_OUTBOX_POLL_S)
-        toolbox = Toolbox([BuiltInTools(memories, clock)])
+        workers = PostgresWorkers(db)
+        worker_tools = WorkerTools(PostgresDispatches(db), poll_s=_CALLS_POLL_S, grace_s=settings.worker_lease_s / 3)
+        sessions = WorkerSessions(workers, _session_limits(settings))
+        stack.push_async_callback(sessions.close)
+        toolbox = Toolbox([BuiltInTools(memories, clock), worker_tools])
         helpers = Helpers(
             model=InferenceClient(inference, clock),
             memory=memories,
@@ -113,7 +122,7 @@ async def mount(
         )
         # What is not built refuses by itself, which types cannot see.
         servicer = OrchestrationServicer(Agents(store, toolbox, clock), Threads(store), runs, clock)  # type: ignore[abstract]
-        tools = ToolWorkerServicer()  # type: ignore[abstract]
+        tools = ToolWorkerServicer(sessions)
 
         def register(server: grpc.aio.Server) -> None:
             rpc.add_OrchestrationServiceServicer_to_server(servicer, server)
@@ -128,10 +137,20 @@ async def mount(
                 await executions.close()
                 await ownership.let_go()
 
+        async def hear_of_calls() -> None:
+            async for news in workers.news():
+                worker_tools.heard(news)
+                sessions.heard(news)
+
+        async def drain() -> None:
+            # Runs that are worked on here may need the workers that are connected here.
+            await executions.drain()
+            await sessions.drain()
+
         yield Mount(
             name="orchestration",
             register=register,
-            services=(SERVICE, TOOLS_SERVICE),
+            services=(SERVICE, WORKER_SERVICE),
             parts=(
                 Part("postgres", True, db.ping, "nothing can be started or read"),
                 Part("redis", False, lambda: ping(writer), "token deltas are not kept for replays"),
@@ -149,8 +168,13 @@ async def mount(
                 ("orchestration-claims", ownership.claim),
                 ("orchestration-news", ownership.hear),
                 ("orchestration-outbox", deliveries.work),
+                ("orchestration-calls", worker_tools.watch),
+                ("orchestration-call-news", hear_of_calls),
+                ("orchestration-workers", sessions.keep),
+                ("orchestration-worker-claims", sessions.claim),
             ),
-            drain=executions.drain,
+            drain=drain,
+            conclude=sessions.conclude,
         )
 
 
@@ -165,6 +189,15 @@ def _limits(settings: OrchestrationSettings) -> ExecutionLimits:
             store_timeout_s=settings.store_timeout_s,
             inference_wait_s=settings.inference_wait_s,
         ),
+    )
+
+
+def _session_limits(settings: OrchestrationSettings) -> SessionLimits:
+    return SessionLimits(
+        heartbeat_s=settings.worker_lease_s / 3,
+        lease_s=settings.worker_lease_s,
+        longest_s=settings.worker_stream_s,
+        poll_s=_CALLS_POLL_S,
     )
 
 

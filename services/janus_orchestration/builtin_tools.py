@@ -4,6 +4,7 @@ They act for the run: its tenant, its subject, its agent's space. The model
 chooses words, never whose memories they are.
 """
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import datetime, timedelta, tzinfo
@@ -49,7 +50,8 @@ class BuiltInTools:
 
     async def call(self, tenant: str, task: ToolTask, report: ToolReport) -> ToolOutput:
         await report.started()
-        return await self._tools[task.call.name].run(task)
+        async with asyncio.timeout(task.timeout_s):
+            return await self._tools[task.call.name].run(task)
 
     async def _now(self, task: ToolTask) -> ToolOutput:
         name = task.arguments.get("time_zone") or "UTC"

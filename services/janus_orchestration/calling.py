@@ -14,7 +14,7 @@ from janus_kit.errors import JanusError
 from janus_kit.ids import new_id
 from janus_kit.telemetry.logging import get_logger
 from janus_orchestration.model import MemoryPolicy, Step, Thread, ToolCall, ToolOutput
-from janus_orchestration.ports import ToolTask
+from janus_orchestration.ports import Fenced, OutcomeUnknown, ToolTask
 from janus_orchestration.tools import BadArguments, Offered, arguments_of
 
 _log = get_logger(__name__)
@@ -37,6 +37,7 @@ class CallContext:
 
     tenant: str
     run_id: str
+    epoch: int
     message_id: str
     thread: Thread
     memory: MemoryPolicy
@@ -47,6 +48,15 @@ class Begun(NamedTuple):
 
     step: Step
     worker_id: str
+    attempt: int
+
+
+class Progressed(NamedTuple):
+    """A call is so far."""
+
+    step: Step
+    fraction: float | None
+    message: str
 
 
 class Done(NamedTuple):
@@ -56,7 +66,7 @@ class Done(NamedTuple):
     output: ToolOutput
 
 
-News = Begun | Done
+News = Begun | Progressed | Done
 
 
 class Calls:
@@ -90,10 +100,14 @@ class Calls:
             return ToolOutput(str(bad), is_error=True)
         context = self._context
         task = ToolTask(
+            tool=offered.tool,
             call=call,
             arguments=arguments,
             attempt=assignment.step.attempts,
-            idempotency_key=f"{context.run_id}:{assignment.step.index}",
+            epoch=context.epoch,
+            step=assignment.step.index,
+            timeout_s=offered.timeout_s,
+            when_no_worker=offered.when_no_worker,
             message_id=context.message_id,
             run_id=context.run_id,
             thread=context.thread,
@@ -101,14 +115,18 @@ class Calls:
         )
         room = self._room.setdefault(call.name, asyncio.Semaphore(offered.max_concurrency))
         async with room:
-            return await self._bounded(assignment.step, offered, task)
+            return await self._called(assignment.step, offered, task)
 
-    async def _bounded(self, step: Step, offered: Offered, task: ToolTask) -> ToolOutput:
+    async def _called(self, step: Step, offered: Offered, task: ToolTask) -> ToolOutput:
         try:
-            async with asyncio.timeout(offered.timeout_s):
-                return await offered.source.call(self._context.tenant, task, _Report(step, self._news))
+            return await offered.source.call(self._context.tenant, task, _Report(step, self._news))
         except TimeoutError:
             return ToolOutput(f"the tool did not answer within {offered.timeout_s:g} s", is_error=True)
+        except OutcomeUnknown as unknown:
+            return outcome_unknown(task, unknown)
+        except Fenced:
+            # The run is another owner's; what is said here is journalled nowhere.
+            return ToolOutput("the run goes on elsewhere", is_error=True)
         except JanusError as error:
             _log.warning("tool_call_failed", step=step.index, reason=error.reason, code=error.code)
             return ToolOutput(error.message, is_error=True)
@@ -125,8 +143,17 @@ class _Report:
         self._step = step
         self._news = news
 
-    async def started(self, worker_id: str = "") -> None:
-        await self._news.put(Begun(self._step, worker_id))
+    async def started(self, worker_id: str = "", attempt: int | None = None) -> None:
+        await self._news.put(Begun(self._step, worker_id, attempt or self._step.attempts))
+
+    async def progress(self, fraction: float | None, message: str) -> None:
+        await self._news.put(Progressed(self._step, fraction, message))
+
+
+def outcome_unknown(task: ToolTask, unknown: OutcomeUnknown) -> ToolOutput:
+    """What becomes of an at-most-once call that may have run: it is not tried again, and the model is told why."""
+    _log.warning("tool_outcome_unknown", step=task.step)
+    return ToolOutput(f"{unknown.why}; whether it did anything is not known, and it was not tried again", is_error=True)
 
 
 @asynccontextmanager

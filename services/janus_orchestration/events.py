@@ -3,7 +3,7 @@
 Durable events are in Postgres before they are sent. What a model says is in
 the run's stream before it is sent; its notes (which model answers, usage, the
 end of the call) join the journal with the next commit, and so does that a tool
-was begun.
+was begun. How far a tool is stays in the stream.
 """
 
 from dataclasses import dataclass
@@ -76,6 +76,17 @@ class ToolCallStarted(Event):
     call_id: str
     worker_id: str
     attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallProgress(Event):
+    """How far a worker is with a call."""
+
+    kind: ClassVar[str] = "tool_call_progress"
+    durable: ClassVar[bool] = False
+    call_id: str
+    fraction: float | None
+    message: str
 
 
 @dataclass(frozen=True, slots=True)

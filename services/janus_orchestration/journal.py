@@ -5,15 +5,12 @@ and compares its epoch, so that an owner which was fenced writes nothing. A
 commit whose answer was lost is found by its revision and not applied twice.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TypeVar
 
 from janus_kit.clock import Clock
-from janus_kit.errors import DeadlineExceeded, ResourceExhausted, Unavailable
-from janus_kit.telemetry.logging import get_logger
 from janus_orchestration import state, telemetry
 from janus_orchestration.event_log import RunLog
 from janus_orchestration.events import Event
@@ -29,14 +26,11 @@ from janus_orchestration.model import (
     Thread,
     Usage,
 )
+from janus_orchestration.outage import waited_out
 from janus_orchestration.ports import Fenced, Records, Store
 from janus_orchestration.state import Trigger
 
 T = TypeVar("T")
-
-_log = get_logger(__name__)
-
-_RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
@@ -142,7 +136,7 @@ class Journal:
             async with self._store.tenant(self.tenant) as records:
                 return await work(records)
 
-        return await _until_answered(reading)
+        return await waited_out(reading)
 
     async def commit(self, changes: Changes) -> None:
         """Write the changes and send their events; waits for Postgres however long it is away.
@@ -153,7 +147,7 @@ class Journal:
         await self.log.flushed()
         drafts = self.log.draft(changes.events)
         recorded = [*self._notes, *drafts]
-        self.run = await _until_answered(lambda: self._write(changes, recorded))
+        self.run = await waited_out(lambda: self._write(changes, recorded))
         self._starts_epoch = False
         self._notes.clear()
         self.steps.update((step.index, step) for step in changes.steps)
@@ -184,6 +178,8 @@ class Journal:
             await records.write_run(run)
             if changes.steps:
                 await records.put_steps(run.id, changes.steps)
+            if settled := [step.index for step in changes.steps if _is_settled_call(step)]:
+                await records.drop_calls(run.id, settled)
             if changes.waits is not None:
                 await records.add_waiting_messages(run, [changes.waits], is_output=True)
             if thread is not None:
@@ -245,16 +241,8 @@ class Journal:
         await records.set_memory_position(thread.id, position)
 
 
-async def _until_answered(work: Callable[[], Awaitable[T]]) -> T:
-    attempt = 0
-    while True:
-        try:
-            return await work()
-        except (Unavailable, ResourceExhausted, DeadlineExceeded) as error:
-            if attempt == 0:
-                _log.warning("journal_waits", reason=error.reason)
-            await asyncio.sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
-            attempt += 1
+def _is_settled_call(step: Step) -> bool:
+    return step.kind is StepKind.TOOL_CALL and step.ended_at is not None
 
 
 def _index(step: Step) -> int:

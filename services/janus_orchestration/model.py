@@ -344,10 +344,15 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class ToolOutput:
-    """What a tool answered, in words for the model."""
+    """What a tool answered, in words for the model.
 
-    text: str
+    ``wire`` is the whole result where there is more to it than words; the other
+    fields say nothing then.
+    """
+
+    text: str = ""
     is_error: bool = False
+    wire: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """What orchestration needs from the world, as small Protocols.
 
 Failures come as ``janus_kit.errors``: ``Unavailable("postgres")`` from the
-store, ``Unavailable("memory")`` from memory, and so on. Two are ours alone and
-never reach a caller: ``Fenced`` and ``StreamAway``.
+store, ``Unavailable("memory")`` from memory, and so on. Three are ours alone and
+never reach a caller: ``Fenced``, ``StreamAway`` and ``OutcomeUnknown``.
 """
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
@@ -37,11 +37,20 @@ from janus_orchestration.model import (
     ToolCall,
     ToolOutput,
     Usage,
+    WhenNoWorker,
 )
 
 
 class Fenced(Exception):
     """Another owner has the run; nothing more may be written for it here."""
+
+
+class OutcomeUnknown(Exception):
+    """A call may have done something, and must not be tried again for it; ``why`` nobody knows."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
 
 
 class StreamAway(Exception):
@@ -164,6 +173,9 @@ class JournalRecords(Protocol):
     async def put_steps(self, run_id: str, steps: Sequence[Step]) -> None: ...
 
     async def steps(self, run_id: str) -> list[Step]: ...
+
+    async def drop_calls(self, run_id: str, steps: Sequence[int]) -> None:
+        """The results of these tool calls are in the journal; a worker that still runs one is told to stop."""
 
     async def add_events(self, run_id: str, events: Sequence[Recorded]) -> None: ...
 
@@ -319,27 +331,39 @@ class Memory(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ToolTask:
-    """One try at a call whose arguments are what the tool takes.
+    """A call to run, whose arguments are what the tool takes.
 
-    ``idempotency_key`` is the same for every try. ``message_id`` is the answer
-    that asked for the call.
+    ``attempt`` counts the owners of the run that have begun it, ``epoch`` is
+    this one's. ``idempotency_key`` is the same for all of them. ``message_id``
+    is the answer that asked for the call.
     """
 
+    tool: Tool
     call: ToolCall
     arguments: Mapping[str, Any]
     attempt: int
-    idempotency_key: str
+    epoch: int
+    step: int
+    timeout_s: float
+    when_no_worker: WhenNoWorker
     message_id: str
     run_id: str
     thread: Thread
     memory: MemoryPolicy
 
+    @property
+    def idempotency_key(self) -> str:
+        return f"{self.run_id}:{self.step}"
+
 
 class ToolReport(Protocol):
     """What is told of a call while it runs."""
 
-    async def started(self, worker_id: str = "") -> None:
-        """Somebody has begun it; a worker, or Janus itself."""
+    async def started(self, worker_id: str = "", attempt: int | None = None) -> None:
+        """Somebody has it: a worker, or Janus itself. ``attempt`` where the source counts the tries."""
+
+    async def progress(self, fraction: float | None, message: str) -> None:
+        """How far it is."""
 
 
 class ToolSource(Protocol):
@@ -349,9 +373,11 @@ class ToolSource(Protocol):
         """Those of the names that it offers."""
 
     async def call(self, tenant: str, task: ToolTask, report: ToolReport) -> ToolOutput:
-        """Run a call. Cancelled when nobody waits for the result any more.
+        """Run a call. Cancelled when this process does not wait for it any more.
 
-        A JanusError is told to the model in its own words.
+        Takes no longer than the task's time, and raises TimeoutError then. A
+        JanusError is told to the model in its own words. Raises OutcomeUnknown
+        when a person has to say how to go on, Fenced when the run is another's.
         """
 
 
@@ -367,6 +393,7 @@ __all__ = [
     "Model",
     "Opened",
     "Outbox",
+    "OutcomeUnknown",
     "Records",
     "RequestRecords",
     "RunRecords",

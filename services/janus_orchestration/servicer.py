@@ -13,8 +13,6 @@ from google.protobuf.message import Message as Protobuf
 from janus_api.orchestration.v1 import event_pb2, run_pb2
 from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
 from janus_api.orchestration.v1 import orchestration_service_pb2_grpc as rpc
-from janus_api.tools.v1 import tool_worker_service_pb2 as tools_pb
-from janus_api.tools.v1 import tool_worker_service_pb2_grpc as tools_rpc
 from janus_kit.auth.identity import current_identity
 from janus_kit.clock import Clock
 from janus_kit.ids import require_id
@@ -33,7 +31,6 @@ from janus_orchestration.wire import runs as run_wire
 from janus_orchestration.wire import threads as thread_wire
 
 SERVICE = "janus.orchestration.v1.OrchestrationService"
-TOOLS_SERVICE = "janus.tools.v1.ToolWorkerService"
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _log = get_logger(__name__)
@@ -187,12 +184,7 @@ class OrchestrationServicer(rpc.OrchestrationServiceServicer):
         task.add_done_callback(self._cancelling.discard)
 
 
-class ToolWorkerServicer(tools_rpc.ToolWorkerServiceServicer):
-    """Mounted so that workers are told plainly that this version has no tools."""
-
-
 refuse_the_rest(OrchestrationServicer, pb.DESCRIPTOR.services_by_name["OrchestrationService"])
-refuse_the_rest(ToolWorkerServicer, tools_pb.DESCRIPTOR.services_by_name["ToolWorkerService"])
 
 
 def _tenant() -> str:

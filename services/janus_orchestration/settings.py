@@ -37,6 +37,11 @@ class OrchestrationSettings(Settings):
     inference_wait_s: float = Field(default=5.0, ge=0, le=300)
     """How long a model call is tried again while the inference service is away."""
 
+    worker_lease_s: float = Field(default=15.0, ge=0.5, le=300)
+    """A tool worker that was not heard of for this long is taken for dead; it sends three heartbeats meanwhile."""
+    worker_stream_s: Seconds = 1_500.0
+    """A worker is asked to connect anew after this long, before its connection is closed for its age."""
+
     stream_ttl_s: Seconds = 3_600.0
     """Token deltas are replayed for this long after a run's last event."""
     stream_timeout_s: Seconds = 0.5

@@ -13,7 +13,7 @@ Pure: no clock, no store. Every change of a run's state goes through
 from collections.abc import Sequence
 from enum import StrEnum
 
-from janus_orchestration.model import RunState, Step, StepKind
+from janus_orchestration.model import RunState, SideEffect, Step, StepKind
 
 
 class Trigger(StrEnum):
@@ -123,3 +123,15 @@ def tool_calls(journal: Sequence[Step]) -> list[Step]:
 def _last_model_call(journal: Sequence[Step]) -> Step | None:
     calls = [step for step in journal if step.kind is StepKind.MODEL_CALL]
     return max(calls, key=lambda step: step.index, default=None)
+
+
+class AfterUnknown(StrEnum):
+    """What may be done about a call of which nobody knows what it has done."""
+
+    RESEND = "resend"
+    ASK = "ask"
+
+
+def after_unknown(side_effect: SideEffect) -> AfterUnknown:
+    """A call that may have run is sent again only where twice is as good as once."""
+    return AfterUnknown.ASK if side_effect is SideEffect.AT_MOST_ONCE else AfterUnknown.RESEND

@@ -1,5 +1,7 @@
 """Metrics of runs. Labels are bounded: never a run, a user or a model's words."""
 
+from collections.abc import Iterable
+
 from prometheus_client import Counter, Gauge, Histogram
 
 # The one way of working that there is today; sub-agents and schedules will add theirs.
@@ -27,3 +29,28 @@ store_debts_paid = Counter(
 store_debts_dead = Counter(
     "janus_run_memory_stores_refused_total", "Writes of turns that memory refused for good.", ["code"]
 )
+
+_tool_workers = Gauge("janus_tool_workers_connected", "Workers connected to this process, by tool.", ["tool"])
+_tool_queue = Histogram(
+    "janus_tool_call_queue_seconds", "From a call's being put up to a worker's having it.", ["tool"], buckets=_SECONDS
+)
+# Tools are named by tenants; a metric has room for so many names.
+_MOST_TOOL_NAMES = 200
+_tool_names: set[str] = set()
+
+
+def workers_connected(tools: Iterable[str], more: int) -> None:
+    """A worker of these tools has come (1) or gone (-1)."""
+    for tool in tools:
+        _tool_workers.labels(_tool_label(tool)).inc(more)
+
+
+def tool_queue(tool: str, seconds: float) -> None:
+    """A call has waited so long for a worker."""
+    _tool_queue.labels(_tool_label(tool)).observe(max(0.0, seconds))
+
+
+def _tool_label(name: str) -> str:
+    if len(_tool_names) < _MOST_TOOL_NAMES:
+        _tool_names.add(name)
+    return name if name in _tool_names else "other"

@@ -11,8 +11,15 @@ from dataclasses import dataclass, replace
 
 from janus_kit.clock import Clock
 from janus_orchestration import budgets, state
-from janus_orchestration.calling import Assignment, Begun, CallContext, Done, under_way
-from janus_orchestration.events import Event, MessageCommitted, ToolCallCompleted, ToolCallRequested, ToolCallStarted
+from janus_orchestration.calling import Assignment, Begun, CallContext, Done, Progressed, under_way
+from janus_orchestration.events import (
+    Event,
+    MessageCommitted,
+    ToolCallCompleted,
+    ToolCallProgress,
+    ToolCallRequested,
+    ToolCallStarted,
+)
 from janus_orchestration.interrupt import Interrupt
 from janus_orchestration.journal import Changes, Journal
 from janus_orchestration.model import (
@@ -93,7 +100,12 @@ class ToolRound:
         ]
         room = MOST_BYTES - own_bytes - len(asked.answer.wire) - sum(map(len, self._results.values()))
         context = CallContext(
-            self._journal.tenant, self._journal.run.id, asked.answer.id, self._journal.thread, self._memory
+            self._journal.tenant,
+            self._journal.run.id,
+            self._journal.run.epoch,
+            asked.answer.id,
+            self._journal.thread,
+            self._memory,
         )
         async with under_way(context, left) as calls:
             joined: tuple[ThreadMessage, ...] = ()
@@ -102,9 +114,12 @@ class ToolRound:
                     news = await calls.news()
                 for told in news:
                     match told:
-                        case Begun(step, worker_id):
+                        case Begun(step, worker_id, attempt):
                             call_id = asked.calls[step.index].call_id
-                            await self._journal.say(ToolCallStarted(call_id, worker_id, step.attempts), keep=True)
+                            await self._journal.say(ToolCallStarted(call_id, worker_id, attempt), keep=True)
+                        case Progressed(step, fraction, message):
+                            call_id = asked.calls[step.index].call_id
+                            await self._journal.say(ToolCallProgress(call_id, fraction, message), keep=False)
                         case Done(step, output):
                             room -= self._keep(asked, step, output, room)
                 joined = await self._commit(asked)

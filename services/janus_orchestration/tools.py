@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from janus_kit import json_schema
-from janus_orchestration.model import AgentTool, Tool
+from janus_orchestration.model import AgentTool, Tool, WhenNoWorker
 from janus_orchestration.ports import ToolSource
 
 _MAX_CONCURRENCY = 8
@@ -21,6 +21,7 @@ class Offered:
     source: ToolSource
     timeout_s: float
     max_concurrency: int
+    when_no_worker: WhenNoWorker = WhenNoWorker.FAIL
 
 
 class BadArguments(Exception):
@@ -49,7 +50,13 @@ class Toolbox:
 
 def _offered(wanted: AgentTool, tool: Tool, source: ToolSource) -> Offered:
     timeout = wanted.timeout or tool.timeout
-    return Offered(tool, source, timeout.total_seconds(), wanted.max_concurrency or _MAX_CONCURRENCY)
+    return Offered(
+        tool,
+        source,
+        timeout.total_seconds(),
+        wanted.max_concurrency or _MAX_CONCURRENCY,
+        wanted.when_no_worker or WhenNoWorker.FAIL,
+    )
 
 
 def arguments_of(tool: Tool, text: str) -> Mapping[str, Any]:
@@ -57,7 +64,7 @@ def arguments_of(tool: Tool, text: str) -> Mapping[str, Any]:
     try:
         value = json.loads(text, parse_constant=_refuse)
         # Half of a surrogate pair is no text that could be passed on.
-        json.dumps(value, ensure_ascii=False).encode()
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         raise BadArguments("the arguments are not valid JSON") from None
     if not isinstance(value, dict):

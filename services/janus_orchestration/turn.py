@@ -28,11 +28,12 @@ from janus_orchestration.interrupt import CancelRequested, Interrupt, WallTimeSp
 from janus_orchestration.journal import Changes, Ending, Journal
 from janus_orchestration.model import AgentSpec, Failure, Message, Role, RunState, Step, StepKind, ThreadMessage, Usage
 from janus_orchestration.model_call import ModelCall, ModelFailed
+from janus_orchestration.outage import waited_out
 from janus_orchestration.ports import EventCodec, Memory, Model, ToolCodec
 from janus_orchestration.recalling import Recalling
 from janus_orchestration.state import Trigger, next_step
 from janus_orchestration.tool_round import ToolRound
-from janus_orchestration.tools import Toolbox
+from janus_orchestration.tools import Offered, Toolbox
 
 _log = get_logger(__name__)
 
@@ -159,7 +160,7 @@ class Turn:
     async def _ask(self, recalls: bool) -> None:
         """A model call, and the commit of its answer."""
         journal, options = self._journal, self._journal.run.options
-        offered = await self._helpers.toolbox.offered(journal.tenant, self._spec.tools)
+        offered = await self._offered()
         prompt = prompts.assemble(
             self._spec,
             options,
@@ -217,7 +218,7 @@ class Turn:
 
     async def _run_tools(self) -> None:
         """The calls of an answer, until all have their results."""
-        offered = await self._helpers.toolbox.offered(self._journal.tenant, self._spec.tools)
+        offered = await self._offered()
         self._conversation.add(await self._round.work(offered, self._conversation.own_bytes))
 
     async def _store(self) -> None:
@@ -315,6 +316,10 @@ class Turn:
         return (MessageCommitted(self._answer, place, degraded),)
 
     # -- small things ----------------------------------------------------------------
+
+    async def _offered(self) -> dict[str, Offered]:
+        toolbox, tenant = self._helpers.toolbox, self._journal.tenant
+        return await waited_out(lambda: toolbox.offered(tenant, self._spec.tools))
 
     def _space(self) -> str:
         policy = self._spec.memory

@@ -14,8 +14,6 @@ from janus_api.content.v1 import message_pb2 as content
 from janus_api.inference.v1 import request_pb2
 from janus_api.orchestration.v1 import agent_pb2, thread_pb2
 from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
-from janus_api.tools.v1 import tool_worker_service_pb2 as tools_pb
-from janus_api.tools.v1 import tool_worker_service_pb2_grpc as tools_rpc
 from janus_kit.channel import connect
 from janus_kit.errors import InvalidArgument, JanusError, Unimplemented
 from janus_kit.rpc_errors import from_rpc
@@ -71,17 +69,6 @@ async def test_an_rpc_of_a_later_version_says_so(service: Orchestration, method:
     assert isinstance(error, Unimplemented)
     assert error.reason == "NOT_IMPLEMENTED"
     assert error.metadata["method"] == f"janus.orchestration.v1.OrchestrationService/{method}"
-
-
-async def test_tool_workers_are_told_that_there_are_no_tools_yet(service: Orchestration) -> None:
-    channel = connect(service.address)
-    try:
-        connecting = tools_pb.DESCRIPTOR.services_by_name["ToolWorkerService"].methods_by_name["Connect"]
-        error = await refusal(tools_rpc.ToolWorkerServiceStub(channel), connecting, tools_pb.ConnectRequest())
-    finally:
-        await channel.close()
-    assert isinstance(error, Unimplemented)
-    assert error.metadata["method"] == "janus.tools.v1.ToolWorkerService/Connect"
 
 
 def agent(**fields: Any) -> agent_pb2.Agent:

@@ -11,6 +11,7 @@ from janus_kit.postgres import Connection, Database
 from janus_orchestration.adapters import rows
 from janus_orchestration.adapters.postgres_runs import PostgresRuns
 from janus_orchestration.adapters.postgres_threads import PostgresConversations
+from janus_orchestration.adapters.postgres_tools import DROPPED_CHANNEL
 from janus_orchestration.model import Recorded, Run, Step, StoreDebt
 from janus_orchestration.ports import Records
 
@@ -83,6 +84,17 @@ class PostgresJournal:
             run_id,
         )
         return [rows.step_from(row) for row in found]
+
+    async def drop_calls(self, run_id: str, steps: Sequence[int]) -> None:
+        await self._connection.execute(
+            "WITH dropped AS (DELETE FROM orchestration.tool_dispatch WHERE tenant = $1 AND run_id = $2 "
+            "AND step = ANY($3::integer[]) RETURNING run_id, step, attempt, state) "
+            "SELECT pg_notify($4, concat_ws(':', run_id, step, attempt)) FROM dropped WHERE state = 'claimed'",
+            self._tenant,
+            run_id,
+            list(steps),
+            DROPPED_CHANNEL,
+        )
 
     async def add_events(self, run_id: str, events: Sequence[Recorded]) -> None:
         await self._connection.execute(

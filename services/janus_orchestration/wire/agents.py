@@ -1,9 +1,6 @@
 """Agents and budgets: decode, check, encode."""
 
-import re
 from collections.abc import Sequence
-from datetime import timedelta
-from typing import Any
 
 from janus_api.inference.v1 import request_pb2
 from janus_api.orchestration.v1 import agent_pb2 as pb
@@ -18,14 +15,12 @@ from janus_orchestration.model import (
     RecallScope,
     WhenNoWorker,
 )
-from janus_orchestration.wire.content import duration, refuse, timestamp
+from janus_orchestration.wire.content import duration, refuse, time_of, timestamp
+from janus_orchestration.wire.tools import check_tool_name
 
 _MAX_INSTRUCTIONS = 256 * 1024
 _MAX_TOKENS = 1_000_000
 _MAX_TOOLS = 128
-_TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
-_MIN_TIME, _MAX_TIME = timedelta(milliseconds=10), timedelta(days=1)
-
 _DEFAULTS = MemoryPolicy()
 
 _DOUBLE_TEXTING = {
@@ -111,10 +106,7 @@ def _tools_from(check: Violations, tools: Sequence[pb.AgentTool]) -> tuple[Agent
     names: set[str] = set()
     for place, tool in enumerate(tools):
         where = f"agent.tools[{place}]"
-        named = _TOOL_NAME.fullmatch(tool.name) is not None
-        if check.require(named, f"{where}.name", "must be 1 to 64 letters, digits, '_', '.' and '-'"):
-            check.require(tool.name not in names, f"{where}.name", "must be unique among the tools")
-        names.add(tool.name)
+        check_tool_name(check, f"{where}.name", tool.name, names)
         known = tool.when_no_worker in pb.WhenNoWorker.values()
         check.require(known, f"{where}.when_no_worker", "must be a value of the enum")
         check.between(f"{where}.max_concurrency", tool.max_concurrency, 0, 64)
@@ -122,23 +114,11 @@ def _tools_from(check: Violations, tools: Sequence[pb.AgentTool]) -> tuple[Agent
         AgentTool(
             name=tool.name,
             when_no_worker=_WHEN_NO_WORKER.get(tool.when_no_worker),
-            timeout=_time(check, f"agent.tools[{place}].timeout", tool, "timeout"),
+            timeout=time_of(check, f"agent.tools[{place}].timeout", tool, "timeout"),
             max_concurrency=tool.max_concurrency,
         )
         for place, tool in enumerate(tools)
     )
-
-
-def _time(check: Violations, where: str, message: Any, field: str) -> timedelta | None:
-    """A time for work, 10 ms to 24 h; None when it is not set."""
-    if not message.HasField(field):
-        return None
-    try:
-        found: timedelta = getattr(message, field).ToTimedelta()
-    except (ValueError, OverflowError):
-        found = timedelta()
-    check.require(_MIN_TIME <= found <= _MAX_TIME, where, "must be 10 ms to 24 h")
-    return found
 
 
 def _memory_from(check: Violations, policy: pb.MemoryPolicy) -> MemoryPolicy:
@@ -168,7 +148,7 @@ def budgets_from(check: Violations, where: str, budgets: pb.Budgets) -> Budgets:
     return Budgets(
         max_model_steps=budgets.max_model_steps,
         max_tool_calls=budgets.max_tool_calls,
-        max_wall_time=_time(check, f"{where}.max_wall_time", budgets, "max_wall_time"),
+        max_wall_time=time_of(check, f"{where}.max_wall_time", budgets, "max_wall_time"),
         max_tokens=budgets.max_tokens,
         max_cost_micro_usd=budgets.max_cost_micro_usd,
     )

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -18,6 +19,7 @@ MOST_PARTS = 1024
 MAX_MEDIA_BYTES = 3 * 1024 * 1024
 MAX_JSON_BYTES = 16 * 1024
 MAX_JSON_DEPTH = 8
+_MIN_TIME, _MAX_TIME = timedelta(milliseconds=10), timedelta(days=1)
 
 _ROLES = {
     message_pb2.ROLE_SYSTEM: Role.SYSTEM,
@@ -204,6 +206,18 @@ def duration(delta: timedelta) -> Duration:
     value = Duration()
     value.FromTimedelta(delta)
     return value
+
+
+def time_of(check: Violations, where: str, message: Any, field: str) -> timedelta | None:
+    """A time for work, 10 ms to 24 h; None when it is not set."""
+    if not message.HasField(field):
+        return None
+    try:
+        found: timedelta = getattr(message, field).ToTimedelta()
+    except (ValueError, OverflowError):
+        found = timedelta()
+    check.require(_MIN_TIME <= found <= _MAX_TIME, where, "must be 10 ms to 24 h")
+    return found
 
 
 def usage_to(usage: Usage) -> usage_pb2.Usage:

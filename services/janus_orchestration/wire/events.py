@@ -71,6 +71,11 @@ def _fill(message: pb.RunEvent, event: events.Event) -> None:
             message.tool_call_started.call_id = event.call_id
             message.tool_call_started.worker_id = event.worker_id
             message.tool_call_started.attempt = event.attempt
+        case events.ToolCallProgress():
+            message.tool_call_progress.call_id = event.call_id
+            message.tool_call_progress.message = event.message
+            if event.fraction is not None:
+                message.tool_call_progress.fraction = event.fraction
         case events.ToolCallCompleted():
             message.tool_call_completed.result.ParseFromString(event.result)
             message.tool_call_completed.took.CopyFrom(duration(event.took))

@@ -1,12 +1,24 @@
 """Tool calls and their results in their wire form."""
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
 
 from janus_api.content.v1 import message_pb2
 from janus_api.orchestration.v1 import event_pb2
+from janus_kit.validate import Violations
 from janus_orchestration.model import Message, ToolCall, ToolOutput
 from janus_orchestration.wire.content import completed, pieces
+
+_TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
+
+
+def check_tool_name(check: Violations, where: str, name: str, before: set[str]) -> None:
+    """A tool's name, and that it is none of those ``before``, which it joins."""
+    is_named = _TOOL_NAME.fullmatch(name) is not None
+    if check.require(is_named, where, "must be 1 to 64 letters, digits, '_', '.' and '-'"):
+        check.require(name not in before, where, "must be unique among the tools")
+    before.add(name)
 
 
 class ProtobufTools:
@@ -18,6 +30,10 @@ class ProtobufTools:
         return tuple(ToolCall(call.call_id, call.name, call.arguments_json) for call in calls)
 
     def result(self, call_id: str, output: ToolOutput) -> bytes:
+        if output.wire:
+            whole = message_pb2.ToolResult.FromString(output.wire)
+            whole.call_id = call_id
+            return whole.SerializeToString(deterministic=True)
         # No store of texts holds a NUL.
         text = output.text.replace("\x00", "\ufffd")
         parts = [message_pb2.Part(text=piece) for piece in pieces(text)]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from janus_orchestration.builtin_tools import BuiltInTools
-from janus_orchestration.model import MemoryPolicy, Thread, ToolCall, ToolOutput
+from janus_orchestration.model import MemoryPolicy, SideEffect, Thread, Tool, ToolCall, ToolOutput, WhenNoWorker
 from janus_orchestration.ports import ToolTask
 
 NOON = datetime(2026, 7, 1, 12, 0, 0, 5, tzinfo=UTC)
@@ -26,17 +26,24 @@ class Stopped:
 
 
 class Report:
-    async def started(self, worker_id: str = "") -> None:
-        assert not worker_id
+    async def started(self, worker_id: str = "", attempt: int | None = None) -> None:
+        assert (worker_id, attempt) == ("", None)
+
+    async def progress(self, fraction: float | None, message: str) -> None:
+        raise AssertionError("a built-in tool is done before it could say how far it is")
 
 
 async def now(**arguments: Any) -> ToolOutput:
     nothing: Any = None
     task = ToolTask(
+        tool=Tool("time.now", "", "", SideEffect.READ_ONLY, timedelta(seconds=60)),
         call=ToolCall("c1", "time.now", ""),
         arguments=arguments,
         attempt=1,
-        idempotency_key="k",
+        epoch=1,
+        step=2,
+        timeout_s=30,
+        when_no_worker=WhenNoWorker.FAIL,
         message_id="m",
         run_id="r",
         thread=Thread("t", "a", "", "", "", NOON, NOON),

@@ -25,7 +25,7 @@ from janus_orchestration.ports import ToolReport, ToolTask
 from janus_orchestration.tools import BadArguments, Offered, Toolbox, arguments_of
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-CONTEXT = CallContext("tenant", "run_1", "msg_1", Thread("t", "a", "", "", "", NOW, NOW), MemoryPolicy())
+CONTEXT = CallContext("tenant", "run_1", 1, "msg_1", Thread("t", "a", "", "", "", NOW, NOW), MemoryPolicy())
 SCHEMA = '{"type": "object", "properties": {"n": {"type": "integer"}}}'
 
 
@@ -151,6 +151,7 @@ async def test_of_two_sources_the_first_has_the_name() -> None:
         ("", "not valid JSON"),
         ("{", "not valid JSON"),
         ('{"n": NaN}', "not valid JSON"),
+        ('{"n": 1e400}', "not valid JSON"),
         ('{"n": "\\ud800"}', "not valid JSON"),
         ("[" * 100_000, "not valid JSON"),
         ("null", "must be a JSON object"),
