@@ -106,6 +106,7 @@ class Session:
         self._telling = _Telling()
         self._error: JanusError | None = None
         self._by_worker = False
+        self._was_sent_elsewhere = False
         self._news = asyncio.Event()
         self._answers: list[Answer] = []
         self._reports: dict[CallId, Report] = {}
@@ -193,6 +194,7 @@ class Session:
             self._by_worker = True
         elif self.takes_calls:
             self._telling.drain = reason
+            self._was_sent_elsewhere = True
         self.takes_calls = False
         self._settle()
         self._news.set()
@@ -203,6 +205,7 @@ class Session:
             self.over.set()
             self.takes_calls = False
             self._error = error
+            self._was_sent_elsewhere |= error is not None and error.reason == _DRAINING
             self._news.set()
             self._to_write.set()
             self._written.set()
@@ -233,8 +236,8 @@ class Session:
 
     @property
     def was_sent_elsewhere(self) -> bool:
-        """The stream ended because this side asked the worker to connect anew."""
-        return self.is_over and self._error is not None and self._error.reason == _DRAINING
+        """This side has asked the worker to connect anew."""
+        return self._was_sent_elsewhere
 
     def unsent(self) -> list[CallId]:
         """Calls that the worker was never told of."""

@@ -570,3 +570,23 @@ async def test_a_server_that_stops_sends_its_workers_elsewhere(
             await again.answer(call, "slow")
             assert await finished(ann, peer, stream, thread) == ("slow", False)
         assert from_status(await busy.closed()).reason == "DRAINING"
+
+
+async def test_a_stream_that_has_lived_long_enough_is_made_anew(
+    own_url: str, redis_url: str, peer: InferencePeer
+) -> None:
+    async with running(
+        own_url, redis_url, inference_target=peer.target, worker_lease_s=LEASE_S, worker_stream_s=0.3
+    ) as service:
+        ann = service.caller()
+        async with worker(service.address, ann.tenant, worker_id="bob") as before:
+            thread = await ready(ann)
+            stream = ann.converse(thread)
+            (await peer.call()).tools(COUNT)
+            call = await before.given()
+            assert await before.next() == "drain"
+            async with worker(service.address, ann.tenant, worker_id="bob") as after:
+                assert await after.beat(call.call_id) == [call.call_id]
+                assert from_status(await before.closed()).reason == "DRAINING"
+                await after.answer(call, "over the new one")
+                assert await finished(ann, peer, stream, thread) == ("over the new one", False)

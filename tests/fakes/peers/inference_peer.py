@@ -106,6 +106,11 @@ class InferencePeer(rpc.InferenceServiceServicer):
         async with asyncio.timeout(15):
             return await self._arrived.get()
 
+    async def call_within(self, seconds: float) -> Call:
+        """The next call that arrives, with more patience."""
+        async with asyncio.timeout(seconds):
+            return await self._arrived.get()
+
     async def any_call(self) -> Call:
         """The next call, however long it takes to come."""
         return await self._arrived.get()
