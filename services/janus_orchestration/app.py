@@ -19,11 +19,14 @@ from janus_kit.redis import ping
 from janus_kit.redis import redis as redis_client
 from janus_kit.settings import PostgresSettings, RedisSettings
 from janus_orchestration import telemetry
+from janus_orchestration.adapters.http_receivers import http_receivers
 from janus_orchestration.adapters.inference_client import InferenceClient
 from janus_orchestration.adapters.memory_client import MemoryClient
 from janus_orchestration.adapters.postgres_journal import PostgresStore
 from janus_orchestration.adapters.postgres_leases import PostgresLeases, PostgresOutbox
+from janus_orchestration.adapters.postgres_schedules import PostgresTimetable
 from janus_orchestration.adapters.postgres_tools import PostgresDispatches, PostgresWorkers
+from janus_orchestration.adapters.postgres_webhooks import PostgresDeliveryQueue
 from janus_orchestration.adapters.redis_events import RedisEvents
 from janus_orchestration.agents import Agents
 from janus_orchestration.builtin_tools import BuiltInTools
@@ -32,6 +35,8 @@ from janus_orchestration.executions import ExecutionLimits, Executions
 from janus_orchestration.ownership import Ownership
 from janus_orchestration.replay import Replay
 from janus_orchestration.runs import Runs
+from janus_orchestration.schedule_runner import ScheduleRunner
+from janus_orchestration.schedules import Schedules
 from janus_orchestration.servicer import (
     SERVICE,
     OrchestrationServicer,
@@ -41,8 +46,12 @@ from janus_orchestration.threads import Threads
 from janus_orchestration.tools import Toolbox
 from janus_orchestration.turn import Helpers, TurnLimits
 from janus_orchestration.watch import Hub
+from janus_orchestration.webhook_sender import SenderLimits, WebhookSender
+from janus_orchestration.webhooks import Webhooks
 from janus_orchestration.wire.events import ProtobufEvents
+from janus_orchestration.wire.schedules import ProtobufMessages
 from janus_orchestration.wire.tools import ProtobufTools
+from janus_orchestration.wire.webhooks import JsonLetters
 from janus_orchestration.worker_servicer import SERVICE as WORKER_SERVICE
 from janus_orchestration.worker_servicer import ToolWorkerServicer
 from janus_orchestration.worker_sessions import SessionLimits, WorkerSessions
@@ -73,6 +82,9 @@ async def mount(
         readers = await stack.enter_async_context(redis_client(redis, application=f"{_APPLICATION}-watch"))
         inference = await stack.enter_async_context(connect(settings.inference_target))
         memory = await stack.enter_async_context(connect(settings.memory_target))
+        receivers = await stack.enter_async_context(
+            http_receivers(settings.webhook_networks, timeout_s=settings.webhook_timeout_s)
+        )
 
         clock = SystemClock()
         codec = ProtobufEvents()
@@ -120,8 +132,27 @@ async def mount(
             lease_s=settings.lease_s,
             max_queued=settings.max_queued_per_thread,
         )
+        schedule_runner = ScheduleRunner(
+            store,
+            PostgresTimetable(db),
+            runs,
+            codec,
+            ProtobufMessages(),
+            poll_s=settings.schedule_poll_s,
+            grace_s=settings.schedule_grace_s,
+        )
+        webhook_sender = WebhookSender(
+            store, PostgresDeliveryQueue(db), receivers, JsonLetters(), clock, _sender_limits(settings)
+        )
         # What is not built refuses by itself, which types cannot see.
-        servicer = OrchestrationServicer(Agents(store, toolbox, clock), Threads(store), runs, clock)  # type: ignore[abstract]
+        servicer = OrchestrationServicer(  # type: ignore[abstract]
+            Agents(store, toolbox, clock),
+            Threads(store),
+            runs,
+            Schedules(store),
+            Webhooks(store, receivers, most=settings.max_webhooks_per_tenant),
+            clock,
+        )
         tools = ToolWorkerServicer(sessions)
 
         def register(server: grpc.aio.Server) -> None:
@@ -172,6 +203,8 @@ async def mount(
                 ("orchestration-call-news", hear_of_calls),
                 ("orchestration-workers", sessions.keep),
                 ("orchestration-worker-claims", sessions.claim),
+                ("orchestration-schedules", schedule_runner.work),
+                ("orchestration-webhooks", webhook_sender.work),
             ),
             drain=drain,
             conclude=sessions.conclude,
@@ -198,6 +231,18 @@ def _session_limits(settings: OrchestrationSettings) -> SessionLimits:
         lease_s=settings.worker_lease_s,
         longest_s=settings.worker_stream_s,
         poll_s=_CALLS_POLL_S,
+    )
+
+
+def _sender_limits(settings: OrchestrationSettings) -> SenderLimits:
+    return SenderLimits(
+        poll_s=settings.webhook_poll_s,
+        timeout_s=settings.webhook_timeout_s,
+        at_once=settings.webhooks_at_once,
+        per_webhook=settings.webhook_concurrency,
+        attempts=settings.webhook_attempts,
+        first_retry_s=settings.webhook_first_retry_s,
+        longest_retry_s=settings.webhook_longest_retry_s,
     )
 
 

@@ -39,6 +39,8 @@ from janus_orchestration.model import (
     Usage,
     WhenNoWorker,
 )
+from janus_orchestration.timetable import Schedule
+from janus_orchestration.webhook import DeliveryClaim, Letter, Webhook, WebhookDelivery
 
 
 class Fenced(Exception):
@@ -149,6 +151,11 @@ class RunRecords(Protocol):
 
     async def lock_run(self, run_id: str) -> Run | None: ...
 
+    async def runs(
+        self, thread_id: str, states: Collection[RunState], before: str, limit: int
+    ) -> list[tuple[Run, Cursor]]:
+        """Runs with the place of their newest durable event, newest first; an empty condition is none."""
+
     async def waiting_runs(self, thread_id: str, *, besides: str) -> int: ...
 
     async def messages_of(self, run_id: str) -> list[ThreadMessage]:
@@ -219,7 +226,84 @@ class RequestRecords(Protocol):
     async def set_answer(self, method: str, request_id: str, response: bytes) -> None: ...
 
 
-class Records(AgentRecords, ThreadRecords, RunRecords, JournalRecords, RequestRecords, Protocol):
+class ScheduleRecords(Protocol):
+    """Schedules."""
+
+    async def now(self) -> datetime:
+        """The database's time, which all replicas share."""
+
+    async def lock_schedule(self, name: str) -> Schedule | None:
+        """The schedule; its name is locked until the transaction ends, even when there is none."""
+
+    async def hold_schedule(self, name: str) -> Schedule | None:
+        """The schedule, locked; None also when another transaction has it."""
+
+    async def schedule(self, name: str) -> Schedule | None: ...
+
+    async def schedules(self, after: str, limit: int) -> list[Schedule]:
+        """By name, those after ``after``."""
+
+    async def put_schedule(self, schedule: Schedule) -> None:
+        """Store what its author wrote and its next time; what it last did stays."""
+
+    async def delete_schedule(self, name: str) -> bool:
+        """False when it is not there."""
+
+    async def add_occurrence(self, name: str, due_at: datetime, run_id: str) -> bool:
+        """Mark a due time as started; False when it was before."""
+
+    async def move_schedule(self, name: str, next_run_at: datetime | None, run_id: str, error: bytes | None) -> None:
+        """Set the time to decide on next, and what became of the one before."""
+
+
+class WebhookRecords(Protocol):
+    """Webhooks, and what they have yet to tell. ``JournalRecords.add_events`` makes the deliveries."""
+
+    async def lock_webhooks(self) -> int:
+        """Lock all names until the transaction ends; how many webhooks there are."""
+
+    async def webhook(self, name: str) -> Webhook | None: ...
+
+    async def webhooks(self, after: str, limit: int) -> list[Webhook]:
+        """By name, those after ``after``."""
+
+    async def put_webhook(self, webhook: Webhook) -> None:
+        """Store it; a secret that is replaced stays good for a day."""
+
+    async def delete_webhook(self, name: str) -> bool:
+        """With all its deliveries. False when it is not there."""
+
+    async def deliveries(
+        self, webhook: str, dead_only: bool, after: tuple[str, str, int], limit: int
+    ) -> list[WebhookDelivery]:
+        """By webhook, run and sequence, those after ``after``; an empty webhook is all."""
+
+    async def retry_deliveries(self, webhook: str, only: tuple[str, int] | None) -> int:
+        """Make one (run, sequence), or all that are dead, due now and as if new."""
+
+    async def letter(self, claim: DeliveryClaim) -> Letter | None:
+        """What a claimed delivery says to whom; None when there is nobody or nothing any more."""
+
+    async def settle_delivery(self, claim: DeliveryClaim) -> None:
+        """It is over: told, or there is nobody to tell."""
+
+    async def postpone_delivery(self, claim: DeliveryClaim, delay_s: float, hold_s: float, error: str) -> None:
+        """Try again later; nothing at all is sent to its webhook for ``hold_s``."""
+
+    async def bury_delivery(self, claim: DeliveryClaim, error: str) -> None:
+        """Give it up."""
+
+
+class Records(
+    AgentRecords,
+    ThreadRecords,
+    RunRecords,
+    JournalRecords,
+    RequestRecords,
+    ScheduleRecords,
+    WebhookRecords,
+    Protocol,
+):
     """Everything of one tenant, in one transaction."""
 
 
@@ -256,6 +340,69 @@ class Outbox(Protocol):
 
     async def forget_old_requests(self) -> None:
         """Throw away answers to requests that are older than 24 h."""
+
+
+class Timetable(Protocol):
+    """Which schedules are due, across tenants."""
+
+    async def due(self, limit: int, lease_s: float) -> list[tuple[str, str]]:
+        """(tenant, name) to look at; others do not get them for ``lease_s``."""
+
+    async def forget_old(self) -> None:
+        """Throw away marks of due times that nothing could start again."""
+
+
+class DeliveryQueue(Protocol):
+    """What webhooks have yet to tell, across tenants."""
+
+    async def claim(
+        self, limit: int, per_webhook: int, busy: Mapping[tuple[str, str], int], lease_s: float
+    ) -> list[DeliveryClaim]:
+        """Deliveries to try now; others do not get them for ``lease_s``.
+
+        Of a webhook at most ``per_webhook``, less what is ``busy`` for its
+        (tenant, name).
+        """
+
+    def news(self) -> AsyncIterator[None]:
+        """Something may be due; may be missed."""
+
+    async def forget_dead(self) -> None:
+        """Throw away dead letters that are older than 30 days."""
+
+
+class MessageCodec(Protocol):
+    """Messages that are said more than once."""
+
+    def fresh(self, wire: bytes, at: datetime) -> Message:
+        """The message with an id of its own."""
+
+
+class LetterCodec(Protocol):
+    """What webhooks' receivers read."""
+
+    def body(self, letter: Letter) -> bytes: ...
+
+
+class Answer(NamedTuple):
+    """What a receiver said. ``retry_after`` is in seconds, 0 for at once."""
+
+    status: int
+    retry_after: float = 0.0
+
+
+class NotReached(Exception):
+    """A receiver could not be asked, or did not answer; the text may be shown to its tenant."""
+
+
+class Receivers(Protocol):
+    """Those who are told, by HTTP."""
+
+    def broken_rule(self, url: str) -> str:
+        """The rule that a URL breaks by what it says; empty for none."""
+
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        """Raises NotReached."""
 
 
 # -- The event stream in Redis -------------------------------------------------------

@@ -1,6 +1,6 @@
 """Runs as callers see them: start, get, watch, cancel."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
@@ -117,7 +117,7 @@ class Runs:
                 known = await records.answered(asking.method, asking.request_id, asking.body_hash, run_id.encode())
                 if known is not None:
                     return Started(known.decode())
-            stored = await self._add(records, caller, run_id, asking)
+            stored = await self._add(records, caller, run_id, asking, may_start=True)
         telemetry.runs_started.labels(telemetry.WORKFLOW).inc()
         if stored.run.state is not RunState.RUNNING:
             return Started(run_id)
@@ -126,7 +126,16 @@ class Runs:
         )
         return Started(run_id, subscription)
 
-    async def _add(self, records: Records, caller: Identity, run_id: str, asking: Asking) -> _Stored:
+    async def enqueue(self, records: Records, caller: Identity, run_id: str, asking: Asking) -> None:
+        """Make a run durable in the transaction of ``records``, for whichever replica claims it first.
+
+        Raises as ``start`` does.
+        """
+        await self._add(records, caller, run_id, asking, may_start=False)
+
+    async def _add(
+        self, records: Records, caller: Identity, run_id: str, asking: Asking, *, may_start: bool
+    ) -> _Stored:
         thread = await records.lock_thread(asking.thread_id)
         if thread is None:
             raise NotFound("thread", asking.thread_id)
@@ -136,7 +145,7 @@ class Runs:
             raise NotFound("agent", name)
         ahead = await self._ahead(records, thread, agent) if thread.active_run else 0
         now = self._clock.now()
-        starts_here = not ahead and self._executions.room > 0
+        starts_here = may_start and not ahead and self._executions.room > 0
         events: list[Event] = [RunQueued(thread.id, ahead)]
         if starts_here:
             events.append(RunStarted(thread.id, name, agent.version))
@@ -253,6 +262,17 @@ class Runs:
             made = [item for item in await records.messages_of(run_id) if item.is_output]
             output = first_within(reversed(made), MOST_BYTES)[::-1]
         return RunDetails(run, await self._last(tenant, run), steps, output)
+
+    async def page(
+        self, tenant: str, thread_id: str, states: Collection[RunState], before: str, size: int
+    ) -> tuple[list[RunDetails], bool]:
+        """Runs, newest first: those before a run's id (empty: all), and whether there are more.
+
+        ``last`` is the newest event that is durable.
+        """
+        async with self._store.tenant(tenant) as records:
+            found = await records.runs(thread_id, states, before, size + 1)
+        return [RunDetails(run, last) for run, last in found[:size]], len(found) > size
 
     async def brief(self, tenant: str, run_id: str) -> RunDetails:
         """A run without its steps. Raises NotFound."""

@@ -24,11 +24,16 @@ from janus_orchestration.idempotency import Once
 from janus_orchestration.model import Cursor
 from janus_orchestration.refusals import refuse_the_rest
 from janus_orchestration.runs import Asking, RunDetails, Runs
+from janus_orchestration.schedules import Schedules
 from janus_orchestration.threads import Threads
 from janus_orchestration.watch import Batch
+from janus_orchestration.webhooks import Webhooks
 from janus_orchestration.wire import agents as agent_wire
 from janus_orchestration.wire import runs as run_wire
+from janus_orchestration.wire import schedules as schedule_wire
 from janus_orchestration.wire import threads as thread_wire
+from janus_orchestration.wire import webhooks as webhook_wire
+from janus_orchestration.wire.content import fitting
 
 SERVICE = "janus.orchestration.v1.OrchestrationService"
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -39,10 +44,14 @@ _log = get_logger(__name__)
 class OrchestrationServicer(rpc.OrchestrationServiceServicer):
     """The RPCs that this version has; the others refuse by themselves."""
 
-    def __init__(self, agents: Agents, threads: Threads, runs: Runs, clock: Clock) -> None:
+    def __init__(
+        self, agents: Agents, threads: Threads, runs: Runs, schedules: Schedules, webhooks: Webhooks, clock: Clock
+    ) -> None:
         self._agents = agents
         self._threads = threads
         self._runs = runs
+        self._schedules = schedules
+        self._webhooks = webhooks
         self._clock = clock
         self._cancelling: set[asyncio.Task[Any]] = set()
 
@@ -50,15 +59,13 @@ class OrchestrationServicer(rpc.OrchestrationServiceServicer):
 
     async def PutAgent(self, request: pb.PutAgentRequest, context: Context) -> pb.PutAgentResponse:
         spec = agent_wire.spec_from(request.agent)
-        check = Violations()
-        check.require(request.expected_version >= 0, "expected_version", "must not be negative")
-        check.done()
+        version = _expected(request.expected_version)
 
         def answer(agent: Any) -> pb.PutAgentResponse:
             return pb.PutAgentResponse(agent=agent_wire.agent_to(agent))
 
         key = _once("PutAgent", request, answer)
-        result = await self._agents.put(_tenant(), spec, request.expected_version, key)
+        result = await self._agents.put(_tenant(), spec, version, key)
         return pb.PutAgentResponse.FromString(result) if isinstance(result, bytes) else answer(result)
 
     async def GetAgent(self, request: pb.GetAgentRequest, context: Context) -> pb.GetAgentResponse:
@@ -139,6 +146,20 @@ class OrchestrationServicer(rpc.OrchestrationServiceServicer):
         details = await self._runs.get(_tenant(), require_id("run_id", request.run_id))
         return pb.GetRunResponse(run=_run_to(details))
 
+    async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
+        states = run_wire.states_from(request)
+        names = [state.value for state in states]
+        query = (_tenant(), "ListRuns", request.thread_id, *names)
+        before = str(thread_wire.page_place(request.page_token, "", *query))
+        found, more = await self._runs.page(
+            query[0], request.thread_id, states, before, thread_wire.page_size(request.page_size)
+        )
+        runs = fitting(map(_run_to, found))
+        more |= len(runs) < len(found)
+        return pb.ListRunsResponse(
+            runs=runs, next_page_token=thread_wire.page_token(runs[-1].id, *query) if more else ""
+        )
+
     async def CancelRun(self, request: pb.CancelRunRequest, context: Context) -> pb.CancelRunResponse:
         check = Violations()
         check.id("run_id", request.run_id)
@@ -160,6 +181,86 @@ class OrchestrationServicer(rpc.OrchestrationServiceServicer):
                 for event in batch.events:
                     yield pb.WatchRunResponse(event=event_pb2.RunEvent.FromString(event.wire))
                 _observe(batch)
+
+    # -- schedules -------------------------------------------------------------------
+
+    async def PutSchedule(self, request: pb.PutScheduleRequest, context: Context) -> pb.PutScheduleResponse:
+        spec = schedule_wire.schedule_from(request.schedule, request.HasField("schedule"))
+        version = _expected(request.expected_version)
+
+        def answer(schedule: Any) -> pb.PutScheduleResponse:
+            return pb.PutScheduleResponse(schedule=schedule_wire.schedule_to(schedule))
+
+        result = await self._schedules.put(current_identity(), spec, version, _once("PutSchedule", request, answer))
+        return pb.PutScheduleResponse.FromString(result) if isinstance(result, bytes) else answer(result)
+
+    async def ListSchedules(self, request: pb.ListSchedulesRequest, context: Context) -> pb.ListSchedulesResponse:
+        query = (_tenant(), "ListSchedules")
+        after = str(thread_wire.page_place(request.page_token, "", *query))
+        found, more = await self._schedules.page(query[0], after, thread_wire.page_size(request.page_size))
+        schedules = fitting(map(schedule_wire.schedule_to, found))
+        more |= len(schedules) < len(found)
+        return pb.ListSchedulesResponse(
+            schedules=schedules, next_page_token=thread_wire.page_token(schedules[-1].name, *query) if more else ""
+        )
+
+    async def DeleteSchedule(self, request: pb.DeleteScheduleRequest, context: Context) -> pb.DeleteScheduleResponse:
+        name = require_id("name", request.name)
+        key = _once("DeleteSchedule", request, lambda _: pb.DeleteScheduleResponse())
+        await self._schedules.delete(_tenant(), name, key)
+        return pb.DeleteScheduleResponse()
+
+    # -- webhooks --------------------------------------------------------------------
+
+    async def PutWebhook(self, request: pb.PutWebhookRequest, context: Context) -> pb.PutWebhookResponse:
+        webhook = webhook_wire.webhook_from(request.webhook, request.HasField("webhook"))
+        version = _expected(request.expected_version)
+
+        def answer(stored: Any) -> pb.PutWebhookResponse:
+            return pb.PutWebhookResponse(webhook=webhook_wire.webhook_to(stored))
+
+        result = await self._webhooks.put(_tenant(), webhook, version, _once("PutWebhook", request, answer))
+        return pb.PutWebhookResponse.FromString(result) if isinstance(result, bytes) else answer(result)
+
+    async def ListWebhooks(self, request: pb.ListWebhooksRequest, context: Context) -> pb.ListWebhooksResponse:
+        query = (_tenant(), "ListWebhooks")
+        after = str(thread_wire.page_place(request.page_token, "", *query))
+        found, more = await self._webhooks.page(query[0], after, thread_wire.page_size(request.page_size))
+        return pb.ListWebhooksResponse(
+            webhooks=map(webhook_wire.webhook_to, found),
+            next_page_token=thread_wire.page_token(found[-1].name, *query) if more else "",
+        )
+
+    async def DeleteWebhook(self, request: pb.DeleteWebhookRequest, context: Context) -> pb.DeleteWebhookResponse:
+        name = require_id("name", request.name)
+        key = _once("DeleteWebhook", request, lambda _: pb.DeleteWebhookResponse())
+        await self._webhooks.delete(_tenant(), name, key)
+        return pb.DeleteWebhookResponse()
+
+    async def ListWebhookDeliveries(
+        self, request: pb.ListWebhookDeliveriesRequest, context: Context
+    ) -> pb.ListWebhookDeliveriesResponse:
+        name = require_id("webhook", request.webhook) if request.webhook else ""
+        query = (_tenant(), "ListWebhookDeliveries", name, str(request.dead_only))
+        after = webhook_wire.place_from(str(thread_wire.page_place(request.page_token, "", *query)))
+        size = thread_wire.page_size(request.page_size)
+        found, more = await self._webhooks.deliveries(query[0], name, request.dead_only, after, size)
+        return pb.ListWebhookDeliveriesResponse(
+            deliveries=map(webhook_wire.delivery_to, found),
+            next_page_token=thread_wire.page_token(webhook_wire.place_to(found[-1]), *query) if more else "",
+        )
+
+    async def RetryWebhookDeliveries(
+        self, request: pb.RetryWebhookDeliveriesRequest, context: Context
+    ) -> pb.RetryWebhookDeliveriesResponse:
+        only = webhook_wire.delivery_from(request.webhook, request.delivery_id)
+
+        def answer(count: int) -> pb.RetryWebhookDeliveriesResponse:
+            return pb.RetryWebhookDeliveriesResponse(retried=count)
+
+        key = _once("RetryWebhookDeliveries", request, answer)
+        result = await self._webhooks.retry(_tenant(), request.webhook, only, key)
+        return pb.RetryWebhookDeliveriesResponse.FromString(result) if isinstance(result, bytes) else answer(result)
 
     def _asking(
         self, method: str, request: pb.ConverseRequest | pb.StartRunRequest, cancel_on_disconnect: bool
@@ -189,6 +290,13 @@ refuse_the_rest(OrchestrationServicer, pb.DESCRIPTOR.services_by_name["Orchestra
 
 def _tenant() -> str:
     return current_identity().tenant
+
+
+def _expected(version: int) -> int:
+    check = Violations()
+    check.require(version >= 0, "expected_version", "must not be negative")
+    check.done()
+    return version
 
 
 def _run_to(details: RunDetails) -> run_pb2.Run:

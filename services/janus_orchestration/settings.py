@@ -1,5 +1,6 @@
 """Settings of the orchestration service."""
 
+from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated
 
 from pydantic import Field
@@ -50,3 +51,26 @@ class OrchestrationSettings(Settings):
     """Time between tries while Redis is away."""
     watcher_buffer: int = Field(default=256, ge=8, le=100_000)
     """Events held for a watcher that reads slowly; beyond it, it reads the replay."""
+
+    schedule_poll_s: float = Field(default=1.0, ge=0.05, le=60)
+    """Time between looks for schedules that are due."""
+    schedule_grace_s: float = Field(default=60.0, ge=1, le=3_600)
+    """A run of a schedule that could not be started for this long was missed; see CatchUp."""
+
+    webhook_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Networks besides the internet that webhooks may reach, e.g. `10.0.0.0/8`, by http as well."""
+    max_webhooks_per_tenant: int = Field(default=16, ge=1, le=1_000)
+    webhook_poll_s: float = Field(default=5.0, ge=0.05, le=60)
+    """Time between looks for deliveries whose turn has come; new ones are sent at once."""
+    webhook_timeout_s: float = Field(default=10.0, gt=0, le=120)
+    """Longest time for one try, from the look-up of the name to the status."""
+    webhooks_at_once: int = Field(default=128, ge=1, le=10_000)
+    """Requests under way at the same time, from this process."""
+    webhook_concurrency: int = Field(default=4, ge=1, le=1_000)
+    """Those to one webhook."""
+    webhook_attempts: int = Field(default=12, ge=1, le=100)
+    """Tries after which a delivery is a dead letter."""
+    webhook_first_retry_s: Seconds = 5.0
+    """Wait after the first try; four times as long after each further one."""
+    webhook_longest_retry_s: Seconds = 21_600.0
+    """Longest of these waits."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from prometheus_client import Counter, Gauge, Histogram
 
-# The one way of working that there is today; sub-agents and schedules will add theirs.
+# The one way of working that there is today, whoever asked; sub-agents will add theirs.
 WORKFLOW = "turn"
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -28,6 +28,18 @@ store_debts_paid = Counter(
 )
 store_debts_dead = Counter(
     "janus_run_memory_stores_refused_total", "Writes of turns that memory refused for good.", ["code"]
+)
+schedule_runs = Counter("janus_schedule_runs_total", "Due times of schedules, by what became of them.", ["outcome"])
+schedule_lateness = Histogram(
+    "janus_schedule_lateness_seconds",
+    "From the time that a run was due to its start.",
+    buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3_600, 86_400),
+)
+webhook_deliveries = Counter(
+    "janus_webhook_deliveries_total", "Tries to tell a webhook's receiver, by how they ended.", ["outcome"]
+)
+webhook_attempt = Histogram(
+    "janus_webhook_attempt_seconds", "Time of one try to tell a webhook's receiver.", buckets=_SECONDS
 )
 
 _tool_workers = Gauge("janus_tool_workers_connected", "Workers connected to this process, by tool.", ["tool"])

@@ -30,6 +30,15 @@ BUILT = {
     "GetRun",
     "CancelRun",
     "WatchRun",
+    "ListRuns",
+    "PutSchedule",
+    "ListSchedules",
+    "DeleteSchedule",
+    "PutWebhook",
+    "ListWebhooks",
+    "DeleteWebhook",
+    "ListWebhookDeliveries",
+    "RetryWebhookDeliveries",
 }
 METHODS = pb.DESCRIPTOR.services_by_name["OrchestrationService"].methods
 

@@ -43,6 +43,7 @@ RPCS = {
             StartRun GetRun ListRuns CancelRun
             SubmitToolResults ResolveApproval ProvideInput
             PutSchedule ListSchedules DeleteSchedule
+            PutWebhook ListWebhooks DeleteWebhook ListWebhookDeliveries RetryWebhookDeliveries
         """,
         SERVER: "Converse WatchRun",
         BIDI: "Session",
@@ -58,6 +59,7 @@ REQUEST_IDS = {
     "Ingest Import": "config.request_id",
     "PutAgent DeleteAgent CreateThread DeleteThread ForkThread CancelRun": "request_id",
     "SubmitToolResults ResolveApproval ProvideInput PutSchedule DeleteSchedule": "request_id",
+    "PutWebhook DeleteWebhook RetryWebhookDeliveries": "request_id",
     "Converse Session StartRun": "input.request_id",
 }
 # RPCs that change nothing which could be changed twice.
@@ -66,6 +68,7 @@ READING_RPCS = """
     GetWindow Recall GetMemory ListMemories GetHistory GetBlock ListBlocks GetSpace ListSpaces
     Export GetOperation WatchOperation
     GetAgent ListAgents GetThread ListThreads ListMessages GetRun ListRuns WatchRun ListSchedules
+    ListWebhooks ListWebhookDeliveries
 """
 # A worker's messages name their call, and a call has one outcome.
 IDEMPOTENT_BY_CALL_ID = {"Connect"}

@@ -10,10 +10,29 @@ from contextlib import asynccontextmanager
 from janus_kit.postgres import Connection, Database
 from janus_orchestration.adapters import rows
 from janus_orchestration.adapters.postgres_runs import PostgresRuns
+from janus_orchestration.adapters.postgres_schedules import PostgresSchedules
 from janus_orchestration.adapters.postgres_threads import PostgresConversations
 from janus_orchestration.adapters.postgres_tools import DROPPED_CHANNEL
+from janus_orchestration.adapters.postgres_webhooks import CHANNEL as WEBHOOKS_CHANNEL
+from janus_orchestration.adapters.postgres_webhooks import PostgresWebhooks
 from janus_orchestration.model import Recorded, Run, Step, StoreDebt
 from janus_orchestration.ports import Records
+from janus_orchestration.webhook import KINDS
+
+_ADD_EVENTS = (
+    "INSERT INTO orchestration.event (tenant, run_id, sequence, epoch, kind, terminal, content) "
+    "SELECT $1, $2, * FROM unnest($3::bigint[], $4::bigint[], $5::text[], $6::boolean[], $7::bytea[])"
+)
+# Whoever writes an event tells the webhooks that want it, by the same statement.
+_ADD_AND_TELL = (
+    f"WITH said AS ({_ADD_EVENTS} RETURNING sequence, kind), "  # noqa: S608 - constants only
+    "told AS (INSERT INTO orchestration.webhook_delivery (tenant, webhook, run_id, sequence, kind) "
+    "SELECT $1, w.name, $2, said.sequence, said.kind FROM said "
+    "JOIN orchestration.webhook w ON w.tenant = $1 AND said.kind = ANY(w.events) WHERE w.agents = '{}' "
+    "OR (SELECT agent FROM orchestration.run WHERE tenant = $1 AND id = $2) = ANY(w.agents) "
+    "ON CONFLICT DO NOTHING RETURNING 1) "
+    f"SELECT pg_notify('{WEBHOOKS_CHANNEL}', '') FROM told LIMIT 1"
+)
 
 
 class PostgresJournal:
@@ -97,9 +116,10 @@ class PostgresJournal:
         )
 
     async def add_events(self, run_id: str, events: Sequence[Recorded]) -> None:
+        # Most events are nobody's but the run's watchers'.
+        is_told = any(event.kind in KINDS for event in events)
         await self._connection.execute(
-            "INSERT INTO orchestration.event (tenant, run_id, sequence, epoch, kind, terminal, content) "
-            "SELECT $1, $2, * FROM unnest($3::bigint[], $4::bigint[], $5::text[], $6::boolean[], $7::bytea[])",
+            _ADD_AND_TELL if is_told else _ADD_EVENTS,
             self._tenant,
             run_id,
             [event.cursor.sequence for event in events],
@@ -218,7 +238,7 @@ class PostgresJournal:
         )
 
 
-class PostgresRecords(PostgresConversations, PostgresRuns, PostgresJournal):
+class PostgresRecords(PostgresConversations, PostgresRuns, PostgresJournal, PostgresSchedules, PostgresWebhooks):
     """All records of one tenant, in one transaction."""
 
     def __init__(self, connection: Connection, tenant: str) -> None:

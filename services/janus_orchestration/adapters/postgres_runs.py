@@ -1,9 +1,11 @@
 """Runs, and the answers to writes with a request id, in Postgres."""
 
+from collections.abc import Collection
+
 from janus_kit.errors import AlreadyExists
 from janus_kit.postgres import Connection
 from janus_orchestration.adapters import rows
-from janus_orchestration.model import Run, RunState, Thread, ThreadMessage
+from janus_orchestration.model import Cursor, Run, RunState, Thread, ThreadMessage
 
 READY_CHANNEL = "janus_orchestration_ready"
 CANCEL_CHANNEL = "janus_orchestration_cancel"
@@ -86,6 +88,28 @@ class PostgresRuns:
             run_id,
         )
         return None if row is None else rows.run_from(row)
+
+    async def runs(
+        self, thread_id: str, states: Collection[RunState], before: str, limit: int
+    ) -> list[tuple[Run, Cursor]]:
+        values: list[object] = [self._tenant, limit]
+        where = ["tenant = $1"]
+        for condition, value in (
+            ("thread_id = ", thread_id),
+            ("id < ", before),
+            ("state = ANY", [state.value for state in states]),
+        ):
+            if value:
+                values.append(value)
+                where.append(f"{condition}(${len(values)})")
+        # Ids are made in the order of time.
+        found = await self._connection.fetch(
+            f"SELECT {rows.RUN_COLUMNS}, (SELECT max(e.epoch) FROM orchestration.run_epoch e "  # noqa: S608
+            "WHERE e.tenant = r.tenant AND e.run_id = r.id AND e.first_sequence <= r.last_sequence) AS last_epoch "
+            f"FROM orchestration.run r WHERE {' AND '.join(where)} ORDER BY id DESC LIMIT $2",
+            *values,
+        )
+        return [(rows.run_from(row), Cursor(row["last_epoch"] or 1, row["last_sequence"])) for row in found]
 
     async def waiting_runs(self, thread_id: str, *, besides: str) -> int:
         count: int = await self._connection.fetchval(

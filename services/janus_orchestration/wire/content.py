@@ -1,18 +1,21 @@
 """Messages, usage, times and JSON: what several requests have in common."""
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message as Protobuf
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from janus_api.content.v1 import message_pb2, usage_pb2
 from janus_kit.errors import Unimplemented
 from janus_kit.ids import new_id
 from janus_kit.validate import Violations
-from janus_orchestration.model import Message, Role, Usage
+from janus_orchestration.model import MOST_BYTES, Message, Role, Usage
+
+M = TypeVar("M", bound=Protobuf)
 
 MAX_TEXT_BYTES = 1024 * 1024
 MOST_PARTS = 1024
@@ -62,7 +65,7 @@ def messages_from(
     seen: set[str] = set()
     for index, message in enumerate(sent):
         where = f"{path}[{index}]"
-        _check_message(check, where, message, roles)
+        check_message(check, where, message, roles)
         if message.id:
             check.require(message.id not in seen, f"{where}.id", "must be unique in the request")
             seen.add(message.id)
@@ -89,12 +92,25 @@ def completed(message: message_pb2.Message, now: datetime) -> Message:
     )
 
 
+def fitting(messages: Iterable[M]) -> list[M]:
+    """As many messages as one response may hold, and always the first."""
+    kept: list[M] = []
+    size = 0
+    for message in messages:
+        size += message.ByteSize()
+        if kept and size > MOST_BYTES:
+            break
+        kept.append(message)
+    return kept
+
+
 def text_of(message: message_pb2.Message) -> str:
     """The text parts, one a line."""
     return "\n".join(part.text for part in message.parts if part.WhichOneof("kind") == "text")
 
 
-def _check_message(check: Violations, where: str, message: message_pb2.Message, roles: Collection[Role]) -> None:
+def check_message(check: Violations, where: str, message: message_pb2.Message, roles: Collection[Role]) -> None:
+    """Record what is wrong with a message of one of these roles."""
     role = _ROLES.get(message.role)
     check.require(
         role in roles,

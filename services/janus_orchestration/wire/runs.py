@@ -72,6 +72,18 @@ def asked_from(sent: pb.RunInput, is_set: bool, now: datetime) -> Asked:
     )
 
 
+def states_from(request: pb.ListRunsRequest) -> list[RunState]:
+    """The states that a list is asked for, after a check of its conditions."""
+    check = Violations()
+    check.id("thread_id", request.thread_id, optional=True)
+    known = {number: state for state, number in _STATES.items()}
+    if check.count("states", request.states, at_most=len(known)):
+        for index, number in enumerate(request.states):
+            check.specified(f"states[{index}]", number, known)
+    check.done()
+    return sorted({known[number] for number in request.states})
+
+
 def cursor_from(cursor: run_pb2.Cursor) -> Cursor:
     check = Violations()
     check.require(cursor.epoch >= 0, "after.epoch", "must not be negative")

@@ -155,6 +155,31 @@ class OrchestrationServiceStub(object):
                 request_serializer=janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.DeleteScheduleRequest.SerializeToString,
                 response_deserializer=janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.DeleteScheduleResponse.FromString,
                 _registered_method=True)
+        self.PutWebhook = channel.unary_unary(
+                '/janus.orchestration.v1.OrchestrationService/PutWebhook',
+                request_serializer=janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.PutWebhookRequest.SerializeToString,
+                response_deserializer=janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.PutWebhookResponse.FromString,
+                _registered_method=True)
+        self.ListWebhooks = channel.unary_unary(
+                '/janus.orchestration.v1.OrchestrationService/ListWebhooks',
+                request_serializer=janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.ListWebhooksRequest.SerializeToString,
+                response_deserializer=janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.ListWebhooksResponse.FromString,
+                _registered_method=True)
+        self.DeleteWebhook = channel.unary_unary(
+                '/janus.orchestration.v1.OrchestrationService/DeleteWebhook',
+                request_serializer=janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.DeleteWebhookRequest.SerializeToString,
+                response_deserializer=janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.DeleteWebhookResponse.FromString,
+                _registered_method=True)
+        self.ListWebhookDeliveries = channel.unary_unary(
+                '/janus.orchestration.v1.OrchestrationService/ListWebhookDeliveries',
+                request_serializer=janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.ListWebhookDeliveriesRequest.SerializeToString,
+                response_deserializer=janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.ListWebhookDeliveriesResponse.FromString,
+                _registered_method=True)
+        self.RetryWebhookDeliveries = channel.unary_unary(
+                '/janus.orchestration.v1.OrchestrationService/RetryWebhookDeliveries',
+                request_serializer=janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.RetryWebhookDeliveriesRequest.SerializeToString,
+                response_deserializer=janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.RetryWebhookDeliveriesResponse.FromString,
+                _registered_method=True)
 
 
 class OrchestrationServiceServicer(object):
@@ -315,7 +340,7 @@ class OrchestrationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def PutSchedule(self, request, context):
-        """Stores a schedule.
+        """Stores a schedule. INVALID_ARGUMENT when its agent or thread is not there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -330,6 +355,44 @@ class OrchestrationServiceServicer(object):
 
     def DeleteSchedule(self, request, context):
         """Takes a schedule out; runs that it started go on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PutWebhook(self, request, context):
+        """Stores a webhook: whom to tell what becomes of runs. Its secret goes in and
+        never comes out. RESOURCE_EXHAUSTED beyond the server's
+        `max_webhooks_per_tenant` (16 unless configured).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListWebhooks(self, request, context):
+        """Webhooks by name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteWebhook(self, request, context):
+        """Takes a webhook out, with all that it has yet to tell.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListWebhookDeliveries(self, request, context):
+        """What webhooks have yet to tell, and what was given up: dead letters, which
+        are kept for 30 days.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryWebhookDeliveries(self, request, context):
+        """Tries deliveries again at once, as if they had never failed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -452,6 +515,31 @@ def add_OrchestrationServiceServicer_to_server(servicer, server):
                     servicer.DeleteSchedule,
                     request_deserializer=janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.DeleteScheduleRequest.FromString,
                     response_serializer=janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.DeleteScheduleResponse.SerializeToString,
+            ),
+            'PutWebhook': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutWebhook,
+                    request_deserializer=janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.PutWebhookRequest.FromString,
+                    response_serializer=janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.PutWebhookResponse.SerializeToString,
+            ),
+            'ListWebhooks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWebhooks,
+                    request_deserializer=janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.ListWebhooksRequest.FromString,
+                    response_serializer=janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.ListWebhooksResponse.SerializeToString,
+            ),
+            'DeleteWebhook': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteWebhook,
+                    request_deserializer=janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.DeleteWebhookRequest.FromString,
+                    response_serializer=janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.DeleteWebhookResponse.SerializeToString,
+            ),
+            'ListWebhookDeliveries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWebhookDeliveries,
+                    request_deserializer=janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.ListWebhookDeliveriesRequest.FromString,
+                    response_serializer=janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.ListWebhookDeliveriesResponse.SerializeToString,
+            ),
+            'RetryWebhookDeliveries': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryWebhookDeliveries,
+                    request_deserializer=janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.RetryWebhookDeliveriesRequest.FromString,
+                    response_serializer=janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.RetryWebhookDeliveriesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1081,6 +1169,141 @@ class OrchestrationService(object):
             '/janus.orchestration.v1.OrchestrationService/DeleteSchedule',
             janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.DeleteScheduleRequest.SerializeToString,
             janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.DeleteScheduleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutWebhook(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/janus.orchestration.v1.OrchestrationService/PutWebhook',
+            janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.PutWebhookRequest.SerializeToString,
+            janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.PutWebhookResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWebhooks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/janus.orchestration.v1.OrchestrationService/ListWebhooks',
+            janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.ListWebhooksRequest.SerializeToString,
+            janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.ListWebhooksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteWebhook(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/janus.orchestration.v1.OrchestrationService/DeleteWebhook',
+            janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.DeleteWebhookRequest.SerializeToString,
+            janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.DeleteWebhookResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWebhookDeliveries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/janus.orchestration.v1.OrchestrationService/ListWebhookDeliveries',
+            janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.ListWebhookDeliveriesRequest.SerializeToString,
+            janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.ListWebhookDeliveriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryWebhookDeliveries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/janus.orchestration.v1.OrchestrationService/RetryWebhookDeliveries',
+            janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.RetryWebhookDeliveriesRequest.SerializeToString,
+            janus_dot_orchestration_dot_v1_dot_orchestration__service__pb2.RetryWebhookDeliveriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -93,11 +93,26 @@ class OrchestrationServiceStub:
     ProvideInput: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.ProvideInputRequest, _orchestration_service_pb2.ProvideInputResponse]
     """Answers a question of a run."""
     PutSchedule: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.PutScheduleRequest, _orchestration_service_pb2.PutScheduleResponse]
-    """Stores a schedule."""
+    """Stores a schedule. INVALID_ARGUMENT when its agent or thread is not there."""
     ListSchedules: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListSchedulesRequest, _orchestration_service_pb2.ListSchedulesResponse]
     """Schedules by name."""
     DeleteSchedule: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.DeleteScheduleRequest, _orchestration_service_pb2.DeleteScheduleResponse]
     """Takes a schedule out; runs that it started go on."""
+    PutWebhook: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.PutWebhookRequest, _orchestration_service_pb2.PutWebhookResponse]
+    """Stores a webhook: whom to tell what becomes of runs. Its secret goes in and
+    never comes out. RESOURCE_EXHAUSTED beyond the server's
+    `max_webhooks_per_tenant` (16 unless configured).
+    """
+    ListWebhooks: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListWebhooksRequest, _orchestration_service_pb2.ListWebhooksResponse]
+    """Webhooks by name."""
+    DeleteWebhook: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.DeleteWebhookRequest, _orchestration_service_pb2.DeleteWebhookResponse]
+    """Takes a webhook out, with all that it has yet to tell."""
+    ListWebhookDeliveries: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListWebhookDeliveriesRequest, _orchestration_service_pb2.ListWebhookDeliveriesResponse]
+    """What webhooks have yet to tell, and what was given up: dead letters, which
+    are kept for 30 days.
+    """
+    RetryWebhookDeliveries: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.RetryWebhookDeliveriesRequest, _orchestration_service_pb2.RetryWebhookDeliveriesResponse]
+    """Tries deliveries again at once, as if they had never failed."""
 
 @_typing.type_check_only
 class OrchestrationServiceAsyncStub(OrchestrationServiceStub):
@@ -164,11 +179,26 @@ class OrchestrationServiceAsyncStub(OrchestrationServiceStub):
     ProvideInput: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.ProvideInputRequest, _orchestration_service_pb2.ProvideInputResponse]  # type: ignore[assignment]
     """Answers a question of a run."""
     PutSchedule: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.PutScheduleRequest, _orchestration_service_pb2.PutScheduleResponse]  # type: ignore[assignment]
-    """Stores a schedule."""
+    """Stores a schedule. INVALID_ARGUMENT when its agent or thread is not there."""
     ListSchedules: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListSchedulesRequest, _orchestration_service_pb2.ListSchedulesResponse]  # type: ignore[assignment]
     """Schedules by name."""
     DeleteSchedule: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.DeleteScheduleRequest, _orchestration_service_pb2.DeleteScheduleResponse]  # type: ignore[assignment]
     """Takes a schedule out; runs that it started go on."""
+    PutWebhook: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.PutWebhookRequest, _orchestration_service_pb2.PutWebhookResponse]  # type: ignore[assignment]
+    """Stores a webhook: whom to tell what becomes of runs. Its secret goes in and
+    never comes out. RESOURCE_EXHAUSTED beyond the server's
+    `max_webhooks_per_tenant` (16 unless configured).
+    """
+    ListWebhooks: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListWebhooksRequest, _orchestration_service_pb2.ListWebhooksResponse]  # type: ignore[assignment]
+    """Webhooks by name."""
+    DeleteWebhook: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.DeleteWebhookRequest, _orchestration_service_pb2.DeleteWebhookResponse]  # type: ignore[assignment]
+    """Takes a webhook out, with all that it has yet to tell."""
+    ListWebhookDeliveries: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListWebhookDeliveriesRequest, _orchestration_service_pb2.ListWebhookDeliveriesResponse]  # type: ignore[assignment]
+    """What webhooks have yet to tell, and what was given up: dead letters, which
+    are kept for 30 days.
+    """
+    RetryWebhookDeliveries: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.RetryWebhookDeliveriesRequest, _orchestration_service_pb2.RetryWebhookDeliveriesResponse]  # type: ignore[assignment]
+    """Tries deliveries again at once, as if they had never failed."""
 
 class OrchestrationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Conversations as durable runs: recall, model, tools, store.
@@ -358,7 +388,7 @@ class OrchestrationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestration_service_pb2.PutScheduleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_orchestration_service_pb2.PutScheduleResponse, _abc.Awaitable[_orchestration_service_pb2.PutScheduleResponse]]:
-        """Stores a schedule."""
+        """Stores a schedule. INVALID_ARGUMENT when its agent or thread is not there."""
 
     @_abc_1.abstractmethod
     def ListSchedules(
@@ -375,5 +405,50 @@ class OrchestrationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_orchestration_service_pb2.DeleteScheduleResponse, _abc.Awaitable[_orchestration_service_pb2.DeleteScheduleResponse]]:
         """Takes a schedule out; runs that it started go on."""
+
+    @_abc_1.abstractmethod
+    def PutWebhook(
+        self,
+        request: _orchestration_service_pb2.PutWebhookRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestration_service_pb2.PutWebhookResponse, _abc.Awaitable[_orchestration_service_pb2.PutWebhookResponse]]:
+        """Stores a webhook: whom to tell what becomes of runs. Its secret goes in and
+        never comes out. RESOURCE_EXHAUSTED beyond the server's
+        `max_webhooks_per_tenant` (16 unless configured).
+        """
+
+    @_abc_1.abstractmethod
+    def ListWebhooks(
+        self,
+        request: _orchestration_service_pb2.ListWebhooksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestration_service_pb2.ListWebhooksResponse, _abc.Awaitable[_orchestration_service_pb2.ListWebhooksResponse]]:
+        """Webhooks by name."""
+
+    @_abc_1.abstractmethod
+    def DeleteWebhook(
+        self,
+        request: _orchestration_service_pb2.DeleteWebhookRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestration_service_pb2.DeleteWebhookResponse, _abc.Awaitable[_orchestration_service_pb2.DeleteWebhookResponse]]:
+        """Takes a webhook out, with all that it has yet to tell."""
+
+    @_abc_1.abstractmethod
+    def ListWebhookDeliveries(
+        self,
+        request: _orchestration_service_pb2.ListWebhookDeliveriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestration_service_pb2.ListWebhookDeliveriesResponse, _abc.Awaitable[_orchestration_service_pb2.ListWebhookDeliveriesResponse]]:
+        """What webhooks have yet to tell, and what was given up: dead letters, which
+        are kept for 30 days.
+        """
+
+    @_abc_1.abstractmethod
+    def RetryWebhookDeliveries(
+        self,
+        request: _orchestration_service_pb2.RetryWebhookDeliveriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestration_service_pb2.RetryWebhookDeliveriesResponse, _abc.Awaitable[_orchestration_service_pb2.RetryWebhookDeliveriesResponse]]:
+        """Tries deliveries again at once, as if they had never failed."""
 
 def add_OrchestrationServiceServicer_to_server(servicer: OrchestrationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

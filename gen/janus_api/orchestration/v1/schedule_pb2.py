@@ -24,18 +24,19 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from janus_api.content.v1 import message_pb2 as janus_dot_content_dot_v1_dot_message__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%janus/orchestration/v1/schedule.proto\x12\x16janus.orchestration.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ejanus/content/v1/message.proto\"\x82\x03\n\x08Schedule\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x63ron\x18\x02 \x01(\t\x12\x11\n\ttime_zone\x18\x03 \x01(\t\x12\r\n\x05\x61gent\x18\x04 \x01(\t\x12\x11\n\tthread_id\x18\x05 \x01(\t\x12*\n\x07message\x18\x06 \x01(\x0b\x32\x19.janus.content.v1.Message\x12\x31\n\x08\x63\x61tch_up\x18\x07 \x01(\x0e\x32\x1f.janus.orchestration.v1.CatchUp\x12\x32\n\x0f\x63\x61tch_up_window\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06paused\x18\t \x01(\x08\x12/\n\x0bnext_run_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0blast_run_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x0c \x01(\x03\x12\x0f\n\x07subject\x18\r \x01(\t*[\n\x07\x43\x61tchUp\x12\x18\n\x14\x43\x41TCH_UP_UNSPECIFIED\x10\x00\x12\x11\n\rCATCH_UP_SKIP\x10\x01\x12\x11\n\rCATCH_UP_ONCE\x10\x02\x12\x10\n\x0c\x43\x41TCH_UP_ALL\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%janus/orchestration/v1/schedule.proto\x12\x16janus.orchestration.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1ejanus/content/v1/message.proto\"\xbf\x03\n\x08Schedule\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x63ron\x18\x02 \x01(\t\x12\x11\n\ttime_zone\x18\x03 \x01(\t\x12\r\n\x05\x61gent\x18\x04 \x01(\t\x12\x11\n\tthread_id\x18\x05 \x01(\t\x12*\n\x07message\x18\x06 \x01(\x0b\x32\x19.janus.content.v1.Message\x12\x31\n\x08\x63\x61tch_up\x18\x07 \x01(\x0e\x32\x1f.janus.orchestration.v1.CatchUp\x12\x32\n\x0f\x63\x61tch_up_window\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06paused\x18\t \x01(\x08\x12/\n\x0bnext_run_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0blast_run_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x0c \x01(\x03\x12\x0f\n\x07subject\x18\r \x01(\t\x12\x13\n\x0blast_run_id\x18\x0e \x01(\t\x12&\n\nlast_error\x18\x0f \x01(\x0b\x32\x12.google.rpc.Status*[\n\x07\x43\x61tchUp\x12\x18\n\x14\x43\x41TCH_UP_UNSPECIFIED\x10\x00\x12\x11\n\rCATCH_UP_SKIP\x10\x01\x12\x11\n\rCATCH_UP_ONCE\x10\x02\x12\x10\n\x0c\x43\x41TCH_UP_ALL\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'janus.orchestration.v1.schedule_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CATCHUP']._serialized_start=551
-  _globals['_CATCHUP']._serialized_end=642
-  _globals['_SCHEDULE']._serialized_start=163
-  _globals['_SCHEDULE']._serialized_end=549
+  _globals['_CATCHUP']._serialized_start=637
+  _globals['_CATCHUP']._serialized_end=728
+  _globals['_SCHEDULE']._serialized_start=188
+  _globals['_SCHEDULE']._serialized_end=635
 # @@protoc_insertion_point(module_scope)

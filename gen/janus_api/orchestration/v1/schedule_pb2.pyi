@@ -8,6 +8,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.rpc import status_pb2 as _status_pb2
 from janus_api.content.v1 import message_pb2 as _message_pb2
 import builtins as _builtins
 import sys
@@ -31,21 +32,23 @@ class _CatchUpEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CatchUp.Value
     CATCH_UP_SKIP: _CatchUp.ValueType  # 1
     """Nothing."""
     CATCH_UP_ONCE: _CatchUp.ValueType  # 2
-    """One run for all of them."""
+    """One run for all of them, at once."""
     CATCH_UP_ALL: _CatchUp.ValueType  # 3
-    """Every one, in order."""
+    """Every one, started in order, one a second."""
 
 class CatchUp(_CatchUp, metaclass=_CatchUpEnumTypeWrapper):
-    """What to do about runs that were missed."""
+    """What to do about runs that were missed: that could not be started within the
+    server's `schedule_grace_s` (60 s unless configured) of their time.
+    """
 
 CATCH_UP_UNSPECIFIED: CatchUp.ValueType  # 0
 """Not said; CATCH_UP_SKIP."""
 CATCH_UP_SKIP: CatchUp.ValueType  # 1
 """Nothing."""
 CATCH_UP_ONCE: CatchUp.ValueType  # 2
-"""One run for all of them."""
+"""One run for all of them, at once."""
 CATCH_UP_ALL: CatchUp.ValueType  # 3
-"""Every one, in order."""
+"""Every one, started in order, one a second."""
 Global___CatchUp: _TypeAlias = CatchUp  # noqa: Y015
 
 @_typing.final
@@ -67,12 +70,24 @@ class Schedule(_message.Message):
     LAST_RUN_AT_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     SUBJECT_FIELD_NUMBER: _builtins.int
+    LAST_RUN_ID_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1 to 128 characters of `[A-Za-z0-9._:-]`, starting with a letter or digit.
     Required.
     """
     cron: _builtins.str
-    """Five-field cron expression, at most 128 characters. Required."""
+    """Five-field cron expression (minute, hour, day of month, month, day of
+    week), at most 128 characters, that comes due within 50 years. Names of
+    months and days, lists, ranges and steps; `L` (last day), `LW` (last
+    weekday), `5L` (last Friday), `1#2` (second Monday). Required.
+
+    When clocks are put forward, what a fixed minute and hour would have
+    started in the hour that is left out starts right after it, once. When
+    they are put back, it starts in the first of the two hours only. A `*` in
+    minute or hour goes by the time that passes: an hour that is left out has
+    no runs, one that comes twice has them twice.
+    """
     time_zone: _builtins.str
     """IANA name, e.g. `Europe/Berlin`, that the expression is read in. Empty:
     UTC.
@@ -84,14 +99,20 @@ class Schedule(_message.Message):
     catch_up: Global___CatchUp.ValueType
     """What to do about runs that were missed. Unspecified: skip."""
     paused: _builtins.bool
-    """No runs start while it is set. Default false."""
+    """No runs start while it is set, and none of that time is caught up. Default
+    false.
+    """
     version: _builtins.int
     """From 1; changes with every PutSchedule. Output only."""
     subject: _builtins.str
     """Whom new threads are with; as Thread.subject. Empty: nobody in particular."""
+    last_run_id: _builtins.str
+    """The last run that was started. Empty: none was. Output only."""
     @_builtins.property
     def message(self) -> _message_pb2.Message:
-        """What to say to it. Required; role user."""
+        """What to say to it, at most 64 KiB. Required; role user, without an id: every
+        run's gets its own.
+        """
 
     @_builtins.property
     def catch_up_window(self) -> _duration_pb2.Duration:
@@ -101,11 +122,19 @@ class Schedule(_message.Message):
 
     @_builtins.property
     def next_run_at(self) -> _timestamp_pb2.Timestamp:
-        """When the next run will start. Unset while paused. Output only."""
+        """When the next run is due; in the past while runs are being caught up. Unset
+        while paused. Output only.
+        """
 
     @_builtins.property
     def last_run_at(self) -> _timestamp_pb2.Timestamp:
         """When the last run was started. Unset: none was. Output only."""
+
+    @_builtins.property
+    def last_error(self) -> _status_pb2.Status:
+        """Why the run that was due last could not be started, e.g. because its thread
+        is gone; it is not tried again. Unset: it was started. Output only.
+        """
 
     def __init__(
         self,
@@ -123,10 +152,12 @@ class Schedule(_message.Message):
         last_run_at: _timestamp_pb2.Timestamp | None = ...,
         version: _builtins.int = ...,
         subject: _builtins.str = ...,
+        last_run_id: _builtins.str = ...,
+        last_error: _status_pb2.Status | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["catch_up_window", b"catch_up_window", "last_run_at", b"last_run_at", "message", b"message", "next_run_at", b"next_run_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["catch_up_window", b"catch_up_window", "last_error", b"last_error", "last_run_at", b"last_run_at", "message", b"message", "next_run_at", b"next_run_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "catch_up", b"catch_up", "catch_up_window", b"catch_up_window", "cron", b"cron", "last_run_at", b"last_run_at", "message", b"message", "name", b"name", "next_run_at", b"next_run_at", "paused", b"paused", "subject", b"subject", "thread_id", b"thread_id", "time_zone", b"time_zone", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "catch_up", b"catch_up", "catch_up_window", b"catch_up_window", "cron", b"cron", "last_error", b"last_error", "last_run_at", b"last_run_at", "last_run_id", b"last_run_id", "message", b"message", "name", b"name", "next_run_at", b"next_run_at", "paused", b"paused", "subject", b"subject", "thread_id", b"thread_id", "time_zone", b"time_zone", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
