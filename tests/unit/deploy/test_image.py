@@ -41,7 +41,14 @@ def test_packages_are_installed_by_the_lock_and_nothing_else(dockerfile: list[tu
     for sync in syncs:
         assert "--locked" in sync
         assert "--mount=type=cache" in sync
-        assert re.findall(r"--extra (\w+)", sync) == ["inference", "memory", "onnx", "edge", "telemetry"]
+        assert re.findall(r"--extra (\w+)", sync) == [
+            "inference",
+            "memory",
+            "orchestration",
+            "onnx",
+            "edge",
+            "telemetry",
+        ]
         assert set(re.findall(r"--extra (\w+)", sync)) <= set(extras)
     assert len(syncs) == 2
     for command in commands:
