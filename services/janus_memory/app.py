@@ -36,6 +36,7 @@ from janus_memory.export import Export
 from janus_memory.extract import Extract
 from janus_memory.extracting import Extraction
 from janus_memory.extraction import KIND as EXTRACT
+from janus_memory.forgetting import ForgetTurns
 from janus_memory.graph import GraphKeeper
 from janus_memory.importing import Import
 from janus_memory.indexer import Indexer
@@ -115,6 +116,7 @@ async def mount(settings: MemorySettings, *, postgres: PostgresSettings, redis: 
             handlers[EXTRACT] = Extraction(records, recall, reader, clock, report_to)
         servicer = MemoryServicer(
             append=AppendTurns(records, windows, spaces, parts, clock),
+            forget=ForgetTurns(records, windows, spaces, parts),
             window=ReadWindow(records, windows, spaces, parts),
             remember=Remember(records, spaces, parts, clock),
             recall=recall,

@@ -416,6 +416,10 @@ class Transaction(Erasing, Reconciling, Rebuilding, Extracting, Protocol):
         """Remove turns that are older than the space's retention; how many, and whose windows had them."""
         ...
 
+    async def remove_turns(self, space_no: int, thread: str, ids: Sequence[str]) -> tuple[int, Sequence[str]]:
+        """Remove these turns of a thread; how many there were, and whose windows had them."""
+        ...
+
     async def put_turns(
         self, space_no: int, stored: Sequence[Turn], turns: Sequence[NewTurn], placed: Sequence[Document]
     ) -> None:

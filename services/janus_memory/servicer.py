@@ -21,6 +21,7 @@ from janus_memory.consistency import WAIT_S
 from janus_memory.erase import Erase
 from janus_memory.export import Export
 from janus_memory.extract import Extract
+from janus_memory.forgetting import ForgetTurns
 from janus_memory.importing import Import
 from janus_memory.ingest import Ingest
 from janus_memory.lifecycle import Lifecycle
@@ -48,6 +49,7 @@ class MemoryServicer(rpc.MemoryServiceServicer):
     def __init__(
         self,
         append: AppendTurns,
+        forget: ForgetTurns,
         window: ReadWindow,
         remember: Remember,
         recall: Recall,
@@ -64,6 +66,7 @@ class MemoryServicer(rpc.MemoryServiceServicer):
         clock: Clock,
     ) -> None:
         self._append = append
+        self._forget = forget
         self._window = window
         self._remember = remember
         self._recall = recall
@@ -86,6 +89,12 @@ class MemoryServicer(rpc.MemoryServiceServicer):
                 _tenant(), command.scope, command.turns, command.request, _wait(command.waits)
             )
         return answers.appended_to(done)
+
+    async def ForgetMessages(self, request: pb.ForgetMessagesRequest, context: Context) -> pb.ForgetMessagesResponse:
+        command = writes.forget_command(request)
+        with metrics.observed("delete_memory", {names.GEN_AI_MEMORY_RECORD_COUNT: len(command.ids)}):
+            removed = await self._forget.run(_tenant(), command.scope, command.ids, command.request)
+        return pb.ForgetMessagesResponse(removed=removed)
 
     async def GetWindow(self, request: pb.GetWindowRequest, context: Context) -> pb.GetWindowResponse:
         query = reads.window_query(request)

@@ -1,4 +1,4 @@
-"""Agents as data: put, get, list. Every change makes a version; runs keep theirs."""
+"""Agents as data: put, get, list, delete. Every change makes a version; runs keep theirs."""
 
 from janus_kit.clock import Clock
 from janus_kit.errors import Aborted, NotFound
@@ -18,7 +18,8 @@ async def agent_or_default(records: Records, name: str, clock: Clock) -> Agent |
     if agent is None and name == DEFAULT_AGENT:
         agent = await records.lock_agent(name)
         if agent is None:
-            agent = Agent(AgentSpec(DEFAULT_AGENT), 1, clock.now())
+            version = await records.newest_version(name) + 1
+            agent = Agent(AgentSpec(DEFAULT_AGENT), version, clock.now())
             await records.add_agent(agent)
     return agent
 
@@ -51,7 +52,9 @@ class Agents:
                     )
                 if current is not None and current.spec == spec:
                     return current
-                agent = Agent(spec, version + 1, self._clock.now())
+                # One that was taken out goes on counting: runs keep versions of before.
+                newest = version or await records.newest_version(spec.name)
+                agent = Agent(spec, newest + 1, self._clock.now())
                 await records.add_agent(agent)
                 return agent
 
@@ -71,6 +74,20 @@ class Agents:
         if agent is None:
             raise NotFound("agent", name)
         return agent
+
+    async def delete(self, tenant: str, name: str, key: Once[None]) -> None:
+        """Take an agent out; runs keep the version that they have. Raises NotFound.
+
+        `default` is there without being put: out, it is again what it is then.
+        """
+        async with self._store.tenant(tenant) as records:
+
+            async def work() -> None:
+                if await records.lock_agent(name) is None and name != DEFAULT_AGENT:
+                    raise NotFound("agent", name)
+                await records.remove_agent(name)
+
+            await once(records, key, work)
 
     async def page(self, tenant: str, after: str, size: int) -> tuple[list[Agent], bool]:
         """The newest versions by name, and whether there are more."""

@@ -33,6 +33,7 @@ from janus_orchestration.builtin_tools import BuiltInTools
 from janus_orchestration.deliveries import Deliveries
 from janus_orchestration.executions import ExecutionLimits, Executions
 from janus_orchestration.ownership import Ownership
+from janus_orchestration.removals import Removals
 from janus_orchestration.replay import Replay
 from janus_orchestration.runs import Runs
 from janus_orchestration.schedule_runner import ScheduleRunner
@@ -95,7 +96,10 @@ async def mount(
         replay.unkept = hub.unkept
         stack.push_async_callback(hub.close)
         memories = MemoryClient(memory, clock)
-        deliveries = Deliveries(store, PostgresOutbox(db), memories, poll_s=_OUTBOX_POLL_S)
+        outbox = PostgresOutbox(db)
+        deliveries = Deliveries(store, outbox, memories, poll_s=_OUTBOX_POLL_S)
+        removals = Removals(store, outbox, memories, poll_s=_OUTBOX_POLL_S)
+        tools_codec = ProtobufTools()
         workers = PostgresWorkers(db)
         worker_tools = WorkerTools(PostgresDispatches(db), poll_s=_CALLS_POLL_S, grace_s=settings.worker_lease_s / 3)
         sessions = WorkerSessions(workers, _session_limits(settings))
@@ -106,8 +110,9 @@ async def mount(
             memory=memories,
             toolbox=toolbox,
             deliveries=deliveries,
+            removals=removals,
             events=codec,
-            tools=ProtobufTools(),
+            tools=tools_codec,
             clock=clock,
         )
         executions = Executions(
@@ -147,7 +152,7 @@ async def mount(
         # What is not built refuses by itself, which types cannot see.
         servicer = OrchestrationServicer(  # type: ignore[abstract]
             Agents(store, toolbox, clock),
-            Threads(store),
+            Threads(store, stream, deliveries, removals, tools_codec, clock),
             runs,
             Schedules(store),
             Webhooks(store, receivers, most=settings.max_webhooks_per_tenant),
@@ -199,6 +204,7 @@ async def mount(
                 ("orchestration-claims", ownership.claim),
                 ("orchestration-news", ownership.hear),
                 ("orchestration-outbox", deliveries.work),
+                ("orchestration-removals", removals.work),
                 ("orchestration-calls", worker_tools.watch),
                 ("orchestration-call-news", hear_of_calls),
                 ("orchestration-workers", sessions.keep),

@@ -64,11 +64,14 @@ class Deliveries:
             scope = MemoryScope(debt.space, thread.subject, thread_id)
             count = debt.to_position - debt.from_position + 1
             async with self._store.tenant(tenant) as records:
+                if debt not in await records.debts(thread_id):
+                    # Paid by another, or its turns were taken back.
+                    continue
                 messages = await records.messages(thread_id, after=debt.from_position - 1, limit=count)
             try:
                 with acting_as(identity.of_run(tenant, thread.subject)):
                     for part in _parts(messages):
-                        request_id = f"{debt.run_id}:store:{part[0].position}"
+                        request_id = f"{debt.run_id}:store:{part[0].position}-{part[-1].position}"
                         stored = await self._memory.append(scope, part, request_id, timeout_s)
                         degraded.update(dict.fromkeys(stored.degraded))
             except JanusError as error:

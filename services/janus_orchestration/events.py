@@ -164,3 +164,4 @@ class RunCancelled(Event):
     terminal: ClassVar[bool] = True
     reason: str
     usage: Usage | None
+    rolled_back: bool = False

@@ -133,7 +133,7 @@ class Executions:
                     await records.release_lease(claim.run_id)
                 return
             thread = await records.thread(run.thread_id)
-            agent = await records.agent(run.agent, run.agent_version)
+            agent = await records.agent_version(run.agent, run.agent_version)
             steps = await records.steps(run.id)
             starts = await records.epoch_starts(run.id)
         if thread is None or agent is None:

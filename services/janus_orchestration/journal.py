@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from janus_kit.clock import Clock
+from janus_kit.ids import new_id
 from janus_orchestration import state, telemetry
 from janus_orchestration.event_log import RunLog
 from janus_orchestration.events import Event
@@ -18,6 +19,7 @@ from janus_orchestration.interrupt import CancelRequested
 from janus_orchestration.model import (
     Message,
     Recorded,
+    Removal,
     Run,
     RunState,
     Step,
@@ -28,6 +30,7 @@ from janus_orchestration.model import (
 )
 from janus_orchestration.outage import waited_out
 from janus_orchestration.ports import Fenced, Records, Store
+from janus_orchestration.removals import FINAL_AFTER_S
 from janus_orchestration.state import Trigger
 
 T = TypeVar("T")
@@ -53,6 +56,9 @@ class Changes:
     joins: tuple[Message, ...] = ()
     # What joins the thread after it.
     outputs: tuple[Message, ...] = ()
+    # All that the run has put into the thread, and what waits, goes; memory is
+    # to forget what it may have of it in the space `owes`.
+    takes_back: bool = False
     finish_reason: int | None = None
     events: tuple[Event, ...] = ()
     # The space that memory is to have the thread's turns in; empty when they are
@@ -201,6 +207,9 @@ class Journal:
         if after is RunState.CANCELLING and changes.trigger is not Trigger.CONFIRM_CANCEL:
             raise CancelRequested(held.cancel_reason or "")
         if changes.trigger is Trigger.CONFIRM_CANCEL:
+            if held.rolls_back and not changes.takes_back:
+                # Asked for while the run was ending without it.
+                raise CancelRequested(held.cancel_reason or "")
             # The asker may be this process itself, which asks and confirms at once.
             after = state.advance(after, Trigger.REQUEST_CANCEL)
         if changes.trigger is not None:
@@ -221,6 +230,9 @@ class Journal:
         return run
 
     async def _write_thread(self, records: Records, thread: Thread, run: Run, changes: Changes, now: datetime) -> None:
+        if changes.takes_back:
+            await self._take_back(records, thread, run, changes, now)
+            return
         if changes.joins:
             joined = await records.commit_waiting_messages(run, thread, now)
             thread = replace(thread, last_position=thread.last_position + len(joined))
@@ -229,6 +241,13 @@ class Journal:
             thread = replace(thread, last_position=last)
         if changes.owes is not None:
             await self._owe(records, thread, changes)
+
+    async def _take_back(self, records: Records, thread: Thread, run: Run, changes: Changes, now: datetime) -> None:
+        gone = await records.take_back(run, thread, now)
+        if changes.owes and gone and gone[0].position <= thread.memory_position:
+            ids = tuple(item.message.id for item in gone)
+            removal = Removal(new_id("rem"), thread.id, changes.owes, ids)
+            await records.add_removal(removal, final_after_s=FINAL_AFTER_S)
 
     async def _owe(self, records: Records, thread: Thread, changes: Changes) -> None:
         """Memory is owed what it does not have; when turns are not stored, nothing but the place moves."""

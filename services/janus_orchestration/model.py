@@ -53,6 +53,8 @@ class DoubleTexting(StrEnum):
 
     ENQUEUE = "enqueue"
     REJECT = "reject"
+    INTERRUPT = "interrupt"
+    ROLLBACK = "rollback"
 
 
 class SideEffect(StrEnum):
@@ -134,6 +136,7 @@ class MemoryPolicy:
     window_tokens: int = 8_192
     recall_tokens: int = 2_048
     do_not_store: bool = False
+    summarize: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +206,8 @@ class Thread:
     last_position: int = 0
     memory_position: int = 0
     active_run: str = ""
+    forked_from: str = ""
+    forked_at: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +264,8 @@ class Run:
     finish_reason: int = 0
     error: bytes = b""
     cancel_reason: str | None = None
+    # Its messages go with its end.
+    rolls_back: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -438,3 +445,14 @@ class StoreDebt:
     to_position: int
     run_id: str
     space: str
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """Turns of a thread that memory is to forget."""
+
+    id: str
+    thread_id: str
+    space: str
+    message_ids: tuple[str, ...]
+    attempts: int = 0

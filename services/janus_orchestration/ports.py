@@ -27,6 +27,7 @@ from janus_orchestration.model import (
     Prompt,
     Recalled,
     Recorded,
+    Removal,
     Run,
     RunState,
     Step,
@@ -102,6 +103,15 @@ class AgentRecords(Protocol):
 
     async def add_agent(self, agent: Agent) -> None: ...
 
+    async def agent_version(self, name: str, version: int) -> Agent | None:
+        """A version that a run keeps, also of an agent that was taken out."""
+
+    async def newest_version(self, name: str) -> int:
+        """The last number that was given, also of an agent that was taken out; 0 for none."""
+
+    async def remove_agent(self, name: str) -> None:
+        """Take it out; its versions stay for runs that keep them."""
+
 
 class ThreadRecords(Protocol):
     """Threads and their messages."""
@@ -112,6 +122,24 @@ class ThreadRecords(Protocol):
 
     async def add_thread(self, thread: Thread) -> bool:
         """False when the id is taken."""
+
+    async def threads(self, subject: str, agent: str, after: tuple[datetime, str] | None, limit: int) -> list[Thread]:
+        """Last used first, beyond a time and an id; an empty name filters nothing."""
+
+    async def copy_messages(self, source: Thread, to: Thread, position: int) -> None:
+        """The source's messages up to a position, as the first of another thread; of no run, and not for memory."""
+
+    async def message_of(self, thread_id: str, message_id: str) -> ThreadMessage | None:
+        """A committed message by its id."""
+
+    async def message_ids(self, thread_id: str) -> list[str]:
+        """Of all committed messages, in order."""
+
+    async def spaces_of(self, thread_id: str) -> list[str]:
+        """Where the turns of the thread's runs are stored."""
+
+    async def remove_thread(self, thread_id: str) -> list[str]:
+        """Take a thread out with all that is its own; the ids of its runs."""
 
     async def messages(
         self, thread_id: str, *, after: int, limit: int, descending: bool = False, most_bytes: int | None = None
@@ -132,6 +160,12 @@ class ThreadRecords(Protocol):
 
     async def set_memory_position(self, thread_id: str, position: int) -> None: ...
 
+    async def take_back(self, run: Run, thread: Thread, at: datetime) -> list[ThreadMessage]:
+        """Take a run's messages out of the thread, whose last ones they are, and what memory is owed of them.
+
+        ``thread`` must be locked. What was committed is returned.
+        """
+
 
 class RunRecords(Protocol):
     """Runs."""
@@ -151,17 +185,23 @@ class RunRecords(Protocol):
 
     async def lock_run(self, run_id: str) -> Run | None: ...
 
-    async def runs(
-        self, thread_id: str, states: Collection[RunState], before: str, limit: int
-    ) -> list[tuple[Run, Cursor]]:
-        """Runs with the place of their newest durable event, newest first; an empty condition is none."""
-
     async def waiting_runs(self, thread_id: str, *, besides: str) -> int: ...
+
+    async def lock_queued(self, thread_id: str) -> list[Run]:
+        """Runs of a thread that nobody has begun, in the order of their turns."""
+
+    async def runs(
+        self, thread_id: str, states: Collection[RunState], after: tuple[datetime, str] | None, limit: int
+    ) -> list[Run]:
+        """Newest first, beyond a time and an id; an empty filter filters nothing."""
+
+    async def take_waiting_messages(self, run_id: str) -> list[Message]:
+        """What waits, in its order; it does not any more."""
 
     async def messages_of(self, run_id: str) -> list[ThreadMessage]:
         """The committed messages that a run was asked and that it made, in order."""
 
-    async def request_cancel(self, run_id: str, reason: str, state: RunState) -> None: ...
+    async def request_cancel(self, run_id: str, reason: str, state: RunState, *, rolls_back: bool) -> None: ...
 
     async def notify_cancel(self, run_id: str) -> None: ...
 
@@ -196,6 +236,9 @@ class JournalRecords(Protocol):
     async def epoch_starts(self, run_id: str) -> list[tuple[int, int]]:
         """(epoch, first sequence), ascending; epoch 1 begins at 1."""
 
+    async def epoch_starts_of(self, run_ids: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
+        """The same of many runs."""
+
     async def mark_stream_broken(self, run_id: str, epoch: int) -> bool:
         """False when a newer owner has the run."""
 
@@ -212,6 +255,14 @@ class JournalRecords(Protocol):
 
     async def bury_debt(self, debt: StoreDebt, reason: str) -> None:
         """Put a debt aside for good, for people to look at."""
+
+    async def add_removal(self, removal: Removal, *, final_after_s: float) -> None:
+        """Have memory forget turns: now, and once more after so long."""
+
+    async def removal(self, removal_id: str) -> Removal | None: ...
+
+    async def settle_removal(self, removal_id: str) -> None:
+        """Memory has forgotten; the last time, unless it is too early for that."""
 
 
 class RequestRecords(Protocol):
@@ -338,6 +389,9 @@ class Outbox(Protocol):
     async def due(self, limit: int, lease_s: float) -> list[tuple[str, str]]:
         """(tenant, thread) to work on; others do not get them for ``lease_s``."""
 
+    async def due_removals(self, limit: int, lease_s: float) -> list[tuple[str, str]]:
+        """(tenant, removal) to work on; others do not get them for ``lease_s``."""
+
     async def forget_old_requests(self) -> None:
         """Throw away answers to requests that are older than 24 h."""
 
@@ -436,6 +490,9 @@ class EventStream(Protocol):
 
     async def head(self, tenant: str, run_id: str) -> Cursor | None: ...
 
+    async def drop(self, tenant: str, run_ids: Sequence[str]) -> None:
+        """Forget the events of runs that are gone."""
+
 
 # -- Other services ------------------------------------------------------------------
 
@@ -471,6 +528,9 @@ class Memory(Protocol):
     async def append(
         self, scope: MemoryScope, messages: Sequence[ThreadMessage], request_id: str, timeout_s: float
     ) -> Stored: ...
+
+    async def forget(self, scope: MemoryScope, message_ids: Sequence[str], timeout_s: float) -> None:
+        """Take turns of the scope's thread out; what is not there is gone already."""
 
 
 # -- Tools ---------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from janus_kit.auth.identity import Identity
 from janus_kit.clock import Clock
@@ -12,6 +13,7 @@ from janus_kit.telemetry.logging import get_logger
 from janus_orchestration import state, telemetry
 from janus_orchestration.agents import DEFAULT_AGENT, agent_or_default
 from janus_orchestration.conversation import MOST_HISTORY, MOST_HISTORY_BYTES
+from janus_orchestration.double_texting import Way, make_way
 from janus_orchestration.event_log import FIRST_RESERVE
 from janus_orchestration.events import Event, MessageCommitted, RunCancelled, RunQueued, RunStarted
 from janus_orchestration.executions import Executions
@@ -77,6 +79,7 @@ class _Stored:
     agent: Agent
     events: list[Recorded]
     history: list[ThreadMessage]
+    way: Way
 
 
 class Runs:
@@ -119,6 +122,8 @@ class Runs:
                     return Started(known.decode())
             stored = await self._add(records, caller, run_id, asking, may_start=True)
         telemetry.runs_started.labels(telemetry.WORKFLOW).inc()
+        if stored.way.stopping:
+            self._executions.cancel(stored.way.stopping, stored.way.reason)
         if stored.run.state is not RunState.RUNNING:
             return Started(run_id)
         subscription = self._executions.start(
@@ -143,6 +148,8 @@ class Runs:
         agent = await agent_or_default(records, name, self._clock)
         if agent is None:
             raise NotFound("agent", name)
+        way = await make_way(records, thread, agent.spec.double_texting, asking.messages, self._stop)
+        thread, asking = way.thread, replace(asking, messages=way.messages)
         ahead = await self._ahead(records, thread, agent) if thread.active_run else 0
         now = self._clock.now()
         starts_here = may_start and not ahead and self._executions.room > 0
@@ -190,7 +197,7 @@ class Runs:
         else:
             await records.add_waiting_messages(run, asking.messages, is_output=False)
         await records.add_events(run_id, recorded)
-        return _Stored(run, thread, agent, recorded, history)
+        return _Stored(run, thread, agent, recorded, history, way)
 
     async def _ahead(self, records: Records, thread: Thread, agent: Agent) -> int:
         """How many runs are before a new one. Raises when the agent or the queue takes no more."""
@@ -263,21 +270,20 @@ class Runs:
             output = first_within(reversed(made), MOST_BYTES)[::-1]
         return RunDetails(run, await self._last(tenant, run), steps, output)
 
-    async def page(
-        self, tenant: str, thread_id: str, states: Collection[RunState], before: str, size: int
-    ) -> tuple[list[RunDetails], bool]:
-        """Runs, newest first: those before a run's id (empty: all), and whether there are more.
-
-        ``last`` is the newest event that is durable.
-        """
-        async with self._store.tenant(tenant) as records:
-            found = await records.runs(thread_id, states, before, size + 1)
-        return [RunDetails(run, last) for run, last in found[:size]], len(found) > size
-
     async def brief(self, tenant: str, run_id: str) -> RunDetails:
         """A run without its steps. Raises NotFound."""
         run = await self._get(tenant, run_id)
         return RunDetails(run, await self._last(tenant, run))
+
+    async def page(
+        self, tenant: str, thread_id: str, states: Collection[RunState], after: tuple[datetime, str] | None, size: int
+    ) -> tuple[list[RunDetails], bool]:
+        """Runs, newest first, with the place of their newest durable event; and whether there are more."""
+        async with self._store.tenant(tenant) as records:
+            found = await records.runs(thread_id, states, after, size + 1)
+            starts = await records.epoch_starts_of([run.id for run in found])
+        page = [RunDetails(run, cursor_of(starts[run.id], run.last_sequence)) for run in found[:size]]
+        return page, len(found) > size
 
     async def cancel(self, tenant: str, run_id: str, reason: str, key: Once[RunDetails]) -> RunDetails | bytes:
         """Ask a run to stop, wherever it is worked on. One that has ended is answered as it is."""
@@ -311,13 +317,17 @@ class Runs:
         run = await records.lock_run(run_id)
         if run is None or thread is None:
             raise NotFound("run", run_id)
+        return await self._stop(records, run, reason, False)
+
+    async def _stop(self, records: Records, run: Run, reason: str, rolls_back: bool) -> Run:
+        """Ask a run to stop; it and its thread must be locked. With ``rolls_back`` its messages go with its end."""
         if state.is_terminal(run.state):
             return run
         after = state.advance(run.state, state.Trigger.REQUEST_CANCEL)
         if after is RunState.CANCELLED:
             return await self._cancel_waiting(records, run, reason)
-        await records.request_cancel(run_id, reason, after)
-        await records.notify_cancel(run_id)
+        await records.request_cancel(run.id, reason, after, rolls_back=rolls_back)
+        await records.notify_cancel(run.id)
         return replace(run, state=after, cancel_reason=run.cancel_reason or reason)
 
     async def _cancel_waiting(self, records: Records, run: Run, reason: str) -> Run:

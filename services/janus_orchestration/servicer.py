@@ -80,10 +80,17 @@ class OrchestrationServicer(rpc.OrchestrationServiceServicer):
         query = (_tenant(), "ListAgents")
         after = str(thread_wire.page_place(request.page_token, "", *query))
         agents, more = await self._agents.page(query[0], after, thread_wire.page_size(request.page_size))
+        kept = fitting(list(map(agent_wire.agent_to, agents)))
+        more = more or len(kept) < len(agents)
         return pb.ListAgentsResponse(
-            agents=map(agent_wire.agent_to, agents),
-            next_page_token=thread_wire.page_token(agents[-1].spec.name, *query) if more else "",
+            agents=kept, next_page_token=thread_wire.page_token(kept[-1].name, *query) if more else ""
         )
+
+    async def DeleteAgent(self, request: pb.DeleteAgentRequest, context: Context) -> pb.DeleteAgentResponse:
+        answer = pb.DeleteAgentResponse()
+        key = _once("DeleteAgent", request, lambda _: answer)
+        await self._agents.delete(_tenant(), require_id("name", request.name), key)
+        return answer
 
     # -- threads ---------------------------------------------------------------------
 
@@ -100,6 +107,45 @@ class OrchestrationServicer(rpc.OrchestrationServiceServicer):
     async def GetThread(self, request: pb.GetThreadRequest, context: Context) -> pb.GetThreadResponse:
         thread = await self._threads.get(_tenant(), require_id("thread_id", request.thread_id))
         return pb.GetThreadResponse(thread=thread_wire.thread_to(thread))
+
+    async def ListThreads(self, request: pb.ListThreadsRequest, context: Context) -> pb.ListThreadsResponse:
+        check = Violations()
+        check.id("subject", request.subject, optional=True)
+        check.id("agent", request.agent, optional=True)
+        check.done()
+        query = (_tenant(), "ListThreads", request.subject, request.agent)
+        after = thread_wire.moment_place(request.page_token, *query)
+        size = thread_wire.page_size(request.page_size)
+        threads, more = await self._threads.page(query[0], request.subject, request.agent, after, size)
+        kept = fitting(list(map(thread_wire.thread_to, threads)))
+        last = threads[len(kept) - 1] if more or len(kept) < len(threads) else None
+        return pb.ListThreadsResponse(
+            threads=kept,
+            next_page_token=thread_wire.moment_token(last.updated_at, last.id, *query) if last else "",
+        )
+
+    async def ForkThread(self, request: pb.ForkThreadRequest, context: Context) -> pb.ForkThreadResponse:
+        check = Violations()
+        check.id("thread_id", request.thread_id)
+        check.id("at_message_id", request.at_message_id, optional=True)
+        check.id("new_thread_id", request.new_thread_id, optional=True)
+        check.done()
+
+        def answer(thread: Any) -> pb.ForkThreadResponse:
+            return pb.ForkThreadResponse(thread=thread_wire.thread_to(thread))
+
+        key = _once("ForkThread", request, answer)
+        result = await self._threads.fork(
+            _tenant(), request.thread_id, request.at_message_id, request.new_thread_id, key
+        )
+        return pb.ForkThreadResponse.FromString(result) if isinstance(result, bytes) else answer(result)
+
+    async def DeleteThread(self, request: pb.DeleteThreadRequest, context: Context) -> pb.DeleteThreadResponse:
+        answer = pb.DeleteThreadResponse()
+        key = _once("DeleteThread", request, lambda _: answer)
+        thread_id = require_id("thread_id", request.thread_id)
+        await self._threads.delete(_tenant(), thread_id, erase_memory=request.erase_memory, key=key)
+        return answer
 
     async def ListMessages(self, request: pb.ListMessagesRequest, context: Context) -> pb.ListMessagesResponse:
         thread_id = require_id("thread_id", request.thread_id)
@@ -147,17 +193,19 @@ class OrchestrationServicer(rpc.OrchestrationServiceServicer):
         return pb.GetRunResponse(run=_run_to(details))
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
-        states = run_wire.states_from(request)
-        names = [state.value for state in states]
-        query = (_tenant(), "ListRuns", request.thread_id, *names)
-        before = str(thread_wire.page_place(request.page_token, "", *query))
-        found, more = await self._runs.page(
-            query[0], request.thread_id, states, before, thread_wire.page_size(request.page_size)
-        )
-        runs = fitting(map(_run_to, found))
-        more |= len(runs) < len(found)
+        check = Violations()
+        check.id("thread_id", request.thread_id, optional=True)
+        check.done()
+        states = run_wire.states_from(request.states)
+        query = (_tenant(), "ListRuns", request.thread_id, ",".join(sorted(states)))
+        after = thread_wire.moment_place(request.page_token, *query)
+        size = thread_wire.page_size(request.page_size)
+        runs, more = await self._runs.page(query[0], request.thread_id, states, after, size)
+        kept = fitting(list(map(_run_to, runs)))
+        last = runs[len(kept) - 1].run if more or len(kept) < len(runs) else None
         return pb.ListRunsResponse(
-            runs=runs, next_page_token=thread_wire.page_token(runs[-1].id, *query) if more else ""
+            runs=kept,
+            next_page_token=thread_wire.moment_token(last.created_at, last.id, *query) if last else "",
         )
 
     async def CancelRun(self, request: pb.CancelRunRequest, context: Context) -> pb.CancelRunResponse:

@@ -26,11 +26,23 @@ from janus_orchestration.events import (
 )
 from janus_orchestration.interrupt import CancelRequested, Interrupt, WallTimeSpent
 from janus_orchestration.journal import Changes, Ending, Journal
-from janus_orchestration.model import AgentSpec, Failure, Message, Role, RunState, Step, StepKind, ThreadMessage, Usage
+from janus_orchestration.model import (
+    AgentSpec,
+    Failure,
+    MemoryScope,
+    Message,
+    Role,
+    RunState,
+    Step,
+    StepKind,
+    ThreadMessage,
+    Usage,
+)
 from janus_orchestration.model_call import ModelCall, ModelFailed
 from janus_orchestration.outage import waited_out
 from janus_orchestration.ports import EventCodec, Memory, Model, ToolCodec
 from janus_orchestration.recalling import Recalling
+from janus_orchestration.removals import Removals
 from janus_orchestration.state import Trigger, next_step
 from janus_orchestration.tool_round import ToolRound
 from janus_orchestration.tools import Offered, Toolbox
@@ -59,6 +71,7 @@ class Helpers:
     memory: Memory
     toolbox: Toolbox
     deliveries: Deliveries
+    removals: Removals
     events: EventCodec
     tools: ToolCodec
     clock: Clock
@@ -116,8 +129,11 @@ class Turn:
             await self._cancelled(asked.reason)
 
     async def fail(self, error: JanusError) -> None:
-        """End the run as failed."""
-        await self._fail(self._helpers.events.failure(error), None)
+        """End the run as failed, unless a cancel came first."""
+        try:
+            await self._fail(self._helpers.events.failure(error), None)
+        except CancelRequested as asked:
+            await self._cancelled(asked.reason)
 
     async def _steps(self) -> None:
         journal = self._journal
@@ -269,11 +285,47 @@ class Turn:
         )
 
     async def _cancelled(self, reason: str) -> None:
-        if not reason:
-            # Another replica passed the wish on; the words are in the journal.
-            run_id = self._journal.run.id
-            run = await self._journal.read(lambda records: records.run(run_id))
-            reason = (run.cancel_reason if run is not None else "") or ""
+        # Another replica may have passed the wish on; what it is in full is in the journal.
+        run_id = self._journal.run.id
+        run = await self._journal.read(lambda records: records.run(run_id))
+        words = (run.cancel_reason if run is not None else "") or reason
+        if run is not None and run.rolls_back:
+            await self._roll_back(words)
+            return
+        try:
+            await self._end_cancelled(words)
+        except CancelRequested:
+            # Meanwhile its messages are to go as well.
+            await self._roll_back(words)
+
+    async def _roll_back(self, reason: str) -> None:
+        """End with nothing of the run left in the thread, nor in memory if that answers."""
+        journal = self._journal
+        made = await journal.read(lambda records: records.messages_of(journal.run.id))
+        space = self._space()
+        if space and made and made[0].position <= journal.thread.memory_position:
+            scope = MemoryScope(space, thread=journal.run.thread_id)
+            try:
+                # Before the next run may recall it; what is not reached now is told later.
+                await self._helpers.removals.forget(
+                    journal.tenant, scope, [item.message.id for item in made], self._limits.store_timeout_s
+                )
+            except JanusError as error:
+                _log.warning("rollback_waits_for_memory", reason=error.reason)
+        steps = journal.open_steps()
+        spent = budgets.total(journal.with_steps(*steps))
+        await journal.commit(
+            Changes(
+                trigger=Trigger.CONFIRM_CANCEL,
+                steps=steps,
+                takes_back=True,
+                events=(RunCancelled(reason, spent, rolled_back=True),),
+                owes=space,
+                ending=Ending(spent),
+            )
+        )
+
+    async def _end_cancelled(self, reason: str) -> None:
         steps = self._journal.open_steps()
         spent = budgets.total(self._journal.with_steps(*steps))
         await self._end(

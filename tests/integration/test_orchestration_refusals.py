@@ -12,7 +12,7 @@ from tests.fakes.orchestration_service import Caller, Orchestration, running
 
 from janus_api.content.v1 import message_pb2 as content
 from janus_api.inference.v1 import request_pb2
-from janus_api.orchestration.v1 import agent_pb2, thread_pb2
+from janus_api.orchestration.v1 import agent_pb2, run_pb2, thread_pb2
 from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
 from janus_kit.channel import connect
 from janus_kit.errors import InvalidArgument, JanusError, Unimplemented
@@ -22,15 +22,19 @@ BUILT = {
     "PutAgent",
     "GetAgent",
     "ListAgents",
+    "DeleteAgent",
     "CreateThread",
     "GetThread",
+    "ListThreads",
     "ListMessages",
+    "DeleteThread",
+    "ForkThread",
     "Converse",
     "StartRun",
     "GetRun",
+    "ListRuns",
     "CancelRun",
     "WatchRun",
-    "ListRuns",
     "PutSchedule",
     "ListSchedules",
     "DeleteSchedule",
@@ -92,8 +96,6 @@ def agent(**fields: Any) -> agent_pb2.Agent:
         ("agent.handoffs", agent(handoffs=["other"])),
         ("agent.approval", agent(approval=agent_pb2.ApprovalPolicy())),
         ("agent.memory.extract", agent(memory=agent_pb2.MemoryPolicy(extract=True))),
-        ("agent.double_texting", agent(double_texting=agent_pb2.DOUBLE_TEXTING_INTERRUPT)),
-        ("agent.double_texting", agent(double_texting=agent_pb2.DOUBLE_TEXTING_ROLLBACK)),
     ],
 )
 async def test_a_feature_of_a_later_version_is_refused_by_name(
@@ -211,6 +213,24 @@ CASES: list[tuple[str, Any, list[str]]] = [
     ],
     ("CreateThread", pb.CreateThreadRequest(messages=[user(TOOL)]), ["messages[0].parts[0]"]),
     ("GetThread", pb.GetThreadRequest(), ["thread_id"]),
+    ("DeleteAgent", pb.DeleteAgentRequest(), ["name"]),
+    ("DeleteAgent", pb.DeleteAgentRequest(name="a", request_id="!"), ["request_id"]),
+    ("ListThreads", pb.ListThreadsRequest(subject="a/b", agent="é"), ["subject", "agent"]),
+    ("ListThreads", pb.ListThreadsRequest(page_size=1001), ["page_size"]),
+    ("ListThreads", pb.ListThreadsRequest(page_token="AAAA"), ["page_token"]),
+    ("ListRuns", pb.ListRunsRequest(thread_id="a b"), ["thread_id"]),
+    ("ListRuns", pb.ListRunsRequest(states=[run_pb2.RUN_STATE_RUNNING, 0, 99]), ["states[1]", "states[2]"]),
+    ("ListRuns", pb.ListRunsRequest(states=[run_pb2.RUN_STATE_RUNNING] * 65), ["states"]),
+    ("ListRuns", pb.ListRunsRequest(page_size=-1), ["page_size"]),
+    ("ListRuns", pb.ListRunsRequest(page_token="made up"), ["page_token"]),
+    ("DeleteThread", pb.DeleteThreadRequest(), ["thread_id"]),
+    ("DeleteThread", pb.DeleteThreadRequest(thread_id="t", request_id="!"), ["request_id"]),
+    (
+        "ForkThread",
+        pb.ForkThreadRequest(at_message_id="a b", new_thread_id="/"),
+        ["thread_id", "at_message_id", "new_thread_id"],
+    ),
+    ("ForkThread", pb.ForkThreadRequest(thread_id="t", request_id="!"), ["request_id"]),
     ("GetRun", pb.GetRunRequest(run_id="a b"), ["run_id"]),
     ("CancelRun", pb.CancelRunRequest(run_id="", reason="x" * 1025), ["run_id", "reason"]),
     ("WatchRun", pb.WatchRunRequest(), ["run_id"]),

@@ -1,6 +1,7 @@
 """What a space's retention removes, and what expires, in Postgres."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from janus_kit.postgres import Connection
 from janus_memory.adapters.postgres_memories import MemoryStatements
@@ -63,6 +64,24 @@ class RetentionStatements(MemoryStatements):
                 WHERE space_no = $1 AND kind = 1 AND {_OLD} ORDER BY recorded_at LIMIT $2""",  # noqa: S608 - constants
             space_no, limit,
         )  # fmt: skip
+        return await self._remove_turns(space_no, rows)
+
+    async def remove_turns(self, space_no: int, thread: str, ids: Sequence[str]) -> tuple[int, Sequence[str]]:
+        # Held before the turns are looked for: a writer of the thread has ended, or waits.
+        await self._connection.execute(
+            "SELECT FROM memory.thread WHERE space_no = $1 AND id = $2 FOR UPDATE", space_no, thread
+        )
+        rows = await self._connection.fetch(
+            """SELECT u.unit, u.thread, u.position FROM memory.turn t
+               JOIN memory.unit u ON u.tenant = t.tenant AND u.space_no = t.space_no AND u.kind = 1
+                    AND u.thread = t.thread AND u.position = t.position
+               WHERE t.space_no = $1 AND t.thread = $2 AND t.id = ANY($3::text[])""",
+            space_no, thread, list(ids),
+        )  # fmt: skip
+        return await self._remove_turns(space_no, rows)
+
+    async def _remove_turns(self, space_no: int, rows: Sequence[Any]) -> tuple[int, Sequence[str]]:
+        """Turns, by their units; how many, and the incarnations whose windows had them."""
         if not rows:
             return 0, ()
         threads = [row["thread"] for row in rows]

@@ -39,6 +39,15 @@ class AppendCommand:
 
 
 @dataclass(frozen=True)
+class ForgetCommand:
+    """ForgetMessages, decoded."""
+
+    scope: Scope
+    ids: tuple[str, ...]
+    request: Request
+
+
+@dataclass(frozen=True)
 class RememberCommand:
     """Remember, decoded. All memories are of one space."""
 
@@ -88,6 +97,20 @@ def append_command(message: pb.AppendMessagesRequest) -> AppendCommand:
             seen.add(turn.id)
     check.done()
     return AppendCommand(scope, tuple(turns), request_of("AppendMessages", message), waits)
+
+
+def forget_command(message: pb.ForgetMessagesRequest) -> ForgetCommand:
+    """Raises InvalidArgument naming every field that is wrong."""
+    check = Violations()
+    scope = scope_of(check, "scope", message.scope, thread_required=True)
+    check.require(not message.scope.subject, "scope.subject", "must be empty")
+    check.require(not message.scope.agent, "scope.agent", "must be empty")
+    check.id("request_id", message.request_id, optional=True)
+    if check.count("message_ids", message.message_ids, at_least=1, at_most=_MAX_ITEMS):
+        for place, message_id in enumerate(message.message_ids):
+            check.id(f"message_ids[{place}]", message_id)
+    check.done()
+    return ForgetCommand(scope, tuple(message.message_ids), request_of("ForgetMessages", message))
 
 
 def remember_command(message: pb.RememberRequest) -> RememberCommand:

@@ -69,6 +69,15 @@ class MemoryClient:
             raise from_rpc(error, part="memory") from error
         return Stored(tuple(response.degraded))
 
+    async def forget(self, scope: MemoryScope, message_ids: Sequence[str], timeout_s: float) -> None:
+        request = pb.ForgetMessagesRequest(
+            scope=scope_pb2.Scope(space=scope.space, thread=scope.thread), message_ids=message_ids
+        )
+        try:
+            await self._stub.ForgetMessages(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error, part="memory") from error
+
 
 def _turn_to(item: ThreadMessage) -> record_pb2.Turn:
     message = message_pb2.Message.FromString(item.message.wire)

@@ -15,7 +15,7 @@ from janus_orchestration.adapters.postgres_threads import PostgresConversations
 from janus_orchestration.adapters.postgres_tools import DROPPED_CHANNEL
 from janus_orchestration.adapters.postgres_webhooks import CHANNEL as WEBHOOKS_CHANNEL
 from janus_orchestration.adapters.postgres_webhooks import PostgresWebhooks
-from janus_orchestration.model import Recorded, Run, Step, StoreDebt
+from janus_orchestration.model import Recorded, Removal, Run, Step, StoreDebt
 from janus_orchestration.ports import Records
 from janus_orchestration.webhook import KINDS
 
@@ -33,6 +33,9 @@ _ADD_AND_TELL = (
     "ON CONFLICT DO NOTHING RETURNING 1) "
     f"SELECT pg_notify('{WEBHOOKS_CHANNEL}', '') FROM told LIMIT 1"
 )
+
+# Positions are given again after a rollback: another debt may begin at the same one.
+_THIS_DEBT = "tenant = $1 AND thread_id = $2 AND from_position = $3 AND to_position = $4 AND run_id = $5"
 
 
 class PostgresJournal:
@@ -171,6 +174,18 @@ class PostgresJournal:
         )
         return [(1, 1), *((row["epoch"], row["first_sequence"]) for row in found)]
 
+    async def epoch_starts_of(self, run_ids: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
+        found = await self._connection.fetch(
+            "SELECT run_id, epoch, first_sequence FROM orchestration.run_epoch "
+            "WHERE tenant = $1 AND run_id = ANY($2::text[]) ORDER BY epoch",
+            self._tenant,
+            list(run_ids),
+        )
+        starts = {run_id: [(1, 1)] for run_id in run_ids}
+        for row in found:
+            starts[row["run_id"]].append((row["epoch"], row["first_sequence"]))
+        return starts
+
     async def mark_stream_broken(self, run_id: str, epoch: int) -> bool:
         status: str = await self._connection.execute(
             "UPDATE orchestration.run SET stream_broken = true WHERE tenant = $1 AND id = $2 AND epoch = $3",
@@ -221,20 +236,55 @@ class PostgresJournal:
 
     async def pay_debt(self, debt: StoreDebt) -> None:
         await self._connection.execute(
-            "DELETE FROM orchestration.memory_outbox WHERE tenant = $1 AND thread_id = $2 AND from_position = $3",
+            f"DELETE FROM orchestration.memory_outbox WHERE {_THIS_DEBT}",  # noqa: S608 - a constant
             self._tenant,
             debt.thread_id,
             debt.from_position,
+            debt.to_position,
+            debt.run_id,
         )
 
     async def bury_debt(self, debt: StoreDebt, reason: str) -> None:
         await self._connection.execute(
-            "UPDATE orchestration.memory_outbox SET dead_at = clock_timestamp(), reason = $4 "
-            "WHERE tenant = $1 AND thread_id = $2 AND from_position = $3",
+            f"UPDATE orchestration.memory_outbox SET dead_at = clock_timestamp(), reason = $6 WHERE {_THIS_DEBT}",  # noqa: S608
             self._tenant,
             debt.thread_id,
             debt.from_position,
+            debt.to_position,
+            debt.run_id,
             reason.replace("\x00", "\ufffd"),
+        )
+
+    async def add_removal(self, removal: Removal, *, final_after_s: float) -> None:
+        await self._connection.execute(
+            "INSERT INTO orchestration.memory_removal "
+            "(tenant, id, thread_id, space, message_ids, next_attempt, final_at) VALUES ($1, $2, $3, $4, $5, "
+            "clock_timestamp(), clock_timestamp() + make_interval(secs => $6))",
+            self._tenant,
+            removal.id,
+            removal.thread_id,
+            removal.space,
+            list(removal.message_ids),
+            final_after_s,
+        )
+
+    async def removal(self, removal_id: str) -> Removal | None:
+        row = await self._connection.fetchrow(
+            "SELECT id, thread_id, space, message_ids, attempts FROM orchestration.memory_removal "
+            "WHERE tenant = $1 AND id = $2",
+            self._tenant,
+            removal_id,
+        )
+        return None if row is None else rows.removal_from(row)
+
+    async def settle_removal(self, removal_id: str) -> None:
+        await self._connection.execute(
+            "WITH ended AS (DELETE FROM orchestration.memory_removal "
+            "WHERE tenant = $1 AND id = $2 AND final_at <= clock_timestamp()) "
+            "UPDATE orchestration.memory_removal SET next_attempt = final_at "
+            "WHERE tenant = $1 AND id = $2 AND final_at > clock_timestamp()",
+            self._tenant,
+            removal_id,
         )
 
 

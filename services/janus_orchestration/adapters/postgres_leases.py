@@ -73,6 +73,19 @@ class PostgresOutbox:
             )
         return list(dict.fromkeys((row["tenant"], row["thread_id"]) for row in found))
 
+    async def due_removals(self, limit: int, lease_s: float) -> list[tuple[str, str]]:
+        async with self._database.worker() as connection:
+            found = await connection.fetch(
+                "WITH due AS (SELECT tenant, id FROM orchestration.memory_removal "
+                "WHERE next_attempt < clock_timestamp() ORDER BY next_attempt LIMIT $1 FOR UPDATE SKIP LOCKED) "
+                "UPDATE orchestration.memory_removal r SET attempts = r.attempts + 1, next_attempt = "
+                "clock_timestamp() + make_interval(secs => least($2 * power(2, least(r.attempts, 16)), 300)) FROM due "
+                "WHERE r.tenant = due.tenant AND r.id = due.id RETURNING r.tenant, r.id",
+                limit,
+                lease_s,
+            )
+        return [(row["tenant"], row["id"]) for row in found]
+
     async def forget_old_requests(self) -> None:
         async with self._database.worker() as connection:
             await connection.execute("DELETE FROM orchestration.request WHERE created_at < now() - interval '24 hours'")

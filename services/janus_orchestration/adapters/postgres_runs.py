@@ -1,11 +1,13 @@
 """Runs, and the answers to writes with a request id, in Postgres."""
 
 from collections.abc import Collection
+from datetime import datetime
 
 from janus_kit.errors import AlreadyExists
 from janus_kit.postgres import Connection
 from janus_orchestration.adapters import rows
-from janus_orchestration.model import Cursor, Run, RunState, Thread, ThreadMessage
+from janus_orchestration.model import Message, Run, RunState, Thread, ThreadMessage
+from janus_orchestration.state import TERMINAL
 
 READY_CHANNEL = "janus_orchestration_ready"
 CANCEL_CHANNEL = "janus_orchestration_cancel"
@@ -89,28 +91,6 @@ class PostgresRuns:
         )
         return None if row is None else rows.run_from(row)
 
-    async def runs(
-        self, thread_id: str, states: Collection[RunState], before: str, limit: int
-    ) -> list[tuple[Run, Cursor]]:
-        values: list[object] = [self._tenant, limit]
-        where = ["tenant = $1"]
-        for condition, value in (
-            ("thread_id = ", thread_id),
-            ("id < ", before),
-            ("state = ANY", [state.value for state in states]),
-        ):
-            if value:
-                values.append(value)
-                where.append(f"{condition}(${len(values)})")
-        # Ids are made in the order of time.
-        found = await self._connection.fetch(
-            f"SELECT {rows.RUN_COLUMNS}, (SELECT max(e.epoch) FROM orchestration.run_epoch e "  # noqa: S608
-            "WHERE e.tenant = r.tenant AND e.run_id = r.id AND e.first_sequence <= r.last_sequence) AS last_epoch "
-            f"FROM orchestration.run r WHERE {' AND '.join(where)} ORDER BY id DESC LIMIT $2",
-            *values,
-        )
-        return [(rows.run_from(row), Cursor(row["last_epoch"] or 1, row["last_sequence"])) for row in found]
-
     async def waiting_runs(self, thread_id: str, *, besides: str) -> int:
         count: int = await self._connection.fetchval(
             "SELECT count(*) FROM orchestration.run "
@@ -121,6 +101,48 @@ class PostgresRuns:
         )
         return count
 
+    async def lock_queued(self, thread_id: str) -> list[Run]:
+        found = await self._connection.fetch(
+            f"SELECT {rows.RUN_COLUMNS} FROM orchestration.run "  # noqa: S608 - constants only
+            "WHERE tenant = $1 AND thread_id = $2 AND state = 'queued' ORDER BY enqueued FOR UPDATE",
+            self._tenant,
+            thread_id,
+        )
+        return [rows.run_from(row) for row in found]
+
+    async def runs(
+        self, thread_id: str, states: Collection[RunState], after: tuple[datetime, str] | None, limit: int
+    ) -> list[Run]:
+        values: list[object] = [self._tenant, limit]
+        where = ["tenant = $1"]
+        if thread_id:
+            values.append(thread_id)
+            where.append(f"thread_id = ${len(values)}")
+        if states:
+            values.append([each.value for each in states])
+            where.append(f"state = ANY(${len(values)}::text[])")
+            if TERMINAL.isdisjoint(states):
+                # For the index of those that go on.
+                where.append("ended_at IS NULL")
+        if after is not None:
+            values += after
+            where.append(f"(created_at, id) < (${len(values) - 1}, ${len(values)})")
+        found = await self._connection.fetch(
+            f"SELECT {rows.RUN_COLUMNS} FROM orchestration.run WHERE {' AND '.join(where)} "  # noqa: S608
+            "ORDER BY created_at DESC, id DESC LIMIT $2",
+            *values,
+        )
+        return [rows.run_from(row) for row in found]
+
+    async def take_waiting_messages(self, run_id: str) -> list[Message]:
+        found = await self._connection.fetch(
+            "DELETE FROM orchestration.message WHERE tenant = $1 AND run_id = $2 AND position IS NULL "
+            "RETURNING id, role, name, text, content, position, run_id, is_output, ordinal",
+            self._tenant,
+            run_id,
+        )
+        return [rows.message_from(row).message for row in sorted(found, key=lambda row: int(row["ordinal"]))]
+
     async def messages_of(self, run_id: str) -> list[ThreadMessage]:
         found = await self._connection.fetch(
             "SELECT id, role, name, text, content, position, run_id, is_output FROM orchestration.message "
@@ -130,15 +152,16 @@ class PostgresRuns:
         )
         return [rows.message_from(row) for row in found]
 
-    async def request_cancel(self, run_id: str, reason: str, state: RunState) -> None:
+    async def request_cancel(self, run_id: str, reason: str, state: RunState, *, rolls_back: bool) -> None:
         await self._connection.execute(
             "WITH lease AS (UPDATE orchestration.run_lease SET cancel = true WHERE tenant = $1 AND run_id = $2) "
-            "UPDATE orchestration.run SET state = $3, cancel_reason = coalesce(cancel_reason, $4) "
-            "WHERE tenant = $1 AND id = $2",
+            "UPDATE orchestration.run SET state = $3, cancel_reason = coalesce(cancel_reason, $4), "
+            "rolls_back = rolls_back OR $5 WHERE tenant = $1 AND id = $2",
             self._tenant,
             run_id,
             state.value,
             reason,
+            rolls_back,
         )
 
     async def notify_cancel(self, run_id: str) -> None:

@@ -11,6 +11,9 @@ from janus_orchestration.adapters import rows
 from janus_orchestration.model import Agent, Message, Run, Thread, ThreadMessage
 
 _MESSAGE = "id, role, name, text, content, position, run_id, is_output"
+# What goes with a run, and with a thread.
+_OF_RUNS = ("run_epoch", "step", "event", "run_lease", "tool_dispatch")
+_OF_THREADS = (("memory_outbox", "thread_id"), ("message", "thread_id"), ("thread", "id"))
 
 
 class PostgresConversations:
@@ -62,6 +65,29 @@ class PostgresConversations:
             agent.created_at,
         )
 
+    async def agent_version(self, name: str, version: int) -> Agent | None:
+        row = await self._connection.fetchrow(
+            "SELECT version, spec, created_at FROM orchestration.agent_version "
+            "WHERE tenant = $1 AND name = $2 AND version = $3",
+            self._tenant,
+            name,
+            version,
+        )
+        return None if row is None else rows.agent_from(row)
+
+    async def newest_version(self, name: str) -> int:
+        version: int = await self._connection.fetchval(
+            "SELECT coalesce(max(version), 0) FROM orchestration.agent_version WHERE tenant = $1 AND name = $2",
+            self._tenant,
+            name,
+        )
+        return version
+
+    async def remove_agent(self, name: str) -> None:
+        await self._connection.execute(
+            "DELETE FROM orchestration.agent WHERE tenant = $1 AND name = $2", self._tenant, name
+        )
+
     async def thread(self, thread_id: str) -> Thread | None:
         return await self._thread(thread_id, "")
 
@@ -79,8 +105,9 @@ class PostgresConversations:
 
     async def add_thread(self, thread: Thread) -> bool:
         status: str = await self._connection.execute(
-            "INSERT INTO orchestration.thread (tenant, id, agent, subject, title, metadata, created_at, updated_at) "
-            "VALUES ($1, $2, $3, $4, $5, $6, $7, $7) ON CONFLICT DO NOTHING",
+            "INSERT INTO orchestration.thread "
+            "(tenant, id, agent, subject, title, metadata, created_at, updated_at, forked_from, forked_at) "
+            "VALUES ($1, $2, $3, $4, $5, $6, $7, $7, $8, $9) ON CONFLICT DO NOTHING",
             self._tenant,
             thread.id,
             thread.agent,
@@ -88,8 +115,93 @@ class PostgresConversations:
             thread.title,
             thread.metadata_json,
             thread.created_at,
+            thread.forked_from,
+            thread.forked_at,
         )
         return status.endswith(" 1")
+
+    async def threads(self, subject: str, agent: str, after: tuple[datetime, str] | None, limit: int) -> list[Thread]:
+        values: list[object] = [self._tenant, limit]
+        where = ["tenant = $1"]
+        for column, value in (("subject", subject), ("agent", agent)):
+            if value:
+                values.append(value)
+                where.append(f"{column} = ${len(values)}")
+        if after is not None:
+            values += after
+            where.append(f"(updated_at, id) < (${len(values) - 1}, ${len(values)})")
+        found = await self._connection.fetch(
+            f"SELECT {rows.THREAD_COLUMNS} FROM orchestration.thread WHERE {' AND '.join(where)} "  # noqa: S608
+            "ORDER BY updated_at DESC, id DESC LIMIT $2",
+            *values,
+        )
+        return [rows.thread_from(row) for row in found]
+
+    async def copy_messages(self, source: Thread, to: Thread, position: int) -> None:
+        await self._connection.execute(
+            "INSERT INTO orchestration.message (tenant, thread_id, id, position, ordinal, role, name, text, content) "
+            "SELECT tenant, $3, id, position, 0, role, name, text, content FROM orchestration.message "
+            "WHERE tenant = $1 AND thread_id = $2 AND position <= $4",
+            self._tenant,
+            source.id,
+            to.id,
+            position,
+        )
+        await self._connection.execute(
+            "UPDATE orchestration.thread SET last_position = $3, memory_position = $3 WHERE tenant = $1 AND id = $2",
+            self._tenant,
+            to.id,
+            position,
+        )
+
+    async def message_of(self, thread_id: str, message_id: str) -> ThreadMessage | None:
+        row = await self._connection.fetchrow(
+            f"SELECT {_MESSAGE} FROM orchestration.message "  # noqa: S608 - constants only
+            "WHERE tenant = $1 AND thread_id = $2 AND id = $3 AND position IS NOT NULL",
+            self._tenant,
+            thread_id,
+            message_id,
+        )
+        return None if row is None else rows.message_from(row)
+
+    async def message_ids(self, thread_id: str) -> list[str]:
+        found = await self._connection.fetch(
+            "SELECT id FROM orchestration.message "
+            "WHERE tenant = $1 AND thread_id = $2 AND position IS NOT NULL ORDER BY position",
+            self._tenant,
+            thread_id,
+        )
+        return [row["id"] for row in found]
+
+    async def spaces_of(self, thread_id: str) -> list[str]:
+        found = await self._connection.fetch(
+            "SELECT DISTINCT v.spec #>> '{memory,space}' AS space FROM orchestration.run r "
+            "JOIN orchestration.agent_version v ON v.tenant = r.tenant AND v.name = r.agent "
+            "AND v.version = r.agent_version WHERE r.tenant = $1 AND r.thread_id = $2 "
+            "AND NOT (v.spec #> '{memory,do_not_store}')::boolean ORDER BY 1",
+            self._tenant,
+            thread_id,
+        )
+        return [row["space"] for row in found]
+
+    async def remove_thread(self, thread_id: str) -> list[str]:
+        found = await self._connection.fetch(
+            "DELETE FROM orchestration.run WHERE tenant = $1 AND thread_id = $2 RETURNING id", self._tenant, thread_id
+        )
+        run_ids = [row["id"] for row in found]
+        for table in _OF_RUNS:
+            await self._connection.execute(
+                f"DELETE FROM orchestration.{table} WHERE tenant = $1 AND run_id = ANY($2::text[])",  # noqa: S608
+                self._tenant,
+                run_ids,
+            )
+        for table, column in _OF_THREADS:
+            await self._connection.execute(
+                f"DELETE FROM orchestration.{table} WHERE tenant = $1 AND {column} = $2",  # noqa: S608
+                self._tenant,
+                thread_id,
+            )
+        return run_ids
 
     async def messages(
         self, thread_id: str, *, after: int, limit: int, descending: bool = False, most_bytes: int | None = None
@@ -153,6 +265,44 @@ class PostgresConversations:
             thread_id,
             position,
         )
+
+    async def take_back(self, run: Run, thread: Thread, at: datetime) -> list[ThreadMessage]:
+        found = await self._connection.fetch(
+            "DELETE FROM orchestration.message WHERE tenant = $1 AND thread_id = $2 AND run_id = $3 "  # noqa: S608
+            f"RETURNING {_MESSAGE}",
+            self._tenant,
+            thread.id,
+            run.id,
+        )
+        committed = sorted(
+            (rows.message_from(row) for row in found if row["position"] is not None), key=lambda item: item.position
+        )
+        if not committed:
+            return []
+        left = committed[0].position - 1
+        await self._connection.execute(
+            "UPDATE orchestration.thread SET last_position = $3, memory_position = least(memory_position, $3), "
+            "updated_at = $4 WHERE tenant = $1 AND id = $2",
+            self._tenant,
+            thread.id,
+            left,
+            at,
+        )
+        await self._connection.execute(
+            "DELETE FROM orchestration.memory_outbox WHERE tenant = $1 AND thread_id = $2 AND from_position > $3",
+            self._tenant,
+            thread.id,
+            left,
+        )
+        # What was before the run may be owed together with it.
+        await self._connection.execute(
+            "UPDATE orchestration.memory_outbox SET to_position = $3 "
+            "WHERE tenant = $1 AND thread_id = $2 AND to_position > $3",
+            self._tenant,
+            thread.id,
+            left,
+        )
+        return committed
 
     async def _advance_thread(self, thread_id: str, count: int, at: datetime) -> int:
         position: int = await self._connection.fetchval(

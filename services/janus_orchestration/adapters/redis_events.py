@@ -26,6 +26,7 @@ from janus_orchestration.ports import Fenced, Opened, StreamAway
 _FIELDS = {(False, False): b"e", (False, True): b"ed", (True, True): b"td", (True, False): b"t"}
 
 _FENCED = -1
+_MOST_DROPPED = 512
 
 _COMMON = """
 local function last_id(stream)
@@ -151,6 +152,12 @@ class RedisEvents:
         async with self._answering():
             entries: Any = await self._writer.xrevrange(_keys(tenant, run_id)[0], "+", "-", count=1)
         return _cursor(entries[0][0]) if entries else None
+
+    async def drop(self, tenant: str, run_ids: Sequence[str]) -> None:
+        keys = [key for run_id in run_ids for key in _keys(tenant, run_id)]
+        for start in range(0, len(keys), _MOST_DROPPED):
+            async with self._answering():
+                await self._writer.unlink(*keys[start : start + _MOST_DROPPED])
 
     async def _syncs_every_write(self) -> bool:
         """Whether what Redis answered for survives its restart; no, where it may not be asked."""

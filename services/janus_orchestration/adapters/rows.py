@@ -16,6 +16,7 @@ from janus_orchestration.model import (
     Message,
     RecallScope,
     Recorded,
+    Removal,
     Role,
     Run,
     RunOptions,
@@ -32,12 +33,13 @@ from janus_orchestration.model import (
 Row = Any  # asyncpg.Record, which is untyped
 
 THREAD_COLUMNS = (
-    "id, agent, subject, title, metadata, created_at, updated_at, last_position, memory_position, active_run"
+    "id, agent, subject, title, metadata, created_at, updated_at, last_position, memory_position, active_run, "
+    "forked_from, forked_at"
 )
 RUN_COLUMNS = (
     "id, thread_id, agent, agent_version, state, options, subject, cancel_on_disconnect, parent_run, epoch, "
     "revision, last_sequence, reserved_sequence, stream_broken, takeovers, created_at, started_at, ended_at, "
-    "usage, finish_reason, error, cancel_reason"
+    "usage, finish_reason, error, cancel_reason, rolls_back"
 )
 
 
@@ -129,6 +131,8 @@ def thread_from(row: Row) -> Thread:
         last_position=row["last_position"],
         memory_position=row["memory_position"],
         active_run=row["active_run"] or "",
+        forked_from=row["forked_from"],
+        forked_at=row["forked_at"],
     )
 
 
@@ -166,6 +170,7 @@ def run_from(row: Row) -> Run:
         finish_reason=row["finish_reason"],
         error=row["error"] or b"",
         cancel_reason=row["cancel_reason"],
+        rolls_back=row["rolls_back"],
     )
 
 
@@ -191,3 +196,7 @@ def event_from(row: Row) -> Recorded:
 
 def debt_from(row: Row) -> StoreDebt:
     return StoreDebt(row["thread_id"], row["from_position"], row["to_position"], row["run_id"], row["space"])
+
+
+def removal_from(row: Row) -> Removal:
+    return Removal(row["id"], row["thread_id"], row["space"], tuple(row["message_ids"]), row["attempts"])

@@ -26,6 +26,8 @@ _DEFAULTS = MemoryPolicy()
 _DOUBLE_TEXTING = {
     pb.DOUBLE_TEXTING_ENQUEUE: DoubleTexting.ENQUEUE,
     pb.DOUBLE_TEXTING_REJECT: DoubleTexting.REJECT,
+    pb.DOUBLE_TEXTING_INTERRUPT: DoubleTexting.INTERRUPT,
+    pb.DOUBLE_TEXTING_ROLLBACK: DoubleTexting.ROLLBACK,
 }
 _WHEN_NO_WORKER = {
     pb.WHEN_NO_WORKER_FAIL: WhenNoWorker.FAIL,
@@ -94,10 +96,7 @@ def _refuse_unbuilt(agent: pb.Agent) -> None:
     refuse("agent.handoffs", bool(agent.handoffs))
     refuse("agent.approval", agent.HasField("approval"))
     refuse("agent.memory.extract", agent.memory.extract)
-    refuse(
-        "agent.double_texting",
-        agent.double_texting in (pb.DOUBLE_TEXTING_INTERRUPT, pb.DOUBLE_TEXTING_ROLLBACK),
-    )
+    refuse("agent.memory.summarize", agent.memory.summarize)
 
 
 def _tools_from(check: Violations, tools: Sequence[pb.AgentTool]) -> tuple[AgentTool, ...]:
@@ -136,6 +135,7 @@ def _memory_from(check: Violations, policy: pb.MemoryPolicy) -> MemoryPolicy:
         window_tokens=policy.window_tokens or _DEFAULTS.window_tokens,
         recall_tokens=policy.recall_tokens or _DEFAULTS.recall_tokens,
         do_not_store=policy.do_not_store,
+        summarize=policy.summarize,
     )
 
 
@@ -207,6 +207,7 @@ def _memory_to(policy: MemoryPolicy) -> pb.MemoryPolicy:
         window_tokens=policy.window_tokens,
         recall_tokens=policy.recall_tokens,
         do_not_store=policy.do_not_store,
+        summarize=policy.summarize,
     )
 
 

@@ -104,6 +104,7 @@ def _fill(message: pb.RunEvent, event: events.Event) -> None:
             _set_usage(message.run_failed, event.usage)
         case events.RunCancelled():
             message.run_cancelled.reason = event.reason
+            message.run_cancelled.rolled_back = event.rolled_back
             _set_usage(message.run_cancelled, event.usage)
         case _:
             raise TypeError(f"no wire form for {type(event).__name__}")

@@ -26,6 +26,7 @@ from janus_orchestration.wire.agents import budgets_from
 from janus_orchestration.wire.content import messages_from, timestamp, usage_to
 
 _STATES = {state: run_pb2.RunState.Value(f"RUN_STATE_{state.name}") for state in RunState}
+_MOST_STATES = 64
 _KINDS = {kind: run_pb2.StepKind.Value(f"STEP_KIND_{kind.name}") for kind in StepKind}
 _LABEL = re.compile(r"[a-z0-9_.-]{1,64}")
 
@@ -72,16 +73,14 @@ def asked_from(sent: pb.RunInput, is_set: bool, now: datetime) -> Asked:
     )
 
 
-def states_from(request: pb.ListRunsRequest) -> list[RunState]:
-    """The states that a list is asked for, after a check of its conditions."""
+def states_from(sent: Sequence[int]) -> frozenset[RunState]:
+    """States to look for, each once; none for all."""
     check = Violations()
-    check.id("thread_id", request.thread_id, optional=True)
-    known = {number: state for state, number in _STATES.items()}
-    if check.count("states", request.states, at_most=len(known)):
-        for index, number in enumerate(request.states):
-            check.specified(f"states[{index}]", number, known)
+    if check.count("states", sent, at_most=_MOST_STATES):
+        for place, number in enumerate(sent):
+            check.require(number in _STATES.values(), f"states[{place}]", "must be a state of the enum")
     check.done()
-    return sorted({known[number] for number in request.states})
+    return frozenset(state for state, number in _STATES.items() if number in sent)
 
 
 def cursor_from(cursor: run_pb2.Cursor) -> Cursor:

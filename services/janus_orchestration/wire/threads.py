@@ -5,6 +5,9 @@ import binascii
 import hashlib
 import json
 from datetime import datetime
+from typing import TypeVar
+
+from google.protobuf.message import Message as Protobuf
 
 from janus_api.content.v1 import message_pb2
 from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
@@ -14,6 +17,8 @@ from janus_kit.ids import new_id
 from janus_kit.validate import Violations
 from janus_orchestration.model import Message, Role, Thread, ThreadMessage
 from janus_orchestration.wire.content import check_json_object, messages_from, timestamp
+
+T = TypeVar("T", bound=Protobuf)
 
 _MAX_PAGE = 1_000
 _DEFAULT_PAGE = 100
@@ -55,6 +60,8 @@ def thread_to(thread: Thread) -> thread_pb2.Thread:
         metadata_json=thread.metadata_json,
         created_at=timestamp(thread.created_at),
         updated_at=timestamp(thread.updated_at),
+        forked_from_thread_id=thread.forked_from,
+        forked_at_message_id=thread.forked_at,
         active_run_id=thread.active_run,
     )
 
@@ -97,8 +104,32 @@ def page_place(token: str, start: str | int, *query: str) -> str | int:
     except (ValueError, binascii.Error):
         place = None
     if not isinstance(place, type(start)):
-        raise InvalidArgument("page_token", "must be a token that this query returned", reason="PAGE_TOKEN_INVALID")
+        raise _invalid_token()
     return place
+
+
+def moment_token(at: datetime, item_id: str, *query: str) -> str:
+    """A token for the page after what happened at a time, and has an id."""
+    return page_token(f"{at.isoformat()} {item_id}", *query)
+
+
+def moment_place(token: str, *query: str) -> tuple[datetime, str] | None:
+    """Where a token's page begins; None without one. Raises InvalidArgument."""
+    place = str(page_place(token, "", *query))
+    if not place:
+        return None
+    at, _, item_id = place.partition(" ")
+    try:
+        moment = datetime.fromisoformat(at)
+    except ValueError:
+        raise _invalid_token() from None
+    if moment.tzinfo is None or "\x00" in item_id:
+        raise _invalid_token()
+    return moment, item_id
+
+
+def _invalid_token() -> InvalidArgument:
+    return InvalidArgument("page_token", "must be a token that this query returned", reason="PAGE_TOKEN_INVALID")
 
 
 def _seal(body: bytes, query: tuple[str, ...]) -> bytes:

@@ -149,6 +149,64 @@ class AppendMessagesResponse(_message.Message):
 Global___AppendMessagesResponse: _TypeAlias = AppendMessagesResponse  # noqa: Y015
 
 @_typing.final
+class ForgetMessagesRequest(_message.Message):
+    """Takes turns out of a thread."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCOPE_FIELD_NUMBER: _builtins.int
+    MESSAGE_IDS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
+    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    """
+    @_builtins.property
+    def scope(self) -> _scope_pb2.Scope:
+        """Where; `thread` is required, `subject` and `agent` must be empty."""
+
+    @_builtins.property
+    def message_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """1 to 256 ids of turns."""
+
+    def __init__(
+        self,
+        *,
+        scope: _scope_pb2.Scope | None = ...,
+        message_ids: _abc.Iterable[_builtins.str] | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["scope", b"scope"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_ids", b"message_ids", "request_id", b"request_id", "scope", b"scope"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetMessagesRequest: _TypeAlias = ForgetMessagesRequest  # noqa: Y015
+
+@_typing.final
+class ForgetMessagesResponse(_message.Message):
+    """The turns are out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REMOVED_FIELD_NUMBER: _builtins.int
+    removed: _builtins.int
+    """How many were there, 0 or more."""
+    def __init__(
+        self,
+        *,
+        removed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["removed", b"removed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetMessagesResponse: _TypeAlias = ForgetMessagesResponse  # noqa: Y015
+
+@_typing.final
 class GetWindowRequest(_message.Message):
     """Asks for the newest messages of a thread."""
 

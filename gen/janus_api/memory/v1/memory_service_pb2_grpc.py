@@ -47,6 +47,11 @@ class MemoryServiceStub(object):
                 request_serializer=janus_dot_memory_dot_v1_dot_memory__service__pb2.AppendMessagesRequest.SerializeToString,
                 response_deserializer=janus_dot_memory_dot_v1_dot_memory__service__pb2.AppendMessagesResponse.FromString,
                 _registered_method=True)
+        self.ForgetMessages = channel.unary_unary(
+                '/janus.memory.v1.MemoryService/ForgetMessages',
+                request_serializer=janus_dot_memory_dot_v1_dot_memory__service__pb2.ForgetMessagesRequest.SerializeToString,
+                response_deserializer=janus_dot_memory_dot_v1_dot_memory__service__pb2.ForgetMessagesResponse.FromString,
+                _registered_method=True)
         self.GetWindow = channel.unary_unary(
                 '/janus.memory.v1.MemoryService/GetWindow',
                 request_serializer=janus_dot_memory_dot_v1_dot_memory__service__pb2.GetWindowRequest.SerializeToString,
@@ -177,6 +182,15 @@ class MemoryServiceServicer(object):
     def AppendMessages(self, request, context):
         """Durable when it answers: the record is in Postgres. Adds turns to a
         thread, in order, and to its working memory. All turns or none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForgetMessages(self, request, context):
+        """Takes turns out of a thread: no search and no window has them when it
+        answers; vectors and summaries of them follow. Memories that were drawn
+        from them stay. What is not there is gone already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -370,6 +384,11 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     request_deserializer=janus_dot_memory_dot_v1_dot_memory__service__pb2.AppendMessagesRequest.FromString,
                     response_serializer=janus_dot_memory_dot_v1_dot_memory__service__pb2.AppendMessagesResponse.SerializeToString,
             ),
+            'ForgetMessages': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetMessages,
+                    request_deserializer=janus_dot_memory_dot_v1_dot_memory__service__pb2.ForgetMessagesRequest.FromString,
+                    response_serializer=janus_dot_memory_dot_v1_dot_memory__service__pb2.ForgetMessagesResponse.SerializeToString,
+            ),
             'GetWindow': grpc.unary_unary_rpc_method_handler(
                     servicer.GetWindow,
                     request_deserializer=janus_dot_memory_dot_v1_dot_memory__service__pb2.GetWindowRequest.FromString,
@@ -520,6 +539,33 @@ class MemoryService(object):
             '/janus.memory.v1.MemoryService/AppendMessages',
             janus_dot_memory_dot_v1_dot_memory__service__pb2.AppendMessagesRequest.SerializeToString,
             janus_dot_memory_dot_v1_dot_memory__service__pb2.AppendMessagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetMessages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/janus.memory.v1.MemoryService/ForgetMessages',
+            janus_dot_memory_dot_v1_dot_memory__service__pb2.ForgetMessagesRequest.SerializeToString,
+            janus_dot_memory_dot_v1_dot_memory__service__pb2.ForgetMessagesResponse.FromString,
             options,
             channel_credentials,
             insecure,

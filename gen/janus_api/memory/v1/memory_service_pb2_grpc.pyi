@@ -45,6 +45,11 @@ class MemoryServiceStub:
     """Durable when it answers: the record is in Postgres. Adds turns to a
     thread, in order, and to its working memory. All turns or none.
     """
+    ForgetMessages: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ForgetMessagesRequest, _memory_service_pb2.ForgetMessagesResponse]
+    """Takes turns out of a thread: no search and no window has them when it
+    answers; vectors and summaries of them follow. Memories that were drawn
+    from them stay. What is not there is gone already.
+    """
     GetWindow: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.GetWindowRequest, _memory_service_pb2.GetWindowResponse]
     """The newest messages of a thread within a token budget; a tool call is
     never parted from its result. A thread that nobody wrote to is empty.
@@ -136,6 +141,11 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     AppendMessages: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.AppendMessagesRequest, _memory_service_pb2.AppendMessagesResponse]  # type: ignore[assignment]
     """Durable when it answers: the record is in Postgres. Adds turns to a
     thread, in order, and to its working memory. All turns or none.
+    """
+    ForgetMessages: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ForgetMessagesRequest, _memory_service_pb2.ForgetMessagesResponse]  # type: ignore[assignment]
+    """Takes turns out of a thread: no search and no window has them when it
+    answers; vectors and summaries of them follow. Memories that were drawn
+    from them stay. What is not there is gone already.
     """
     GetWindow: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.GetWindowRequest, _memory_service_pb2.GetWindowResponse]  # type: ignore[assignment]
     """The newest messages of a thread within a token budget; a tool call is
@@ -231,6 +241,17 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_memory_service_pb2.AppendMessagesResponse, _abc.Awaitable[_memory_service_pb2.AppendMessagesResponse]]:
         """Durable when it answers: the record is in Postgres. Adds turns to a
         thread, in order, and to its working memory. All turns or none.
+        """
+
+    @_abc_1.abstractmethod
+    def ForgetMessages(
+        self,
+        request: _memory_service_pb2.ForgetMessagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.ForgetMessagesResponse, _abc.Awaitable[_memory_service_pb2.ForgetMessagesResponse]]:
+        """Takes turns out of a thread: no search and no window has them when it
+        answers; vectors and summaries of them follow. Memories that were drawn
+        from them stay. What is not there is gone already.
         """
 
     @_abc_1.abstractmethod

@@ -111,9 +111,14 @@ class _DoubleTextingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DoubleT
     DOUBLE_TEXTING_REJECT: _DoubleTexting.ValueType  # 2
     """It is refused: FAILED_PRECONDITION / STATE_CONFLICT."""
     DOUBLE_TEXTING_INTERRUPT: _DoubleTexting.ValueType  # 3
-    """The first run is cancelled and keeps what it committed."""
+    """The first run is cancelled and keeps what it committed; the new one starts
+    after it. Runs that wait are cancelled too, and the new one is asked what
+    they were asked as well.
+    """
     DOUBLE_TEXTING_ROLLBACK: _DoubleTexting.ValueType  # 4
-    """The first run is cancelled and its messages are removed."""
+    """The first run is cancelled, and its messages are taken out of the thread
+    and of memory before the new one starts. Runs that wait are cancelled too.
+    """
 
 class DoubleTexting(_DoubleTexting, metaclass=_DoubleTextingEnumTypeWrapper):
     """What a second message does while a run of the thread is going on."""
@@ -125,9 +130,14 @@ DOUBLE_TEXTING_ENQUEUE: DoubleTexting.ValueType  # 1
 DOUBLE_TEXTING_REJECT: DoubleTexting.ValueType  # 2
 """It is refused: FAILED_PRECONDITION / STATE_CONFLICT."""
 DOUBLE_TEXTING_INTERRUPT: DoubleTexting.ValueType  # 3
-"""The first run is cancelled and keeps what it committed."""
+"""The first run is cancelled and keeps what it committed; the new one starts
+after it. Runs that wait are cancelled too, and the new one is asked what
+they were asked as well.
+"""
 DOUBLE_TEXTING_ROLLBACK: DoubleTexting.ValueType  # 4
-"""The first run is cancelled and its messages are removed."""
+"""The first run is cancelled, and its messages are taken out of the thread
+and of memory before the new one starts. Runs that wait are cancelled too.
+"""
 Global___DoubleTexting: _TypeAlias = DoubleTexting  # noqa: Y015
 
 @_typing.final
@@ -310,6 +320,7 @@ class MemoryPolicy(_message.Message):
     RECALL_TOKENS_FIELD_NUMBER: _builtins.int
     DO_NOT_STORE_FIELD_NUMBER: _builtins.int
     EXTRACT_FIELD_NUMBER: _builtins.int
+    SUMMARIZE_FIELD_NUMBER: _builtins.int
     space: _builtins.str
     """Space to recall from and store in, 1 to 128 characters of
     `[A-Za-z0-9._:-]`, starting with a letter or digit. Empty: `default`.
@@ -326,6 +337,10 @@ class MemoryPolicy(_message.Message):
     """Do not store the turns in memory. Default false: they are stored."""
     extract: _builtins.bool
     """Turn messages into facts after each run. Default false."""
+    summarize: _builtins.bool
+    """Show the model memory's rolling summary of what the conversation's window
+    leaves out. Default false: only the window.
+    """
     def __init__(
         self,
         *,
@@ -336,10 +351,11 @@ class MemoryPolicy(_message.Message):
         recall_tokens: _builtins.int = ...,
         do_not_store: _builtins.bool = ...,
         extract: _builtins.bool = ...,
+        summarize: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_recall_limit", b"_recall_limit", "recall_limit", b"recall_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_recall_limit", b"_recall_limit", "do_not_store", b"do_not_store", "extract", b"extract", "recall_limit", b"recall_limit", "recall_scope", b"recall_scope", "recall_tokens", b"recall_tokens", "space", b"space", "window_tokens", b"window_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_recall_limit", b"_recall_limit", "do_not_store", b"do_not_store", "extract", b"extract", "recall_limit", b"recall_limit", "recall_scope", b"recall_scope", "recall_tokens", b"recall_tokens", "space", b"space", "summarize", b"summarize", "window_tokens", b"window_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__recall_limit: _TypeAlias = _typing.Literal["recall_limit"]  # noqa: Y015
     _WhichOneofArgType__recall_limit: _TypeAlias = _typing.Literal["_recall_limit", b"_recall_limit"]  # noqa: Y015

@@ -33,7 +33,7 @@ from janus_api.orchestration.v1 import agent_pb2 as janus_dot_orchestration_dot_
 from janus_api.orchestration.v1 import run_pb2 as janus_dot_orchestration_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"janus/orchestration/v1/event.proto\x12\x16janus.orchestration.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1ejanus/content/v1/message.proto\x1a\x1cjanus/content/v1/usage.proto\x1a\x1ejanus/inference/v1/event.proto\x1a\x1cjanus/memory/v1/recall.proto\x1a\"janus/orchestration/v1/agent.proto\x1a janus/orchestration/v1/run.proto\"\x96\x0b\n\x08RunEvent\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12.\n\x06\x63ursor\x18\x02 \x01(\x0b\x32\x1e.janus.orchestration.v1.Cursor\x12&\n\x02\x61t\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\nrun_queued\x18\x04 \x01(\x0b\x32!.janus.orchestration.v1.RunQueuedH\x00\x12\x39\n\x0brun_started\x18\x05 \x01(\x0b\x32\".janus.orchestration.v1.RunStartedH\x00\x12\x41\n\x0fmemory_recalled\x18\x06 \x01(\x0b\x32&.janus.orchestration.v1.MemoryRecalledH\x00\x12\x33\n\x05model\x18\x07 \x01(\x0b\x32\".janus.orchestration.v1.ModelEventH\x00\x12H\n\x13tool_call_requested\x18\x08 \x01(\x0b\x32).janus.orchestration.v1.ToolCallRequestedH\x00\x12\x44\n\x11tool_call_started\x18\t \x01(\x0b\x32\'.janus.orchestration.v1.ToolCallStartedH\x00\x12\x46\n\x12tool_call_progress\x18\n \x01(\x0b\x32(.janus.orchestration.v1.ToolCallProgressH\x00\x12H\n\x13tool_call_completed\x18\x0b \x01(\x0b\x32).janus.orchestration.v1.ToolCallCompletedH\x00\x12G\n\x12\x61pproval_requested\x18\x0c \x01(\x0b\x32).janus.orchestration.v1.ApprovalRequestedH\x00\x12\x45\n\x11\x61pproval_resolved\x18\r \x01(\x0b\x32(.janus.orchestration.v1.ApprovalResolvedH\x00\x12\x41\n\x0finput_requested\x18\x0e \x01(\x0b\x32&.janus.orchestration.v1.InputRequestedH\x00\x12\x32\n\x07handoff\x18\x0f \x01(\x0b\x32\x1f.janus.orchestration.v1.HandoffH\x00\x12\x45\n\x11message_committed\x18\x10 \x01(\x0b\x32(.janus.orchestration.v1.MessageCommittedH\x00\x12?\n\x0e\x62udget_warning\x18\x11 \x01(\x0b\x32%.janus.orchestration.v1.BudgetWarningH\x00\x12\x45\n\x11\x61ttempt_restarted\x18\x12 \x01(\x0b\x32(.janus.orchestration.v1.AttemptRestartedH\x00\x12\x43\n\x10replay_compacted\x18\x13 \x01(\x0b\x32\'.janus.orchestration.v1.ReplayCompactedH\x00\x12=\n\rrun_completed\x18\x14 \x01(\x0b\x32$.janus.orchestration.v1.RunCompletedH\x00\x12\x37\n\nrun_failed\x18\x15 \x01(\x0b\x32!.janus.orchestration.v1.RunFailedH\x00\x12=\n\rrun_cancelled\x18\x16 \x01(\x0b\x32$.janus.orchestration.v1.RunCancelledH\x00\x12\x39\n\x0brun_expired\x18\x17 \x01(\x0b\x32\".janus.orchestration.v1.RunExpiredH\x00\x42\x07\n\x05\x65vent\"-\n\tRunQueued\x12\x11\n\tthread_id\x18\x01 \x01(\t\x12\r\n\x05\x61head\x18\x02 \x01(\x05\"E\n\nRunStarted\x12\x11\n\tthread_id\x18\x01 \x01(\t\x12\r\n\x05\x61gent\x18\x02 \x01(\t\x12\x15\n\ragent_version\x18\x03 \x01(\x03\"u\n\x0eMemoryRecalled\x12(\n\x04hits\x18\x01 \x03(\x0b\x32\x1a.janus.memory.v1.RecallHit\x12\x10\n\x08\x64\x65graded\x18\x02 \x03(\t\x12\'\n\x04took\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"N\n\nModelEvent\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x32\n\x05\x65vent\x18\x02 \x01(\x0b\x32#.janus.inference.v1.GenerationEvent\"`\n\x11ToolCallRequested\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12(\n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x1a.janus.content.v1.ToolCall\x12\x13\n\x0b\x63lient_side\x18\x03 \x01(\x08\"F\n\x0fToolCallStarted\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\"X\n\x10ToolCallProgress\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x15\n\x08\x66raction\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07message\x18\x03 \x01(\tB\x0b\n\t_fraction\"j\n\x11ToolCallCompleted\x12,\n\x06result\x18\x01 \x01(\x0b\x32\x1c.janus.content.v1.ToolResult\x12\'\n\x04took\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"~\n\x11\x41pprovalRequested\x12\x39\n\x08\x61pproval\x18\x01 \x01(\x0b\x32\'.janus.orchestration.v1.PendingApproval\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x88\x01\n\x10\x41pprovalResolved\x12\x13\n\x0b\x61pproval_id\x18\x01 \x01(\t\x12:\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0e\x32(.janus.orchestration.v1.ApprovalDecision\x12\x12\n\ndecided_by\x18\x03 \x01(\t\x12\x0f\n\x07\x63omment\x18\x04 \x01(\t\"u\n\x0eInputRequested\x12\x33\n\x05input\x18\x01 \x01(\x0b\x32$.janus.orchestration.v1.PendingInput\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"E\n\x07Handoff\x12\x12\n\nfrom_agent\x18\x01 \x01(\t\x12\x10\n\x08to_agent\x18\x02 \x01(\t\x12\x14\n\x0c\x63hild_run_id\x18\x03 \x01(\t\"b\n\x10MessageCommitted\x12*\n\x07message\x18\x01 \x01(\x0b\x32\x19.janus.content.v1.Message\x12\x10\n\x08position\x18\x02 \x01(\x03\x12\x10\n\x08\x64\x65graded\x18\x03 \x03(\t\"<\n\rBudgetWarning\x12\x0e\n\x06\x62udget\x18\x01 \x01(\t\x12\x0c\n\x04used\x18\x02 \x01(\x01\x12\r\n\x05limit\x18\x03 \x01(\x01\"h\n\x10\x41ttemptRestarted\x12\x35\n\rdiscard_after\x18\x01 \x01(\x0b\x32\x1e.janus.orchestration.v1.Cursor\x12\x0c\n\x04step\x18\x02 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\"B\n\x0fReplayCompacted\x12/\n\x07through\x18\x01 \x01(\x0b\x32\x1e.janus.orchestration.v1.Cursor\"o\n\x0cRunCompleted\x12&\n\x05usage\x18\x01 \x01(\x0b\x32\x17.janus.content.v1.Usage\x12\x37\n\rfinish_reason\x18\x02 \x01(\x0e\x32 .janus.inference.v1.FinishReason\"j\n\tRunFailed\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12\x11\n\tretryable\x18\x02 \x01(\x08\x12&\n\x05usage\x18\x03 \x01(\x0b\x32\x17.janus.content.v1.Usage\"F\n\x0cRunCancelled\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12&\n\x05usage\x18\x02 \x01(\x0b\x32\x17.janus.content.v1.Usage\"l\n\nRunExpired\x12\x12\n\nwaited_for\x18\x01 \x01(\t\x12\"\n\x06status\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\x12&\n\x05usage\x18\x03 \x01(\x0b\x32\x17.janus.content.v1.Usageb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"janus/orchestration/v1/event.proto\x12\x16janus.orchestration.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1ejanus/content/v1/message.proto\x1a\x1cjanus/content/v1/usage.proto\x1a\x1ejanus/inference/v1/event.proto\x1a\x1cjanus/memory/v1/recall.proto\x1a\"janus/orchestration/v1/agent.proto\x1a janus/orchestration/v1/run.proto\"\x96\x0b\n\x08RunEvent\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12.\n\x06\x63ursor\x18\x02 \x01(\x0b\x32\x1e.janus.orchestration.v1.Cursor\x12&\n\x02\x61t\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\nrun_queued\x18\x04 \x01(\x0b\x32!.janus.orchestration.v1.RunQueuedH\x00\x12\x39\n\x0brun_started\x18\x05 \x01(\x0b\x32\".janus.orchestration.v1.RunStartedH\x00\x12\x41\n\x0fmemory_recalled\x18\x06 \x01(\x0b\x32&.janus.orchestration.v1.MemoryRecalledH\x00\x12\x33\n\x05model\x18\x07 \x01(\x0b\x32\".janus.orchestration.v1.ModelEventH\x00\x12H\n\x13tool_call_requested\x18\x08 \x01(\x0b\x32).janus.orchestration.v1.ToolCallRequestedH\x00\x12\x44\n\x11tool_call_started\x18\t \x01(\x0b\x32\'.janus.orchestration.v1.ToolCallStartedH\x00\x12\x46\n\x12tool_call_progress\x18\n \x01(\x0b\x32(.janus.orchestration.v1.ToolCallProgressH\x00\x12H\n\x13tool_call_completed\x18\x0b \x01(\x0b\x32).janus.orchestration.v1.ToolCallCompletedH\x00\x12G\n\x12\x61pproval_requested\x18\x0c \x01(\x0b\x32).janus.orchestration.v1.ApprovalRequestedH\x00\x12\x45\n\x11\x61pproval_resolved\x18\r \x01(\x0b\x32(.janus.orchestration.v1.ApprovalResolvedH\x00\x12\x41\n\x0finput_requested\x18\x0e \x01(\x0b\x32&.janus.orchestration.v1.InputRequestedH\x00\x12\x32\n\x07handoff\x18\x0f \x01(\x0b\x32\x1f.janus.orchestration.v1.HandoffH\x00\x12\x45\n\x11message_committed\x18\x10 \x01(\x0b\x32(.janus.orchestration.v1.MessageCommittedH\x00\x12?\n\x0e\x62udget_warning\x18\x11 \x01(\x0b\x32%.janus.orchestration.v1.BudgetWarningH\x00\x12\x45\n\x11\x61ttempt_restarted\x18\x12 \x01(\x0b\x32(.janus.orchestration.v1.AttemptRestartedH\x00\x12\x43\n\x10replay_compacted\x18\x13 \x01(\x0b\x32\'.janus.orchestration.v1.ReplayCompactedH\x00\x12=\n\rrun_completed\x18\x14 \x01(\x0b\x32$.janus.orchestration.v1.RunCompletedH\x00\x12\x37\n\nrun_failed\x18\x15 \x01(\x0b\x32!.janus.orchestration.v1.RunFailedH\x00\x12=\n\rrun_cancelled\x18\x16 \x01(\x0b\x32$.janus.orchestration.v1.RunCancelledH\x00\x12\x39\n\x0brun_expired\x18\x17 \x01(\x0b\x32\".janus.orchestration.v1.RunExpiredH\x00\x42\x07\n\x05\x65vent\"-\n\tRunQueued\x12\x11\n\tthread_id\x18\x01 \x01(\t\x12\r\n\x05\x61head\x18\x02 \x01(\x05\"E\n\nRunStarted\x12\x11\n\tthread_id\x18\x01 \x01(\t\x12\r\n\x05\x61gent\x18\x02 \x01(\t\x12\x15\n\ragent_version\x18\x03 \x01(\x03\"\x86\x01\n\x0eMemoryRecalled\x12(\n\x04hits\x18\x01 \x03(\x0b\x32\x1a.janus.memory.v1.RecallHit\x12\x10\n\x08\x64\x65graded\x18\x02 \x03(\t\x12\'\n\x04took\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07summary\x18\x04 \x01(\t\"N\n\nModelEvent\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x32\n\x05\x65vent\x18\x02 \x01(\x0b\x32#.janus.inference.v1.GenerationEvent\"`\n\x11ToolCallRequested\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12(\n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x1a.janus.content.v1.ToolCall\x12\x13\n\x0b\x63lient_side\x18\x03 \x01(\x08\"F\n\x0fToolCallStarted\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\"X\n\x10ToolCallProgress\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x15\n\x08\x66raction\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07message\x18\x03 \x01(\tB\x0b\n\t_fraction\"j\n\x11ToolCallCompleted\x12,\n\x06result\x18\x01 \x01(\x0b\x32\x1c.janus.content.v1.ToolResult\x12\'\n\x04took\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"~\n\x11\x41pprovalRequested\x12\x39\n\x08\x61pproval\x18\x01 \x01(\x0b\x32\'.janus.orchestration.v1.PendingApproval\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x88\x01\n\x10\x41pprovalResolved\x12\x13\n\x0b\x61pproval_id\x18\x01 \x01(\t\x12:\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0e\x32(.janus.orchestration.v1.ApprovalDecision\x12\x12\n\ndecided_by\x18\x03 \x01(\t\x12\x0f\n\x07\x63omment\x18\x04 \x01(\t\"u\n\x0eInputRequested\x12\x33\n\x05input\x18\x01 \x01(\x0b\x32$.janus.orchestration.v1.PendingInput\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"E\n\x07Handoff\x12\x12\n\nfrom_agent\x18\x01 \x01(\t\x12\x10\n\x08to_agent\x18\x02 \x01(\t\x12\x14\n\x0c\x63hild_run_id\x18\x03 \x01(\t\"b\n\x10MessageCommitted\x12*\n\x07message\x18\x01 \x01(\x0b\x32\x19.janus.content.v1.Message\x12\x10\n\x08position\x18\x02 \x01(\x03\x12\x10\n\x08\x64\x65graded\x18\x03 \x03(\t\"<\n\rBudgetWarning\x12\x0e\n\x06\x62udget\x18\x01 \x01(\t\x12\x0c\n\x04used\x18\x02 \x01(\x01\x12\r\n\x05limit\x18\x03 \x01(\x01\"h\n\x10\x41ttemptRestarted\x12\x35\n\rdiscard_after\x18\x01 \x01(\x0b\x32\x1e.janus.orchestration.v1.Cursor\x12\x0c\n\x04step\x18\x02 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\"B\n\x0fReplayCompacted\x12/\n\x07through\x18\x01 \x01(\x0b\x32\x1e.janus.orchestration.v1.Cursor\"o\n\x0cRunCompleted\x12&\n\x05usage\x18\x01 \x01(\x0b\x32\x17.janus.content.v1.Usage\x12\x37\n\rfinish_reason\x18\x02 \x01(\x0e\x32 .janus.inference.v1.FinishReason\"j\n\tRunFailed\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12\x11\n\tretryable\x18\x02 \x01(\x08\x12&\n\x05usage\x18\x03 \x01(\x0b\x32\x17.janus.content.v1.Usage\"[\n\x0cRunCancelled\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12&\n\x05usage\x18\x02 \x01(\x0b\x32\x17.janus.content.v1.Usage\x12\x13\n\x0brolled_back\x18\x03 \x01(\x08\"l\n\nRunExpired\x12\x12\n\nwaited_for\x18\x01 \x01(\t\x12\"\n\x06status\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\x12&\n\x05usage\x18\x03 \x01(\x0b\x32\x17.janus.content.v1.Usageb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,40 +46,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RUNQUEUED']._serialized_end=1824
   _globals['_RUNSTARTED']._serialized_start=1826
   _globals['_RUNSTARTED']._serialized_end=1895
-  _globals['_MEMORYRECALLED']._serialized_start=1897
-  _globals['_MEMORYRECALLED']._serialized_end=2014
-  _globals['_MODELEVENT']._serialized_start=2016
-  _globals['_MODELEVENT']._serialized_end=2094
-  _globals['_TOOLCALLREQUESTED']._serialized_start=2096
-  _globals['_TOOLCALLREQUESTED']._serialized_end=2192
-  _globals['_TOOLCALLSTARTED']._serialized_start=2194
-  _globals['_TOOLCALLSTARTED']._serialized_end=2264
-  _globals['_TOOLCALLPROGRESS']._serialized_start=2266
-  _globals['_TOOLCALLPROGRESS']._serialized_end=2354
-  _globals['_TOOLCALLCOMPLETED']._serialized_start=2356
-  _globals['_TOOLCALLCOMPLETED']._serialized_end=2462
-  _globals['_APPROVALREQUESTED']._serialized_start=2464
-  _globals['_APPROVALREQUESTED']._serialized_end=2590
-  _globals['_APPROVALRESOLVED']._serialized_start=2593
-  _globals['_APPROVALRESOLVED']._serialized_end=2729
-  _globals['_INPUTREQUESTED']._serialized_start=2731
-  _globals['_INPUTREQUESTED']._serialized_end=2848
-  _globals['_HANDOFF']._serialized_start=2850
-  _globals['_HANDOFF']._serialized_end=2919
-  _globals['_MESSAGECOMMITTED']._serialized_start=2921
-  _globals['_MESSAGECOMMITTED']._serialized_end=3019
-  _globals['_BUDGETWARNING']._serialized_start=3021
-  _globals['_BUDGETWARNING']._serialized_end=3081
-  _globals['_ATTEMPTRESTARTED']._serialized_start=3083
-  _globals['_ATTEMPTRESTARTED']._serialized_end=3187
-  _globals['_REPLAYCOMPACTED']._serialized_start=3189
-  _globals['_REPLAYCOMPACTED']._serialized_end=3255
-  _globals['_RUNCOMPLETED']._serialized_start=3257
-  _globals['_RUNCOMPLETED']._serialized_end=3368
-  _globals['_RUNFAILED']._serialized_start=3370
-  _globals['_RUNFAILED']._serialized_end=3476
-  _globals['_RUNCANCELLED']._serialized_start=3478
-  _globals['_RUNCANCELLED']._serialized_end=3548
-  _globals['_RUNEXPIRED']._serialized_start=3550
-  _globals['_RUNEXPIRED']._serialized_end=3658
+  _globals['_MEMORYRECALLED']._serialized_start=1898
+  _globals['_MEMORYRECALLED']._serialized_end=2032
+  _globals['_MODELEVENT']._serialized_start=2034
+  _globals['_MODELEVENT']._serialized_end=2112
+  _globals['_TOOLCALLREQUESTED']._serialized_start=2114
+  _globals['_TOOLCALLREQUESTED']._serialized_end=2210
+  _globals['_TOOLCALLSTARTED']._serialized_start=2212
+  _globals['_TOOLCALLSTARTED']._serialized_end=2282
+  _globals['_TOOLCALLPROGRESS']._serialized_start=2284
+  _globals['_TOOLCALLPROGRESS']._serialized_end=2372
+  _globals['_TOOLCALLCOMPLETED']._serialized_start=2374
+  _globals['_TOOLCALLCOMPLETED']._serialized_end=2480
+  _globals['_APPROVALREQUESTED']._serialized_start=2482
+  _globals['_APPROVALREQUESTED']._serialized_end=2608
+  _globals['_APPROVALRESOLVED']._serialized_start=2611
+  _globals['_APPROVALRESOLVED']._serialized_end=2747
+  _globals['_INPUTREQUESTED']._serialized_start=2749
+  _globals['_INPUTREQUESTED']._serialized_end=2866
+  _globals['_HANDOFF']._serialized_start=2868
+  _globals['_HANDOFF']._serialized_end=2937
+  _globals['_MESSAGECOMMITTED']._serialized_start=2939
+  _globals['_MESSAGECOMMITTED']._serialized_end=3037
+  _globals['_BUDGETWARNING']._serialized_start=3039
+  _globals['_BUDGETWARNING']._serialized_end=3099
+  _globals['_ATTEMPTRESTARTED']._serialized_start=3101
+  _globals['_ATTEMPTRESTARTED']._serialized_end=3205
+  _globals['_REPLAYCOMPACTED']._serialized_start=3207
+  _globals['_REPLAYCOMPACTED']._serialized_end=3273
+  _globals['_RUNCOMPLETED']._serialized_start=3275
+  _globals['_RUNCOMPLETED']._serialized_end=3386
+  _globals['_RUNFAILED']._serialized_start=3388
+  _globals['_RUNFAILED']._serialized_end=3494
+  _globals['_RUNCANCELLED']._serialized_start=3496
+  _globals['_RUNCANCELLED']._serialized_end=3587
+  _globals['_RUNEXPIRED']._serialized_start=3589
+  _globals['_RUNEXPIRED']._serialized_end=3697
 # @@protoc_insertion_point(module_scope)

@@ -256,6 +256,12 @@ class MemoryRecalled(_message.Message):
     HITS_FIELD_NUMBER: _builtins.int
     DEGRADED_FIELD_NUMBER: _builtins.int
     TOOK_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    summary: _builtins.str
+    """What the conversation's window leaves out, in short, as the model is shown
+    it. Empty: nothing was left out, there is none yet, or the agent does not
+    ask for it.
+    """
     @_builtins.property
     def hits(self) -> _containers.RepeatedCompositeFieldContainer[_recall_pb2.RecallHit]:
         """Best first, at most 1 MiB in all: hits that do not fit are left out. Empty:
@@ -276,10 +282,11 @@ class MemoryRecalled(_message.Message):
         hits: _abc.Iterable[_recall_pb2.RecallHit] | None = ...,
         degraded: _abc.Iterable[_builtins.str] | None = ...,
         took: _duration_pb2.Duration | None = ...,
+        summary: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["took", b"took"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["degraded", b"degraded", "hits", b"hits", "took", b"took"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["degraded", b"degraded", "hits", b"hits", "summary", b"summary", "took", b"took"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -758,8 +765,13 @@ class RunCancelled(_message.Message):
 
     REASON_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    ROLLED_BACK_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """In the words of who cancelled; may be empty."""
+    rolled_back: _builtins.bool
+    """The run's messages were taken out of the thread, those of its
+    message_committed events too, and out of memory. Default false.
+    """
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage:
         """Sum over the run's model calls."""
@@ -769,10 +781,11 @@ class RunCancelled(_message.Message):
         *,
         reason: _builtins.str = ...,
         usage: _usage_pb2.Usage | None = ...,
+        rolled_back: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "rolled_back", b"rolled_back", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -493,7 +493,10 @@ class DeleteThreadRequest(_message.Message):
     `[A-Za-z0-9._:-]`. Empty: not deduplicated.
     """
     erase_memory: _builtins.bool
-    """Also erase its turns from memory. Default false."""
+    """Also erase its turns from memory: when this is answered, or as soon as
+    memory is back. Memories that were drawn from them stay. Default false: its
+    turns stay in memory.
+    """
     def __init__(
         self,
         *,
@@ -541,7 +544,9 @@ class ForkThreadRequest(_message.Message):
     letter or digit. Required.
     """
     at_message_id: _builtins.str
-    """Last message to take along, an id of this thread. Empty: the newest."""
+    """Last message to take along, an id of this thread. Not one that asks for
+    tools: a call is not parted from its result. Empty: the newest.
+    """
     new_thread_id: _builtins.str
     """Id of the new thread, 1 to 128 characters of `[A-Za-z0-9._:-]`, starting
     with a letter or digit. Empty: given by the server. Taken: ALREADY_EXISTS /

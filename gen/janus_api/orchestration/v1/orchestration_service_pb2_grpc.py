@@ -206,14 +206,16 @@ class OrchestrationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListAgents(self, request, context):
-        """Agents by name, the newest version of each.
+        """Agents by name, the newest version of each. Like every list of this
+        service, a page ends early when more would be larger than 3 MiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteAgent(self, request, context):
-        """Takes an agent out; runs that have it go on.
+        """Takes an agent out; runs that have it go on. Put again, it goes on counting
+        versions. `default` is then what it is without being put.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -234,7 +236,8 @@ class OrchestrationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListThreads(self, request, context):
-        """Conversations, last used first.
+        """Conversations, last used first. One that is used while its list is read is
+        first from then on: on no later page, and on none twice.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -248,15 +251,17 @@ class OrchestrationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteThread(self, request, context):
-        """Takes a conversation and its messages out. FAILED_PRECONDITION while a
-        run of it is going on.
+        """Takes a conversation out, with its messages and its runs. FAILED_PRECONDITION
+        / STATE_CONFLICT while a run of it is going on; UNAVAILABLE while memory has
+        yet to get turns that are to stay there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ForkThread(self, request, context):
-        """A new conversation with the messages up to a given one.
+        """A new conversation with the messages up to a given one, under their ids.
+        Memory has them once, from the thread that they were said in.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,23 +44,32 @@ class OrchestrationServiceStub:
     GetAgent: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.GetAgentRequest, _orchestration_service_pb2.GetAgentResponse]
     """An agent, the newest version or a given one."""
     ListAgents: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListAgentsRequest, _orchestration_service_pb2.ListAgentsResponse]
-    """Agents by name, the newest version of each."""
+    """Agents by name, the newest version of each. Like every list of this
+    service, a page ends early when more would be larger than 3 MiB.
+    """
     DeleteAgent: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.DeleteAgentRequest, _orchestration_service_pb2.DeleteAgentResponse]
-    """Takes an agent out; runs that have it go on."""
+    """Takes an agent out; runs that have it go on. Put again, it goes on counting
+    versions. `default` is then what it is without being put.
+    """
     CreateThread: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.CreateThreadRequest, _orchestration_service_pb2.CreateThreadResponse]
     """Starts a conversation. ALREADY_EXISTS when the id is taken."""
     GetThread: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.GetThreadRequest, _orchestration_service_pb2.GetThreadResponse]
     """One conversation."""
     ListThreads: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListThreadsRequest, _orchestration_service_pb2.ListThreadsResponse]
-    """Conversations, last used first."""
+    """Conversations, last used first. One that is used while its list is read is
+    first from then on: on no later page, and on none twice.
+    """
     ListMessages: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListMessagesRequest, _orchestration_service_pb2.ListMessagesResponse]
     """Committed messages of a conversation, in order."""
     DeleteThread: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.DeleteThreadRequest, _orchestration_service_pb2.DeleteThreadResponse]
-    """Takes a conversation and its messages out. FAILED_PRECONDITION while a
-    run of it is going on.
+    """Takes a conversation out, with its messages and its runs. FAILED_PRECONDITION
+    / STATE_CONFLICT while a run of it is going on; UNAVAILABLE while memory has
+    yet to get turns that are to stay there.
     """
     ForkThread: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.ForkThreadRequest, _orchestration_service_pb2.ForkThreadResponse]
-    """A new conversation with the messages up to a given one."""
+    """A new conversation with the messages up to a given one, under their ids.
+    Memory has them once, from the thread that they were said in.
+    """
     Converse: _grpc.UnaryStreamMultiCallable[_orchestration_service_pb2.ConverseRequest, _orchestration_service_pb2.ConverseResponse]
     """One turn: starts a run and follows it to its end. The run is durable
     before the first event; it goes on when the stream is cut and WatchRun
@@ -130,23 +139,32 @@ class OrchestrationServiceAsyncStub(OrchestrationServiceStub):
     GetAgent: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.GetAgentRequest, _orchestration_service_pb2.GetAgentResponse]  # type: ignore[assignment]
     """An agent, the newest version or a given one."""
     ListAgents: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListAgentsRequest, _orchestration_service_pb2.ListAgentsResponse]  # type: ignore[assignment]
-    """Agents by name, the newest version of each."""
+    """Agents by name, the newest version of each. Like every list of this
+    service, a page ends early when more would be larger than 3 MiB.
+    """
     DeleteAgent: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.DeleteAgentRequest, _orchestration_service_pb2.DeleteAgentResponse]  # type: ignore[assignment]
-    """Takes an agent out; runs that have it go on."""
+    """Takes an agent out; runs that have it go on. Put again, it goes on counting
+    versions. `default` is then what it is without being put.
+    """
     CreateThread: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.CreateThreadRequest, _orchestration_service_pb2.CreateThreadResponse]  # type: ignore[assignment]
     """Starts a conversation. ALREADY_EXISTS when the id is taken."""
     GetThread: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.GetThreadRequest, _orchestration_service_pb2.GetThreadResponse]  # type: ignore[assignment]
     """One conversation."""
     ListThreads: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListThreadsRequest, _orchestration_service_pb2.ListThreadsResponse]  # type: ignore[assignment]
-    """Conversations, last used first."""
+    """Conversations, last used first. One that is used while its list is read is
+    first from then on: on no later page, and on none twice.
+    """
     ListMessages: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListMessagesRequest, _orchestration_service_pb2.ListMessagesResponse]  # type: ignore[assignment]
     """Committed messages of a conversation, in order."""
     DeleteThread: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.DeleteThreadRequest, _orchestration_service_pb2.DeleteThreadResponse]  # type: ignore[assignment]
-    """Takes a conversation and its messages out. FAILED_PRECONDITION while a
-    run of it is going on.
+    """Takes a conversation out, with its messages and its runs. FAILED_PRECONDITION
+    / STATE_CONFLICT while a run of it is going on; UNAVAILABLE while memory has
+    yet to get turns that are to stay there.
     """
     ForkThread: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.ForkThreadRequest, _orchestration_service_pb2.ForkThreadResponse]  # type: ignore[assignment]
-    """A new conversation with the messages up to a given one."""
+    """A new conversation with the messages up to a given one, under their ids.
+    Memory has them once, from the thread that they were said in.
+    """
     Converse: _aio.UnaryStreamMultiCallable[_orchestration_service_pb2.ConverseRequest, _orchestration_service_pb2.ConverseResponse]  # type: ignore[assignment]
     """One turn: starts a run and follows it to its end. The run is durable
     before the first event; it goes on when the stream is cut and WatchRun
@@ -231,7 +249,9 @@ class OrchestrationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestration_service_pb2.ListAgentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_orchestration_service_pb2.ListAgentsResponse, _abc.Awaitable[_orchestration_service_pb2.ListAgentsResponse]]:
-        """Agents by name, the newest version of each."""
+        """Agents by name, the newest version of each. Like every list of this
+        service, a page ends early when more would be larger than 3 MiB.
+        """
 
     @_abc_1.abstractmethod
     def DeleteAgent(
@@ -239,7 +259,9 @@ class OrchestrationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestration_service_pb2.DeleteAgentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_orchestration_service_pb2.DeleteAgentResponse, _abc.Awaitable[_orchestration_service_pb2.DeleteAgentResponse]]:
-        """Takes an agent out; runs that have it go on."""
+        """Takes an agent out; runs that have it go on. Put again, it goes on counting
+        versions. `default` is then what it is without being put.
+        """
 
     @_abc_1.abstractmethod
     def CreateThread(
@@ -263,7 +285,9 @@ class OrchestrationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestration_service_pb2.ListThreadsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_orchestration_service_pb2.ListThreadsResponse, _abc.Awaitable[_orchestration_service_pb2.ListThreadsResponse]]:
-        """Conversations, last used first."""
+        """Conversations, last used first. One that is used while its list is read is
+        first from then on: on no later page, and on none twice.
+        """
 
     @_abc_1.abstractmethod
     def ListMessages(
@@ -279,8 +303,9 @@ class OrchestrationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestration_service_pb2.DeleteThreadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_orchestration_service_pb2.DeleteThreadResponse, _abc.Awaitable[_orchestration_service_pb2.DeleteThreadResponse]]:
-        """Takes a conversation and its messages out. FAILED_PRECONDITION while a
-        run of it is going on.
+        """Takes a conversation out, with its messages and its runs. FAILED_PRECONDITION
+        / STATE_CONFLICT while a run of it is going on; UNAVAILABLE while memory has
+        yet to get turns that are to stay there.
         """
 
     @_abc_1.abstractmethod
@@ -289,7 +314,9 @@ class OrchestrationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestration_service_pb2.ForkThreadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_orchestration_service_pb2.ForkThreadResponse, _abc.Awaitable[_orchestration_service_pb2.ForkThreadResponse]]:
-        """A new conversation with the messages up to a given one."""
+        """A new conversation with the messages up to a given one, under their ids.
+        Memory has them once, from the thread that they were said in.
+        """
 
     @_abc_1.abstractmethod
     def Converse(

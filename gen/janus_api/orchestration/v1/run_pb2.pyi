@@ -196,7 +196,7 @@ class Run(_message.Message):
 
     @_builtins.property
     def last_event(self) -> Global___Cursor:
-        """Position of the newest event."""
+        """Position of the newest event; in ListRuns, of the newest durable one."""
 
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___Step]:
