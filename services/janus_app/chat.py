@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
+from typing import Any
 
 import grpc
 from rich.console import Console
@@ -11,11 +12,14 @@ from janus_api.content.v1 import message_pb2 as content
 from janus_api.orchestration.v1 import agent_pb2, thread_pb2
 from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
 from janus_app.client import Mesh, explain
+from janus_app.following import follow
+from janus_app.terminal import plain
 from janus_app.transcript import RunFailed, Transcript
 
 AGENT = "janus-chat"
-RESUME_ATTEMPTS = 40
-RESUME_PAUSE_SECONDS = 0.5
+SHOWN_AGAIN = 6
+"""Messages of a thread that is gone on with."""
+FOLLOW_SECONDS = 600
 
 INSTRUCTIONS = "You are a helpful assistant. Use what was recalled when it helps, and say where it is from."
 HELP = (
@@ -27,13 +31,35 @@ HELP = (
 class Chat:
     """One person at a terminal, in one thread at a time."""
 
-    def __init__(self, mesh: Mesh, console: Console, *, subject: str, model: str, thread: str) -> None:
+    def __init__(self, mesh: Mesh, console: Console, *, subject: str, model: str) -> None:
         self._mesh = mesh
         self._console = console
         self._subject = subject
         agent = agent_pb2.Agent(name=AGENT, model=model, instructions=INSTRUCTIONS)
         mesh.orchestration.PutAgent(pb.PutAgentRequest(agent=agent))
+        self._thread = ""
+
+    def open(self, thread: str, *, resume: bool) -> None:
+        """Enter a thread; a new one unless one is named, or the newest is to be gone on with."""
+        if resume and not thread:
+            request = pb.ListThreadsRequest(subject=self._subject, agent=AGENT, page_size=1)
+            newest = self._mesh.orchestration.ListThreads(request).threads
+            thread = newest[0].id if newest else ""
         self._thread = thread or self._new_thread()
+        if resume and thread:
+            self._show_again()
+
+    def _show_again(self) -> None:
+        """The end of the thread; and a run of it that still goes on, from its beginning."""
+        thread = self._mesh.orchestration.GetThread(pb.GetThreadRequest(thread_id=self._thread)).thread
+        request = pb.ListMessagesRequest(thread_id=self._thread, page_size=SHOWN_AGAIN, descending=True)
+        for item in reversed(self._mesh.orchestration.ListMessages(request).messages):
+            said = " ".join(part.text for part in item.message.parts if part.text)
+            if said:
+                who = "you ›" if item.message.role == content.ROLE_USER else "janus ›"
+                self._console.print(plain(f"{who} {said}"), style="dim")
+        if thread.active_run_id:
+            self._watched(lambda transcript: self._follow(thread.active_run_id, transcript))
 
     def _new_thread(self) -> str:
         thread = thread_pb2.Thread(agent=AGENT, subject=self._subject)
@@ -59,9 +85,13 @@ class Chat:
                 self._turn(said)
 
     def _turn(self, said: str) -> None:
+        self._watched(lambda transcript: self._converse(said, transcript))
+
+    def _watched(self, work: Callable[[Transcript], None]) -> None:
+        """Show a run; Ctrl-C stops it."""
         transcript = Transcript(self._console)
         try:
-            self._converse(said, transcript)
+            work(transcript)
         except KeyboardInterrupt:
             if transcript.run_id:
                 self._mesh.orchestration.CancelRun(
@@ -83,25 +113,15 @@ class Chat:
         except grpc.RpcError as error:
             if not transcript.run_id or error.code() is not grpc.StatusCode.UNAVAILABLE:
                 raise
-            self._resume(transcript)
+            self._follow(transcript.run_id, transcript)
         except KeyboardInterrupt:
             replies.cancel()
             raise
 
-    def _resume(self, transcript: Transcript) -> None:
-        """The run is durable: whoever serves next goes on where the stream was cut."""
-        self._console.print("\n[yellow]the stream was cut; waiting for the mesh …[/]")
-        for attempt in range(RESUME_ATTEMPTS):
-            try:
-                replies = self._mesh.orchestration.WatchRun(
-                    pb.WatchRunRequest(run_id=transcript.run_id, after=transcript.cursor),
-                    wait_for_ready=True,
-                    timeout=600,
-                )
-                transcript.follow(reply.event for reply in replies)
-            except grpc.RpcError as error:
-                if error.code() is not grpc.StatusCode.UNAVAILABLE or attempt == RESUME_ATTEMPTS - 1:
-                    raise
-                time.sleep(RESUME_PAUSE_SECONDS)
-            else:
-                return
+    def _follow(self, run_id: str, transcript: Transcript) -> None:
+        """The rest of a run whose stream was cut, or of one that was left."""
+
+        def watch(request: pb.WatchRunRequest) -> Any:
+            return self._mesh.orchestration.WatchRun(request, wait_for_ready=True, timeout=FOLLOW_SECONDS)
+
+        follow(self._console, watch, run_id, transcript)

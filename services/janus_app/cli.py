@@ -10,7 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from janus_app.calls import failed, mesh_of
 from janus_app.memory.commands import memory_app
+from janus_app.runs.commands import agent_app, run_app
 
 app = typer.Typer(
     name="janus",
@@ -22,6 +24,8 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(memory_app, name="memory")
+app.add_typer(run_app, name="run")
+app.add_typer(agent_app, name="agent")
 
 Data = Annotated[
     Path | None, typer.Option("--data", help="Data folder. Default: $JANUS_DATA, else ~/.local/share/janus.")
@@ -31,11 +35,6 @@ Address = Annotated[
     str | None,
     typer.Option("--address", envvar="JANUS_ADDRESS", help="host:port of a mesh. Default: the one of the data folder."),
 ]
-
-
-def _fail(problem: object) -> typer.Exit:
-    Console(stderr=True).print(str(problem), style="red", highlight=False, markup=False, soft_wrap=True)
-    return typer.Exit(1)
 
 
 @app.command()
@@ -64,7 +63,7 @@ def serve(
         services = command.services(only)
         command.run(Reloading(sources(config, overrides)), data_folder(data), services)
     except (SettingsError, EmbeddedError, command.CannotServe, *command.REFUSALS) as error:
-        raise _fail(error) from None
+        raise failed(str(error)) from None
 
 
 @app.command()
@@ -74,21 +73,17 @@ def chat(
     subject: Annotated[str, typer.Option(help="Who you are; memories belong to it.")] = "me",
     model: Annotated[str, typer.Option(help="Model or alias. Default: the server's.")] = "",
     thread: Annotated[str, typer.Option(help="Go on with this thread. Default: a new one.")] = "",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where you were: show the end of your newest thread, and its run.")
+    ] = False,
 ) -> None:
     """Talk to a running mesh; tokens as they come, and what was recalled."""
-    import grpc
-
     from janus_app.chat import Chat
-    from janus_app.client import MeshNotUp, connect, explain
-    from janus_app.settings import data_folder
 
-    try:
-        with connect(data_folder(data), address) as mesh:
-            Chat(mesh, Console(), subject=subject, model=model, thread=thread).loop()
-    except MeshNotUp as error:
-        raise _fail(error) from None
-    except grpc.RpcError as error:
-        raise _fail(explain(error)) from None
+    with mesh_of(data, address) as mesh:
+        chatting = Chat(mesh, Console(), subject=subject, model=model)
+        chatting.open(thread, resume=resume)
+        chatting.loop()
 
 
 @app.command()
@@ -111,7 +106,7 @@ def demo(
             with tempfile.TemporaryDirectory(prefix="janus-demo-") as folder:
                 play(console, Path(folder), model)
     except DemoFailed as failure:
-        raise _fail(f"✗ {failure}") from None
+        raise failed(f"✗ {failure}") from None
 
 
 @app.command()
@@ -133,7 +128,7 @@ def config_show(config: Config = None) -> None:
     try:
         show(Console(), load_settings(config, {}))
     except SettingsError as error:
-        raise _fail(error) from None
+        raise failed(str(error)) from None
 
 
 @app.command()

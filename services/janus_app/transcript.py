@@ -24,6 +24,7 @@ class Transcript:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._in_answer = False
+        self._has_gap = False
         self.run_id = ""
         self.cursor = run_pb2.Cursor()
         self.answer = ""
@@ -54,8 +55,13 @@ class Transcript:
             self.answer = ""
         elif kind == "replay_compacted":
             self._line("[dim]older tokens have expired; here is what was committed[/]")
-        elif kind == "message_committed" and event.message_committed.degraded:
-            self._line(f"[yellow]stored, will catch up: {', '.join(event.message_committed.degraded)}[/]")
+            self._has_gap = True
+        elif kind == "message_committed":
+            self._committed(event.message_committed)
+        elif kind == "approval_requested":
+            self._asks_for_consent(event.approval_requested.approval)
+        elif kind == "input_requested":
+            self._line(f"[yellow]? {escape(event.input_requested.input.question)}[/]")
         elif kind == "run_completed":
             self._end()
         elif kind == "run_failed":
@@ -63,10 +69,27 @@ class Transcript:
             raise RunFailed(f"the run failed: {event.run_failed.status.message}")
         elif kind == "run_cancelled":
             self._end()
-            raise RunFailed("the run was cancelled")
+            raise RunFailed(_cancelled(event.run_cancelled))
         elif kind == "run_expired":
             self._end()
             raise RunFailed(f"the run expired waiting for {event.run_expired.waited_for}")
+
+    def _committed(self, committed: event_pb2.MessageCommitted) -> None:
+        message = committed.message
+        if self._has_gap and message.role == content.ROLE_ASSISTANT:
+            # Its tokens are gone, or a part of them is.
+            said = "".join(part.text for part in message.parts)
+            if said:
+                self.answer = said
+                self._line(escape(said))
+            self._has_gap = False
+        if committed.degraded:
+            self._line(f"[yellow]stored, will catch up: {', '.join(committed.degraded)}[/]")
+
+    def _asks_for_consent(self, asked: run_pb2.PendingApproval) -> None:
+        call = asked.call
+        self._line(f"[yellow]⚙ waits for consent: {escape(call.name)} {escape(_short(call.arguments_json))}[/]")
+        self._line(f"[yellow]  janus run approve {self.run_id} {escape(asked.approval_id)} \\[--decline][/]")
 
     def _end(self) -> None:
         self.ended = True
@@ -99,6 +122,11 @@ class Transcript:
             self._in_answer = False
         if markup:
             self._console.print(markup, highlight=False, soft_wrap=True)
+
+
+def _cancelled(event: event_pb2.RunCancelled) -> str:
+    told = f"the run was cancelled: {event.reason}" if event.reason else "the run was cancelled"
+    return f"{told}; its messages are gone from the thread" if event.rolled_back else told
 
 
 def _short(said: str) -> str:

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-import grpc
 import typer
 from rich.console import Console
 
+from janus_app.calls import failed, mesh_of
 from janus_app.memory.calls import Calls
-from janus_app.memory.refusals import Refused
+from janus_app.refusals import Refused
 
 memory_app = typer.Typer(help="Search, move, erase and check what is remembered.", no_args_is_help=True)
 
@@ -35,16 +35,8 @@ Timeout = Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds that
 @contextmanager
 def _calls(data: Path | None, address: str | None, tenant: str, timeout: float) -> Iterator[Calls]:
     """Calls to the mesh; whatever goes wrong is said in plain words, with exit code 1."""
-    from janus_app.client import MeshNotUp, connect, explain
-    from janus_app.settings import data_folder
-
-    try:
-        with connect(data_folder(data), address) as mesh:
-            yield Calls(mesh, tenant, timeout)
-    except (MeshNotUp, Refused) as error:
-        raise _fail(str(error)) from None
-    except grpc.RpcError as error:
-        raise _fail(explain(error)) from None
+    with mesh_of(data, address) as mesh:
+        yield Calls(mesh, tenant, timeout)
 
 
 @contextmanager
@@ -58,12 +50,7 @@ def _stores(data: Path | None, tenant: str, space: str) -> Iterator[Path]:
     try:
         yield data_folder(data)
     except (SettingsError, JanusError, Refused) as error:
-        raise _fail(str(error)) from None
-
-
-def _fail(problem: str) -> typer.Exit:
-    Console(stderr=True).print(problem, style="red", highlight=False, markup=False, soft_wrap=True)
-    return typer.Exit(1)
+        raise failed(str(error)) from None
 
 
 @memory_app.command()

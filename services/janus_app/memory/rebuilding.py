@@ -15,8 +15,8 @@ from janus_api.common.v1 import operation_pb2
 from janus_api.memory.v1 import memory_service_pb2 as pb
 from janus_api.memory.v1 import space_pb2
 from janus_app.memory.calls import Calls
-from janus_app.memory.records import plain
-from janus_app.memory.refusals import Refused
+from janus_app.refusals import Refused
+from janus_app.terminal import plain
 
 _CUTS = 20
 """Times that a stream may be cut without an answer between before nobody waits any longer."""

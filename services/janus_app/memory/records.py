@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import unicodedata
 from collections.abc import Iterable, Sequence
 
 from google.protobuf import json_format
@@ -15,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from janus_api.memory.v1 import recall_pb2, record_pb2, scope_pb2
-from janus_app.memory.refusals import Refused
+from janus_app.refusals import Refused
+from janus_app.terminal import plain, print_json, when
 
 
 def recall_request(
@@ -108,26 +107,6 @@ def show_history(console: Console, versions: Iterable[record_pb2.MemoryVersion],
             plain(version.reason),
         )
     console.print(table)
-
-
-def print_json(message: Message) -> None:
-    """A message as one JSON text, for programs."""
-    text = json.dumps(json_format.MessageToDict(message, preserving_proto_field_name=True), ensure_ascii=False)
-    sys.stdout.write(f"{text}\n")
-
-
-def plain(text: str) -> Text:
-    """A text with nothing in it that a terminal would act on."""
-    return Text("".join(character if _is_shown(character) else "�" for character in text))
-
-
-def when(stamp: Timestamp) -> str:
-    """A time to the second, in UTC; empty for one that is not set."""
-    return f"{stamp.ToDatetime():%Y-%m-%d %H:%M:%S}" if stamp.seconds or stamp.nanos else ""
-
-
-def _is_shown(character: str) -> bool:
-    return character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs")
 
 
 def _shown(field: str, value: object) -> str:

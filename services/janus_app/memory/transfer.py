@@ -22,7 +22,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeE
 from janus_api.memory.v1 import memory_service_pb2 as pb
 from janus_api.memory.v1 import scope_pb2
 from janus_app.memory.calls import Calls
-from janus_app.memory.refusals import Refused
+from janus_app.refusals import Refused
 
 MAGIC = b"janus memory export 1\n"
 _MOST_BYTES = 64 * 1024 * 1024

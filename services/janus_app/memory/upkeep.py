@@ -15,9 +15,9 @@ from janus_api.memory.v1 import memory_service_pb2 as pb
 from janus_api.memory.v1 import scope_pb2
 from janus_app.embedded import read_state
 from janus_app.memory.calls import Calls
-from janus_app.memory.records import plain, print_json, when
-from janus_app.memory.refusals import Refused
+from janus_app.refusals import Refused
 from janus_app.settings import load_settings
+from janus_app.terminal import plain, print_json, when
 
 
 def erase(

@@ -1,0 +1,43 @@
+"""Following a run to its end, however often its stream is cut."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+import grpc
+from rich.console import Console
+
+from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
+from janus_app.transcript import Transcript
+
+ATTEMPTS = 40
+PAUSE_SECONDS = 0.5
+
+Watch = Callable[[pb.WatchRunRequest], Iterable[pb.WatchRunResponse]]
+
+
+def follow(console: Console, watch: Watch, run_id: str, transcript: Transcript) -> None:
+    """Show what the transcript has not yet, to the terminal event.
+
+    The run is durable: whoever serves next goes on where the stream was cut.
+    Raises what the transcript raises, and grpc.RpcError when nobody serves for
+    too long.
+    """
+    attempts = 0
+    while True:
+        seen = transcript.cursor.sequence
+        try:
+            request = pb.WatchRunRequest(run_id=run_id, after=transcript.cursor if seen else None)
+            transcript.follow(reply.event for reply in watch(request))
+        except grpc.RpcError as error:
+            if transcript.cursor.sequence > seen:
+                attempts = 0
+            if error.code() is not grpc.StatusCode.UNAVAILABLE or attempts == ATTEMPTS:
+                raise
+            if not attempts:
+                console.print("\n[yellow]the stream was cut; waiting for the mesh …[/]")
+            attempts += 1
+            time.sleep(PAUSE_SECONDS)
+        else:
+            return

@@ -1,0 +1,1 @@
+"""`janus run` and `janus agent`."""

@@ -1,0 +1,76 @@
+"""Starting runs in the background, and watching them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from janus_api.content.v1 import message_pb2 as content
+from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
+from janus_api.orchestration.v1 import thread_pb2
+from janus_app.calls import Calls
+from janus_app.following import follow
+from janus_app.refusals import Refused
+from janus_app.transcript import RunFailed, Transcript
+
+_LEFT = 130
+"""Exit code of a command that was left with Ctrl-C, as shells have it."""
+
+
+def start(
+    calls: Calls,
+    text: str,
+    *,
+    thread: str,
+    agent: str,
+    subject: str,
+    model: str,
+    labels: Sequence[str],
+    request_id: str,
+) -> str:
+    """Start a run, in a new thread unless one is named; its id, when it is durable."""
+    said = sys.stdin.read() if text == "-" else text
+    pairs = dict(_label(each) for each in labels)
+    if not thread:
+        made = pb.CreateThreadRequest(
+            thread=thread_pb2.Thread(agent=agent, subject=subject), request_id=f"{request_id}.t" if request_id else ""
+        )
+        thread = calls.unary("CreateThread", made).thread.id
+    message = content.Message(role=content.ROLE_USER, name=subject, parts=[content.Part(text=said)])
+    asked = pb.RunInput(
+        thread_id=thread, agent=agent, messages=[message], model=model, labels=pairs, request_id=request_id
+    )
+    run_id: str = calls.unary("StartRun", pb.StartRunRequest(input=asked)).run.id
+    return run_id
+
+
+def watch(console: Console, calls: Calls, run_id: str) -> int:
+    """Show a run to its end; the exit code. Ctrl-C leaves the run going and says how to come back."""
+    transcript = Transcript(console)
+    try:
+        follow(console, lambda request: calls.stream("WatchRun", request), run_id, transcript)
+    except RunFailed as failure:
+        console.print(str(failure), style="red", highlight=False, markup=False)
+        return 1
+    except KeyboardInterrupt:
+        console.print("\nThe run goes on without you.", highlight=False)
+        hint(console, calls, run_id)
+        return _LEFT
+    return 0
+
+
+def hint(console: Console, calls: Calls, run_id: str) -> None:
+    """How to come back to a run."""
+    whose = f" --tenant {calls.tenant}" if calls.tenant else ""
+    for what, command in (("Watch", "watch"), ("Stop", "cancel")):
+        line = f"{what} it: janus run {command} {run_id}{whose}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise Refused(f"'{text}' is no label: write key=value.")
+    return key, value

@@ -1,0 +1,213 @@
+"""`janus run`, `janus agent` and `janus chat --resume` at a real mesh with the rehearsal model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.system.driver import Server, eventually, user
+from typer.testing import CliRunner, Result
+
+from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
+from janus_api.orchestration.v1 import run_pb2, thread_pb2
+from janus_app.cli import app
+from janus_app.client import Mesh
+
+SLOW = "/pace 300 /long 200"
+
+
+@pytest.fixture
+def janus(served: Server, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A command of a tenant of its own, unless it takes none."""
+    monkeypatch.setenv("JANUS_DATA", str(served.data))
+    monkeypatch.setenv("COLUMNS", "250")
+    for name in ("JANUS_ADDRESS", "JANUS_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    runner = CliRunner()
+    tenant = f"t{uuid.uuid4().hex[:8]}"
+
+    def invoke(*arguments: str, code: int = 0, **options: Any) -> Result:
+        own = () if arguments[0] == "chat" else ("--tenant", tenant)
+        result = runner.invoke(app, [*arguments, *own], **options)
+        assert result.exit_code == code, result.output
+        assert "Traceback" not in result.output
+        return result
+
+    return invoke
+
+
+def started(janus: Any, *arguments: str) -> str:
+    return str(janus("run", "start", *arguments).stdout.strip())
+
+
+def state(janus: Any, run_id: str) -> str:
+    return str(json.loads(janus("run", "show", run_id, "--json").stdout)["state"])
+
+
+def until_state(janus: Any, run_id: str, *states: str) -> None:
+    eventually(lambda: state(janus, run_id) in {f"RUN_STATE_{each}" for each in states})
+
+
+def test_a_run_is_started_watched_and_shown_with_its_timeline(janus: Any, tmp_path: Path) -> None:
+    file = tmp_path / "helper.yaml"
+    file.write_text("name: helper\ndescription: tells the time\ntools:\n  - name: time.now\n    timeout: 5s\n")
+    assert janus("agent", "put", str(file)).stdout.strip() == "helper, version 1"
+    assert janus("agent", "put", str(file)).stdout.strip() == "helper, version 1"
+    begun = janus("run", "start", "/call time.now {}", "--agent", "helper", "--label", "team=blue")
+    run_id = begun.stdout.strip()
+    assert f"janus run watch {run_id} --tenant t" in begun.stderr
+    watched = janus("run", "watch", run_id).stdout
+    assert "⚙ time.now" in watched
+    assert "rehearsal" in watched
+    shown = janus("run", "show", run_id).stdout
+    assert "completed" in shown
+    assert "helper, version 1" in shown
+    assert "team=blue" in shown
+    steps = [line.split() for line in shown.splitlines() if "█" in line]
+    assert [" ".join(words[1:3]) for words in steps] == ["recall 1", "model call", "tool call", "model call", "store 1"]
+    assert [" ".join(words[:1]) for words in steps] == ["1", "2", "3", "4", "5"]
+    assert all("s" in words for words in steps)
+    assert " in, " in shown
+    assert "$" in shown or "unknown" in shown
+    assert "time.now" in next(line for line in shown.splitlines() if "tool call" in line)
+    row = janus("run", "list").stdout
+    assert run_id in row
+    assert "completed" in row
+    listed = janus("agent", "list").stdout
+    assert "tells the time" in listed
+    assert "enqueue" in listed
+    (as_json,) = janus("agent", "list", "--json").stdout.splitlines()
+    assert json.loads(as_json)["name"] == "helper"
+
+
+def test_a_run_that_goes_on_is_listed_cancelled_and_said_to_be_so(janus: Any) -> None:
+    run_id = started(janus, SLOW, "--subject", "ada")
+    until_state(janus, run_id, "RUNNING")
+    assert run_id in janus("run", "list", "--state", "running", "--state", "queued").stdout
+    assert "There are none" in janus("run", "list", "--state", "completed").stdout
+    thread = json.loads(janus("run", "show", run_id, "--json").stdout)["thread_id"]
+    waiting = started(janus, "and then?", "--thread", thread)
+    rows = [json.loads(line) for line in janus("run", "list", "--thread", thread, "--json").stdout.splitlines()]
+    assert [(row["id"], row["state"]) for row in rows] == [
+        (waiting, "RUN_STATE_QUEUED"),
+        (run_id, "RUN_STATE_RUNNING"),
+    ]
+    assert "running" in janus("run", "show", run_id).stdout
+    said = janus("run", "cancel", run_id, "--reason", "enough").stdout
+    assert "cancel" in said
+    told = janus("run", "watch", run_id, code=1).stdout
+    assert "cancelled: enough" in told
+    janus("run", "watch", waiting)
+    assert "cancelled" in janus("run", "cancel", run_id).stdout
+    assert "completed" in janus("run", "cancel", waiting).stdout
+
+
+def test_a_repeated_start_is_the_same_run(janus: Any) -> None:
+    assert started(janus, "hello", "--request-id", "r1") == started(janus, "hello", "--request-id", "r1")
+    assert "REQUEST_ID" in janus("run", "start", "other", "--request-id", "r1", code=1).stderr.upper().replace(" ", "_")
+
+
+def test_what_is_said_may_come_from_elsewhere(janus: Any) -> None:
+    run_id = janus("run", "start", "-", input="hello from a pipe\n").stdout.strip()
+    janus("run", "watch", run_id)
+    spec = json.dumps({"name": "piped", "instructions": "be brief"})
+    assert janus("agent", "put", "-", input=spec).stdout.strip() == "piped, version 1"
+
+
+def test_ctrl_c_leaves_a_run_going_and_says_how_to_come_back(served: Server, mesh: Mesh) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "janus_app", "run", "start", "/pace 100 /long 40", "--watch"],
+        env={**os.environ, "JANUS_DATA": str(served.data), "COLUMNS": "200", "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    run_id = process.stdout.readline().strip()
+    assert run_id
+
+    def speaks() -> bool:
+        return mesh.orchestration.GetRun(pb.GetRunRequest(run_id=run_id)).run.last_event.sequence > 8
+
+    eventually(speaks)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130, (out, err)
+    assert "goes on without you" in out
+    assert f"janus run watch {run_id}" in out
+    assert "Traceback" not in err
+
+    def has_ended() -> bool:
+        run = mesh.orchestration.GetRun(pb.GetRunRequest(run_id=run_id)).run
+        assert run.state != run_pb2.RUN_STATE_CANCELLED
+        return bool(run.state == run_pb2.RUN_STATE_COMPLETED)
+
+    eventually(has_ended, 30)
+
+
+def test_what_cannot_be_done_is_said_in_a_line(janus: Any, tmp_path: Path) -> None:
+    assert "NOT_FOUND" in janus("run", "show", "run_absent", code=1).stderr
+    assert "NOT_FOUND" in janus("run", "watch", "run_absent", code=1).stderr
+    assert "NOT_FOUND" in janus("run", "cancel", "run_absent", code=1).stderr
+    assert "no label" in janus("run", "start", "hi", "--label", "team", code=1).stderr
+    assert "running" in janus("run", "list", "--state", "lazy", code=1).stderr
+    assert "no Agent of the contract" in janus("agent", "put", "-", input="name: a\nmodell: b\n", code=1).stderr
+    assert "neither YAML nor JSON" in janus("agent", "put", "-", input="{", code=1).stderr
+    assert "describes no agent" in janus("agent", "put", "-", input="- a\n", code=1).stderr
+    assert "cannot be read" in janus("agent", "put", str(tmp_path / "absent.yaml"), code=1).stderr
+    assert "agent.tools[0].name" in janus("agent", "put", "-", input="{name: a, tools: [{name: nope}]}", code=1).stderr
+    assert "version" in janus("agent", "put", "-", "--expected-version", "7", input="name: a", code=1).stderr
+    run_id = started(janus, "hello")
+    janus("run", "watch", run_id)
+    assert "nobody's consent" in janus("run", "approve", run_id, code=1).stderr
+    # The words of models and people are no markup, and nothing that a terminal acts on.
+    run_id = started(janus, "hello", "--label", "l=[red]x[/red]\x1b[2J")
+    shown = janus("run", "show", run_id).stdout
+    assert "[red]x[/red]" in shown
+    assert "\x1b" not in shown
+
+
+def test_a_chat_is_gone_on_with(janus: Any, mesh: Mesh) -> None:
+    subject = f"s{uuid.uuid4().hex[:8]}"
+    fresh = janus("chat", "--resume", "--subject", subject, input="The kettle is blue.\n/quit\n").stdout
+    thread = fresh.split("thread ")[1].split()[0]
+    again = janus("chat", "--resume", "--subject", subject, input="/quit\n").stdout
+    assert f"thread {thread}" in again
+    assert "you › The kettle is blue." in again
+    assert "janus › This is a rehearsal" in again
+    # A run that was left is shown to its end first.
+    message = user("/pace 50 /long 12", subject)
+    asked = pb.StartRunRequest(input=pb.RunInput(thread_id=thread, messages=[message]))
+    run_id = mesh.orchestration.StartRun(asked).run.id
+    janus("chat", "--resume", "--subject", subject, input="/quit\n")
+    state_then = mesh.orchestration.GetRun(pb.GetRunRequest(run_id=run_id)).run.state
+    assert state_then == run_pb2.RUN_STATE_COMPLETED
+    # Without --resume it is another thread; one that is named is the named one.
+    assert f"thread {thread}" not in janus("chat", "--subject", subject, input="/quit\n").stdout
+    other = mesh.orchestration.CreateThread(
+        pb.CreateThreadRequest(thread=thread_pb2.Thread(subject=subject), messages=[user("from before", subject)])
+    ).thread.id
+    named = janus("chat", "--resume", "--thread", other, "--subject", subject, input="/quit\n").stdout
+    assert "you › from before" in named
+    assert "NOT_FOUND" in janus("chat", "--resume", "--thread", "absent", code=1).stderr
+
+
+def test_without_a_mesh_it_is_said_how_to_start_one(janus: Any, tmp_path: Path) -> None:
+    for command in (
+        ["run", "start", "x"],
+        ["run", "watch", "run_x"],
+        ["run", "list"],
+        ["run", "show", "run_x"],
+        ["run", "cancel", "run_x"],
+        ["run", "approve", "run_x", "apr_x"],
+        ["agent", "list"],
+        ["chat", "--resume"],
+    ):
+        assert "janus serve" in janus(*command, "--data", str(tmp_path / "empty"), code=1).stderr
