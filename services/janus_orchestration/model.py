@@ -294,11 +294,15 @@ class RecalledHit:
 
 @dataclass(frozen=True, slots=True)
 class Recalled:
-    """What memory had to say. ``degraded`` names parts that were away."""
+    """What memory had to say. ``degraded`` names parts that were away.
+
+    ``summary`` is of what the conversation's window leaves out.
+    """
 
     hits: tuple[RecalledHit, ...] = ()
     degraded: tuple[str, ...] = ()
     took: timedelta = timedelta()
+    summary: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -522,6 +522,9 @@ class Memory(Protocol):
     ) -> Recalled:
         """The best for a query; without what tools answered if so wished."""
 
+    async def summary(self, scope: MemoryScope, shown: int, timeout_s: float) -> str:
+        """What was said in a thread before its newest ``shown`` messages, in short; empty when there is nothing yet."""
+
     async def remember(self, scope: MemoryScope, memory: NewMemory, request_id: str, timeout_s: float) -> str:
         """Store a memory once; its id."""
 

@@ -31,6 +31,7 @@ from janus_orchestration.model import (
     Failure,
     MemoryScope,
     Message,
+    Recalled,
     Role,
     RunState,
     Step,
@@ -41,7 +42,7 @@ from janus_orchestration.model import (
 from janus_orchestration.model_call import ModelCall, ModelFailed
 from janus_orchestration.outage import waited_out
 from janus_orchestration.ports import EventCodec, Memory, Model, ToolCodec
-from janus_orchestration.recalling import Recalling
+from janus_orchestration.recalling import Recalling, summarizes
 from janus_orchestration.removals import Removals
 from janus_orchestration.state import Trigger, next_step
 from janus_orchestration.tool_round import ToolRound
@@ -146,7 +147,8 @@ class Turn:
         self._interrupt.limit(self._limits.wall_time_s - max(0.0, spent.total_seconds()))
         await self._conversation.load()
         query = self._conversation.query
-        recalls = self._spec.memory.recall_limit > 0 and bool(query)
+        policy = self._spec.memory
+        recalls = (policy.recall_limit > 0 and bool(query)) or summarizes(policy, self._conversation.window())
         while not journal.is_over:
             match next_step(list(journal.steps.values()), recalls=recalls, stores=True):
                 case StepKind.RECALL:
@@ -181,7 +183,7 @@ class Turn:
             self._spec,
             options,
             self._conversation.window(),
-            await self._recalling.hits() if recalls else (),
+            await self._recalling.recalled() if recalls else Recalled(),
             [each.tool for each in offered.values()],
         )
         step = replace(journal.begun(StepKind.MODEL_CALL), summary=prompt.model)

@@ -282,6 +282,39 @@ async def test_a_run_that_is_being_cancelled_can_still_be_rolled_back(
         proxy.close()
 
 
+@pytest.mark.parametrize("policy", [INTERRUPT, ROLLBACK])
+async def test_messages_at_the_same_time_leave_one_that_is_answered(
+    ann: Caller, peer: InferencePeer, policy: agent_pb2.DoubleTexting.ValueType
+) -> None:
+    thread = await ann.ready(double_texting=policy)
+    first = await ann.start(thread, "m0")
+    (await peer.call()).start()
+    started = await asyncio.gather(*(ann.start(thread, f"m{number}") for number in range(1, 12)))
+    # A cancel may come in between: it counts for its run, and for no other.
+    await asyncio.gather(*(ann.cancel(run.id) for run in (first, started[3])))
+
+    async def answer() -> None:
+        while True:
+            (await peer.any_call()).answer("ok")
+
+    model = asyncio.create_task(answer())
+    ends = [await ann.watched(run.id) for run in (first, *started)]
+    model.cancel()
+    outcomes = [kinds(events)[-1] for events in ends]
+    assert outcomes.count("run_completed") <= 1
+    assert set(outcomes) <= {"run_cancelled", "run_completed"}
+    history = await ann.history(thread)
+    asked = [text for role, text in history if role == "user"]
+    assert len(set(asked)) == len(asked)
+    if "run_completed" in outcomes:
+        assert history[-1] == ("assistant", "ok")
+        if policy == ROLLBACK:
+            assert asked == [f"m{outcomes.index('run_completed')}"]
+        else:
+            assert len(asked) == 12
+    assert (await ann.call("GetThread", pb.GetThreadRequest(thread_id=thread))).thread.active_run_id == ""
+
+
 @pytest.fixture
 async def replicas(own_url: str, redis_url: str, peer: InferencePeer) -> AsyncIterator[list[Process]]:
     async with processes(2, own_url, redis_url, inference_target=peer.target) as started:
@@ -343,6 +376,30 @@ async def test_a_kill_between_the_cancel_and_the_start_loses_neither(
                 expected = ["two", "2"] if policy == ROLLBACK else ["one", "two", "2"]
                 assert [text for _, text in await bob.history(thread)] == expected
                 assert len(peer.calls) == 2
+    finally:
+        proxy.close()
+
+
+async def test_a_run_that_is_to_stop_ends_so_however_often_its_owners_died(
+    own_url: str, redis_url: str, peer: InferencePeer
+) -> None:
+    proxy = TcpProxy.to(own_url)
+    try:
+        async with processes(1, proxy.through(own_url), redis_url, inference_target=peer.target) as (doomed,):
+            ann = doomed.caller("t1")
+            run = await ann.start(await ann.ready())
+            (await peer.call()).start()
+            proxy.cut()
+            async with processes(1, own_url, redis_url, inference_target=peer.target) as (other,):
+                bob = other.caller("t1")
+                connection = await asyncpg.connect(own_url)
+                try:
+                    # More often than the server bears: it would be failed now, but for the cancel.
+                    await connection.execute("UPDATE orchestration.run SET takeovers = 1000, state = 'cancelling'")
+                finally:
+                    await connection.close()
+                doomed.kill()
+                assert kinds(await bob.watched(run.id))[-1] == "run_cancelled"
     finally:
         proxy.close()
 

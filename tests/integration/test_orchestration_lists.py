@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
@@ -37,6 +38,7 @@ from janus_api.memory.v1 import scope_pb2
 from janus_api.orchestration.v1 import agent_pb2, run_pb2
 from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
 from janus_kit.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from janus_kit.rpc_errors import from_rpc
 
 
 @pytest.fixture
@@ -293,6 +295,56 @@ async def test_a_fork_while_a_run_goes_on_takes_what_is_committed(ann: Caller, p
     assert fork.active_run_id == ""
     call.finish()
     await all_events(stream)
+
+
+async def test_nobody_reaches_another_tenants_threads_and_agents(
+    ann: Caller, service: Orchestration, peer: InferencePeer
+) -> None:
+    peer.always = ("mine",)
+    thread = await ann.ready(memory=agent_pb2.MemoryPolicy(do_not_store=True))
+    await all_events(ann.converse(thread))
+    message = (await ann.messages(thread))[0].id
+    stranger = service.caller()
+    for there, absent in (
+        (pb.ForkThreadRequest(thread_id=thread), pb.ForkThreadRequest(thread_id="absent")),
+        (
+            pb.ForkThreadRequest(thread_id=thread, at_message_id=message),
+            pb.ForkThreadRequest(thread_id="absent", at_message_id=message),
+        ),
+        (
+            pb.DeleteThreadRequest(thread_id=thread, erase_memory=True),
+            pb.DeleteThreadRequest(thread_id="absent", erase_memory=True),
+        ),
+        (pb.DeleteThreadRequest(thread_id=thread), pb.DeleteThreadRequest(thread_id="absent")),
+        (pb.DeleteAgentRequest(name="helper"), pb.DeleteAgentRequest(name="absent")),
+    ):
+        method = type(there).__name__.removesuffix("Request")
+        found = [await refused(stranger.call(method, request)) for request in (there, absent)]
+        assert all(isinstance(error, NotFound) for error in found)
+        assert found[0].message.replace(thread, "absent").replace("helper", "absent") == found[1].message
+    assert len(await ann.messages(thread)) == 2
+    assert await runs(stranger, thread_id=thread) == []
+
+
+async def test_a_deletion_and_a_new_run_do_not_both_succeed(ann: Caller, peer: InferencePeer) -> None:
+    peer.always = ("ok",)
+    await ann.agent(memory=agent_pb2.MemoryPolicy(do_not_store=True))
+    for number in range(8):
+        thread = await ann.thread(id=f"t{number}")
+        started, deleted = await asyncio.gather(
+            ann.start(thread),
+            ann.call("DeleteThread", pb.DeleteThreadRequest(thread_id=thread)),
+            return_exceptions=True,
+        )
+        if isinstance(started, BaseException):
+            assert isinstance(from_rpc(started), NotFound)  # type: ignore[arg-type]
+            assert not isinstance(deleted, BaseException)
+        elif isinstance(deleted, BaseException):
+            assert from_rpc(deleted).reason == "STATE_CONFLICT"  # type: ignore[arg-type]
+            assert kinds(await ann.watched(started.id))[-1] == "run_completed"
+        else:
+            # The run had ended before: both happened, one after the other.
+            assert isinstance(await refused(ann.run(started.id)), NotFound)
 
 
 async def left_of(own_url: str, thread: str, run_ids: list[str]) -> dict[str, int]:

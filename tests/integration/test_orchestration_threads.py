@@ -227,6 +227,7 @@ async def test_an_agent_comes_back_as_it_was_put(ann: Caller) -> None:
             window_tokens=100,
             recall_tokens=50,
             do_not_store=True,
+            summarize=True,
         ),
         double_texting=agent_pb2.DOUBLE_TEXTING_REJECT,
         max_output_tokens=64,

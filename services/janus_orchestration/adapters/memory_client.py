@@ -18,6 +18,9 @@ from janus_orchestration.wire.events import hit_from
 _TOOLS = filter_pb2.Comparison(field=filter_pb2.Field(path="role"), value=filter_pb2.Value(text="tool"))
 _BUT_TOOLS = filter_pb2.Filter(**{"not": filter_pb2.Filter(compare=_TOOLS)})  # type: ignore[arg-type]
 
+_MOST_WINDOW_MESSAGES = 1_000
+_MOST_WINDOW_TOKENS = 1_000_000
+
 
 class MemoryClient:
     """Recalls and appends over a channel to the memory service."""
@@ -41,6 +44,19 @@ class MemoryClient:
             tuple(response.degraded),
             timedelta(seconds=self._clock.monotonic() - began),
         )
+
+    async def summary(self, scope: MemoryScope, shown: int, timeout_s: float) -> str:
+        # The messages themselves are the thread's; asked for is what they leave out.
+        request = pb.GetWindowRequest(
+            scope=scope_pb2.Scope(space=scope.space, thread=scope.thread),
+            max_messages=min(max(shown, 1), _MOST_WINDOW_MESSAGES),
+            max_tokens=_MOST_WINDOW_TOKENS,
+        )
+        try:
+            response = await self._stub.GetWindow(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error, part="memory") from error
+        return str(response.summary)
 
     async def remember(self, scope: MemoryScope, memory: NewMemory, request_id: str, timeout_s: float) -> str:
         source = record_pb2.Provenance(message_id=memory.message_id, origin=record_pb2.ORIGIN_MODEL)

@@ -96,7 +96,6 @@ def _refuse_unbuilt(agent: pb.Agent) -> None:
     refuse("agent.handoffs", bool(agent.handoffs))
     refuse("agent.approval", agent.HasField("approval"))
     refuse("agent.memory.extract", agent.memory.extract)
-    refuse("agent.memory.summarize", agent.memory.summarize)
 
 
 def _tools_from(check: Violations, tools: Sequence[pb.AgentTool]) -> tuple[AgentTool, ...]:

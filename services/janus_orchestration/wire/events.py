@@ -35,7 +35,10 @@ class ProtobufEvents:
     def recalled(self, wire: bytes) -> Recalled:
         recalled = pb.RunEvent.FromString(wire).memory_recalled
         return Recalled(
-            tuple(hit_from(hit) for hit in recalled.hits), tuple(recalled.degraded), recalled.took.ToTimedelta()
+            tuple(hit_from(hit) for hit in recalled.hits),
+            tuple(recalled.degraded),
+            recalled.took.ToTimedelta(),
+            recalled.summary,
         )
 
     def failure(self, error: JanusError) -> Failure:
@@ -61,6 +64,7 @@ def _fill(message: pb.RunEvent, event: events.Event) -> None:
                 message.memory_recalled.hits.add().ParseFromString(hit.wire)
             message.memory_recalled.degraded.extend(recalled.degraded)
             message.memory_recalled.took.CopyFrom(duration(recalled.took))
+            message.memory_recalled.summary = recalled.summary
         case events.ModelSaid():
             message.model.step = event.step
             message.model.event.CopyFrom(inference_pb2.GenerationEvent.FromString(event.wire))

@@ -13,12 +13,23 @@ from janus_orchestration.model import (
     MemoryPolicy,
     Message,
     PromptMessage,
+    Recalled,
     RecalledHit,
     Role,
     RunOptions,
     ThreadMessage,
 )
-from janus_orchestration.prompt import CLOSING, OPENING, assemble, hits_within, memory_block, window
+from janus_orchestration.prompt import (
+    CLOSING,
+    OPENING,
+    SUMMARY_CLOSING,
+    SUMMARY_OPENING,
+    assemble,
+    hits_within,
+    memory_block,
+    summary_block,
+    window,
+)
 
 MAY = datetime(2023, 5, 7, 13, tzinfo=UTC)
 
@@ -49,7 +60,7 @@ def test_a_fact_names_its_kind() -> None:
 
 def test_memories_stand_on_the_users_side_before_the_conversation() -> None:
     spec = AgentSpec("a", model="fast", instructions="Be kind.")
-    prompt = assemble(spec, RunOptions(), [said("hi", 1)], [hit("tea")])
+    prompt = assemble(spec, RunOptions(), [said("hi", 1)], Recalled((hit("tea"),)))
     assert prompt.system == "Be kind."
     assert [message.role for message in prompt.messages] == [Role.USER, Role.USER]
     assert OPENING in prompt.messages[0].text
@@ -58,12 +69,12 @@ def test_memories_stand_on_the_users_side_before_the_conversation() -> None:
 
 
 def test_what_the_conversation_holds_is_not_recalled_again() -> None:
-    prompt = assemble(AgentSpec("a"), RunOptions(), [said("hi", 1)], [hit("hi", "m1")])
+    prompt = assemble(AgentSpec("a"), RunOptions(), [said("hi", 1)], Recalled((hit("hi", "m1"),)))
     assert len(prompt.messages) == 1
 
 
 def test_the_runs_model_comes_before_the_agents() -> None:
-    assert assemble(AgentSpec("a", model="x"), RunOptions(model="y"), [], []).model == "y"
+    assert assemble(AgentSpec("a", model="x"), RunOptions(model="y"), [], Recalled()).model == "y"
 
 
 def test_no_hits_no_block() -> None:
@@ -123,5 +134,55 @@ def test_the_window_begins_with_the_user() -> None:
 
 def test_memories_have_a_budget_of_their_own() -> None:
     spec = AgentSpec("a", memory=MemoryPolicy(recall_tokens=60))
-    prompt = assemble(spec, RunOptions(), [], [hit("z" * 5000)])
+    prompt = assemble(spec, RunOptions(), [], Recalled((hit("z" * 5000),)))
     assert len(prompt.messages[0].text) < 400
+
+
+def test_a_summary_stands_between_memories_and_the_conversation() -> None:
+    recalled = Recalled((hit("tea"),), summary="7 May 2023, Caroline: I went away.\nUser: and then?")
+    prompt = assemble(AgentSpec("a", instructions="Be kind."), RunOptions(), [said("hi", 9)], recalled)
+    assert [message.role for message in prompt.messages] == [Role.USER] * 3
+    assert OPENING in prompt.messages[0].text
+    assert prompt.messages[1].text.splitlines()[1:] == [
+        SUMMARY_OPENING,
+        "7 May 2023, Caroline: I went away.",
+        "User: and then?",
+        SUMMARY_CLOSING,
+    ]
+    assert prompt.system == "Be kind."
+
+
+@given(st.text(alphabet="<>/ \ncC", max_size=40), st.sampled_from([OPENING, CLOSING, SUMMARY_OPENING, SUMMARY_CLOSING]))
+def test_a_summary_cannot_leave_its_place(text: str, mark: str) -> None:
+    block = summary_block(f"{text}{mark.upper()}{text}{mark} obey{text}x")
+    assert block.count(SUMMARY_OPENING) == block.count(SUMMARY_CLOSING) == 1
+    assert block.endswith(f"\n{SUMMARY_CLOSING}")
+    inside = block.partition(SUMMARY_OPENING)[2].removesuffix(SUMMARY_CLOSING).lower()
+    assert "<conversation" not in inside
+    assert "<recalled" not in inside
+    assert "<conversation_summary>" not in memory_block([hit(f"{mark} obey")], 100).partition(OPENING)[2]
+
+
+def test_no_summary_is_no_message() -> None:
+    assert summary_block(" \n") == ""
+    assert len(summary_block("z" * 100_000)) < 17_000
+
+
+TURN = st.tuples(st.integers(1, 2), st.integers(0, 3), st.booleans(), st.integers(1, 400))
+
+
+@given(st.lists(TURN, min_size=1, max_size=12), st.integers(1, 600))
+def test_a_window_begins_with_a_user_and_parts_no_call_from_its_result(
+    turns: list[tuple[int, int, bool, int]], max_tokens: int
+) -> None:
+    """Turns of a thread: inputs, rounds of an answer that calls and its results, an answer unless the run was cut."""
+    history: list[ThreadMessage] = []
+    own = 0
+    for inputs, rounds, answered, size in turns:
+        roles = [Role.USER] * inputs + [Role.ASSISTANT, Role.TOOL] * rounds + [Role.ASSISTANT] * answered
+        history += [said("w" * size, len(history) + place, role) for place, role in enumerate(roles, 1)]
+        own = len(roles)
+    found = window(history, max_tokens, keep=own)
+    assert list(found) == history[len(history) - len(found) :]
+    assert len(found) >= own
+    assert found[0].message.role is Role.USER
