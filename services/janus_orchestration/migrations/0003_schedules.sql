@@ -39,9 +39,6 @@ CREATE TABLE orchestration.schedule_run (
 );
 CREATE INDEX schedule_run_age ON orchestration.schedule_run (created_at);
 
--- Lists of one thread's runs.
-CREATE INDEX run_of_thread ON orchestration.run (tenant, thread_id, id);
-
 DO $$
 DECLARE
     name text;
