@@ -28,7 +28,7 @@ RPCS = {
     },
     "janus.memory.v1.MemoryService": {
         UNARY: """
-            AppendMessages GetWindow Remember Recall
+            AppendMessages ForgetMessages GetWindow Remember Recall
             GetMemory ListMemories UpdateMemory ForgetMemory GetHistory
             Extract Erase PutBlock GetBlock ListBlocks PutSpace GetSpace ListSpaces
             Reindex GetOperation CancelOperation
@@ -54,7 +54,7 @@ RPCS = {
 # Where a writing RPC's request has its request id.
 REQUEST_IDS = {
     "Generate StreamGenerate": "prompt.request_id",
-    "AppendMessages Remember UpdateMemory ForgetMemory Extract Erase": "request_id",
+    "AppendMessages ForgetMessages Remember UpdateMemory ForgetMemory Extract Erase": "request_id",
     "PutBlock PutSpace Reindex CancelOperation": "request_id",
     "Ingest Import": "config.request_id",
     "PutAgent DeleteAgent CreateThread DeleteThread ForkThread CancelRun": "request_id",
