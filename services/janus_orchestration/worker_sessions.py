@@ -207,7 +207,8 @@ class WorkerSessions:
             limit = min(_CLAIM_AT_ONCE, sum(session.room for session in rooms.values()))
             claimed = await self._records.claim(tenant, tools, limit, lambda calls: share(calls, list(rooms.values())))
             for call in claimed:
-                telemetry.tool_queue(call.tool, call.waited_s)
+                if call.call_id.attempt == 1:
+                    telemetry.tool_queue(call.tool, call.waited_s)
                 if not rooms[call.worker].give(call):
                     # Its stream ended meanwhile: it was not sent.
                     self._unsure.add(tenant)

@@ -201,6 +201,17 @@ async def test_what_a_worker_never_heard_of_is_open_again(ground: Ground) -> Non
     assert not (await ground.state(run_id, 3)).has_takers
 
 
+async def test_a_worker_that_was_told_to_connect_anew_is_not_gone(ground: Ground) -> None:
+    run_id = await ground.run()
+    connection = await ground.worker()
+    await ground.put(run_id, 2)
+    await ground.claim(connection)
+    await ground.workers.leave(ground.tenant, connection, [], is_awaited=True)
+    assert (await ground.state(run_id)).standing is Standing.CONNECTED
+    await ground.put(run_id, 3)
+    assert not (await ground.state(run_id, 3)).has_takers
+
+
 async def test_a_lease_that_is_not_renewed_is_lost(ground: Ground) -> None:
     run_id = await ground.run()
     connection = await ground.worker(lease_s=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from typing import Any
 
 import grpc
@@ -23,6 +23,7 @@ from tests.fakes.orchestration_service import (
     until_kind,
 )
 from tests.fakes.peers.inference_peer import InferencePeer, inference_peer
+from tests.fakes.tcp_proxy import TcpProxy
 from tests.fakes.tool_worker import Worker, dialled, tool, worker
 
 from janus_api.content.v1 import message_pb2 as content
@@ -590,3 +591,53 @@ async def test_a_stream_that_has_lived_long_enough_is_made_anew(
                 assert from_status(await before.closed()).reason == "DRAINING"
                 await after.answer(call, "over the new one")
                 assert await finished(ann, peer, stream, thread) == ("over the new one", False)
+
+
+async def test_an_outage_of_the_records_that_outlasts_every_lease_makes_no_worker_vanish(
+    own_url: str, redis_url: str, peer: InferencePeer
+) -> None:
+    once = tool(side_effect=pb.SIDE_EFFECT_AT_MOST_ONCE)
+    with closing(TcpProxy.to(own_url)) as proxy:
+        async with running(
+            proxy.through(own_url), redis_url, inference_target=peer.target, worker_lease_s=LEASE_S
+        ) as service:
+            ann = service.caller()
+            async with worker(service.address, ann.tenant, once) as bob:
+                thread = await ready(ann)
+                stream = ann.converse(thread)
+                (await peer.call()).tools(COUNT)
+                call = await bob.given()
+                await until_kind(stream, "tool_call_started")
+                proxy.cut()
+                for _ in range(10):
+                    await asyncio.sleep(LEASE_S / 4)
+                    assert await bob.beat(call.call_id) == [call.call_id]
+                proxy.mend()
+                for _ in range(4):
+                    await asyncio.sleep(LEASE_S / 4)
+                    assert await bob.beat(call.call_id) == [call.call_id]
+                await bob.answer(call, "all along")
+                assert await finished(ann, peer, stream, thread) == ("all along", False)
+
+
+async def test_an_answer_that_cannot_be_written_is_written_later(
+    own_url: str, redis_url: str, peer: InferencePeer
+) -> None:
+    with closing(TcpProxy.to(own_url)) as proxy:
+        async with running(
+            proxy.through(own_url), redis_url, inference_target=peer.target, worker_lease_s=LEASE_S
+        ) as service:
+            ann = service.caller()
+            async with worker(service.address, ann.tenant) as bob:
+                thread = await ready(ann)
+                stream = ann.converse(thread)
+                (await peer.call()).tools(COUNT)
+                call = await bob.given()
+                await until_kind(stream, "tool_call_started")
+                proxy.cut()
+                await bob.answer(call, "kept")
+                # Until it is written the server says that it has the call, and so the worker keeps the result.
+                assert await bob.beat() == [call.call_id]
+                proxy.mend()
+                assert await finished(ann, peer, stream, thread) == ("kept", False)
+                assert await bob.beat() == []

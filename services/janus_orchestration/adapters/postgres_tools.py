@@ -101,7 +101,7 @@ class PostgresDispatches:
         async with self._database.tenant(tenant) as connection:
             status: str = await connection.execute(
                 "UPDATE orchestration.tool_dispatch SET state = 'open', attempt = attempt + 1, "
-                "opened_at = clock_timestamp(), worker = NULL, worker_id = '' "
+                "worker = NULL, worker_id = '' "
                 "WHERE tenant = $1 AND run_id = $2 AND step = $3 AND state = 'claimed' AND attempt = $4 "
                 "AND worker = $5",
                 tenant,

@@ -54,6 +54,7 @@ CREATE TABLE orchestration.tool_dispatch (
     state            text        NOT NULL DEFAULT 'open',
     -- Number of this try.
     attempt          integer     NOT NULL DEFAULT 1,
+    -- When it was put up first: its place in the queue, also when it is sent again.
     opened_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
     -- Nobody waits for it any longer.
     deadline         timestamptz NOT NULL,
