@@ -214,8 +214,8 @@ class _Following:
     async def _unclaimed(self, dispatch: Dispatch) -> ToolOutput | None:
         name = self._task.tool.name
         if dispatch.left_s <= 0:
-            lost = "its worker vanished, and " if dispatch.attempt > 1 else ""
-            why = f"{lost}no{' other' if lost else ''} worker took the call within {self._task.timeout_s:g} s"
+            who = "no worker" if dispatch.attempt == 1 else "its worker vanished, and no other"
+            why = f"{who} took the call within {self._task.timeout_s:g} s"
         elif not dispatch.has_takers and self._task.when_no_worker is WhenNoWorker.FAIL:
             why = f"no worker that offers '{name}' is connected"
         else:

@@ -51,6 +51,13 @@ async def peer() -> AsyncIterator[InferencePeer]:
 
 @pytest.fixture
 async def service(own_url: str, redis_url: str, peer: InferencePeer) -> AsyncIterator[Orchestration]:
+    async with running(own_url, redis_url, inference_target=peer.target) as serving:
+        yield serving
+
+
+@pytest.fixture
+async def hasty(own_url: str, redis_url: str, peer: InferencePeer) -> AsyncIterator[Orchestration]:
+    """A service that soon takes a silent worker for dead; workers that are to live send heartbeats here."""
     async with running(own_url, redis_url, inference_target=peer.target, worker_lease_s=LEASE_S) as serving:
         yield serving
 
@@ -309,14 +316,15 @@ async def test_a_worker_that_drains_gets_no_more_and_finishes_what_it_has(
 
 @pytest.mark.parametrize("how", ["cut", "silent"])
 async def test_a_vanished_workers_call_is_sent_again_where_that_does_no_harm(
-    service: Orchestration, ann: Caller, peer: InferencePeer, how: str
+    hasty: Orchestration, peer: InferencePeer, how: str
 ) -> None:
-    async with worker(service.address, ann.tenant, worker_id="first") as first:
+    ann = hasty.caller()
+    async with worker(hasty.address, ann.tenant, worker_id="first") as first:
         thread = await ready(ann)
         stream = ann.converse(thread)
         (await peer.call()).tools(COUNT)
         call = await first.given()
-        async with worker(service.address, ann.tenant, worker_id="second") as second:
+        async with worker(hasty.address, ann.tenant, worker_id="second") as second:
             beating = asyncio.create_task(keep_beating(second))
             if how == "cut":
                 first.cut()
@@ -342,15 +350,16 @@ async def keep_beating(holder: Worker, *call_ids: str) -> pb.Call:
 
 @pytest.mark.parametrize("how", ["cut", "silent"])
 async def test_a_vanished_workers_at_most_once_call_is_never_sent_again(
-    service: Orchestration, ann: Caller, peer: InferencePeer, how: str
+    hasty: Orchestration, peer: InferencePeer, how: str
 ) -> None:
+    ann = hasty.caller()
     once = tool(side_effect=pb.SIDE_EFFECT_AT_MOST_ONCE)
-    async with worker(service.address, ann.tenant, once, worker_id="first") as first:
+    async with worker(hasty.address, ann.tenant, once, worker_id="first") as first:
         thread = await ready(ann)
         stream = ann.converse(thread)
         (await peer.call()).tools(COUNT)
         await first.given()
-        async with worker(service.address, ann.tenant, once, worker_id="second") as second:
+        async with worker(hasty.address, ann.tenant, once, worker_id="second") as second:
             beating = asyncio.create_task(keep_beating(second))
             if how == "cut":
                 first.cut()
@@ -554,7 +563,7 @@ async def test_a_server_that_stops_sends_its_workers_elsewhere(
     own_url: str, redis_url: str, peer: InferencePeer, kind: str
 ) -> None:
     name = f"t{uuid.uuid4().hex[:12]}"
-    options = {"inference_target": peer.target, "worker_lease_s": LEASE_S}
+    options = {"inference_target": peer.target}
     once = tool(side_effect=pb.SideEffect.Value(kind))
     async with AsyncExitStack() as stack, running(own_url, redis_url, **options) as stays:
         ann = stays.caller(name)
@@ -576,9 +585,7 @@ async def test_a_server_that_stops_sends_its_workers_elsewhere(
 async def test_a_stream_that_has_lived_long_enough_is_made_anew(
     own_url: str, redis_url: str, peer: InferencePeer
 ) -> None:
-    async with running(
-        own_url, redis_url, inference_target=peer.target, worker_lease_s=LEASE_S, worker_stream_s=0.3
-    ) as service:
+    async with running(own_url, redis_url, inference_target=peer.target, worker_stream_s=0.3) as service:
         ann = service.caller()
         async with worker(service.address, ann.tenant, worker_id="bob") as before:
             thread = await ready(ann)
@@ -624,9 +631,7 @@ async def test_an_answer_that_cannot_be_written_is_written_later(
     own_url: str, redis_url: str, peer: InferencePeer
 ) -> None:
     with closing(TcpProxy.to(own_url)) as proxy:
-        async with running(
-            proxy.through(own_url), redis_url, inference_target=peer.target, worker_lease_s=LEASE_S
-        ) as service:
+        async with running(proxy.through(own_url), redis_url, inference_target=peer.target) as service:
             ann = service.caller()
             async with worker(service.address, ann.tenant) as bob:
                 thread = await ready(ann)

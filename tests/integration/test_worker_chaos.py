@@ -35,7 +35,7 @@ SEED = int(os.environ.get("CHAOS_SEED", "11"))
 RUNS = int(os.environ.get("CHAOS_RUNS", "16"))
 KILLS = int(os.environ.get("CHAOS_KILLS", "5"))
 PATIENCE_S = 60 + 2 * RUNS
-LEASE_S = 1.5
+LEASE_S = 2.5
 _MAY_TRY_AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 

@@ -42,7 +42,7 @@ from janus_worker import Refused, Worker
 
 ALONE = agent_pb2.MemoryPolicy(recall_limit=0, do_not_store=True)
 TOOLS = ("once", "again", "on_a_thread", "broken")
-LEASE_S = 1.5
+LEASE_S = 2.5
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "workers" / "python" / "worker.py"
 
 
