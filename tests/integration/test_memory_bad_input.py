@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import re
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import grpc
 import pytest
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
-from tests.fakes.memory_service import Memory, refused, running
+from google.protobuf.message import Message
+from tests.fakes.memory_requests import DIMENSIONS, METHODS, Names, sealed, values_of
+from tests.fakes.memory_service import Caller, Memory, refused, running, said, texts
+from tests.fakes.requests import Leaf, leaves, requests
 
 from janus_api.content.v1 import message_pb2 as content
 from janus_api.memory.v1 import memory_service_pb2 as pb
 from janus_api.memory.v1 import recall_pb2, record_pb2, scope_pb2, space_pb2
-from janus_kit.errors import InvalidArgument
+from janus_kit.channel import connect
+from janus_kit.errors import InvalidArgument, JanusError
+from janus_kit.rpc_errors import from_rpc, from_status
 
 NAN = float("nan")
 FACT = record_pb2.MEMORY_KIND_FACT
@@ -60,17 +71,17 @@ def kept_for(seconds: int, nanos: int = 0) -> pb.PutSpaceRequest:
     return pb.PutSpaceRequest(space=space_pb2.Space(name="s", retention=Duration(seconds=seconds, nanos=nanos)))
 
 
-TEXT = content.Part(text="x")
+SAID = content.Part(text="x")
 CASES: list[tuple[str, Any, str]] = [
     ("AppendMessages", pb.AppendMessagesRequest(), "scope.thread"),
     ("AppendMessages", pb.AppendMessagesRequest(scope=scope_pb2.Scope(thread="t")), "turns"),
     ("AppendMessages", append(message=content.Message()), "turns[0].message.role"),
     ("AppendMessages", append(message=message()), "turns[0].message.parts"),
     ("AppendMessages", append(message=message(content.Part())), "turns[0].message.parts[0]"),
-    ("AppendMessages", append(message=message(TEXT, role=99)), "turns[0].message.role"),
-    ("AppendMessages", append(message=message(TEXT, id="a b")), "turns[0].message.id"),
-    ("AppendMessages", append(message=message(TEXT, id="x" * 1_000_000)), "turns[0].message.id"),
-    ("AppendMessages", append(message=message(TEXT, name="\x00")), "turns[0].message.name"),
+    ("AppendMessages", append(message=message(SAID, role=99)), "turns[0].message.role"),
+    ("AppendMessages", append(message=message(SAID, id="a b")), "turns[0].message.id"),
+    ("AppendMessages", append(message=message(SAID, id="x" * 1_000_000)), "turns[0].message.id"),
+    ("AppendMessages", append(message=message(SAID, name="\x00")), "turns[0].message.name"),
     ("AppendMessages", part(text="a\x00b"), "turns[0].message.parts[0].text"),
     ("AppendMessages", part(text="x" * (1024 * 1024 + 1)), "turns[0].message.parts[0].text"),
     ("AppendMessages", part(tool_call=content.ToolCall(name="t")), "turns[0].message.parts[0].tool_call.call_id"),
@@ -266,3 +277,177 @@ async def test_ids_that_look_alike_are_different(memory: Memory) -> None:
     assert len((await ann.window("talk")).turns) == 1
     error = await refused(ann.append("tälk", "x"))
     assert isinstance(error, InvalidArgument)
+
+
+# Every method, found in the descriptor, with one value spoilt at a time.
+
+WORD = "zq9c1f"
+TEXT, FLOAT, DOUBLE = (
+    FieldDescriptor.CPPTYPE_STRING,
+    FieldDescriptor.CPPTYPE_FLOAT,
+    FieldDescriptor.CPPTYPE_DOUBLE,
+)
+# What nobody reads: the mask names other fields, and an import's config another space.
+UNREAD = {
+    ("UpdateMemory", "Memory.predicate"),
+    ("UpdateMemory", "Memory.importance"),
+    ("UpdateMemory", "Memory.embedding"),
+    ("UpdateMemory", "Provenance.message_id"),
+    ("UpdateMemory", "Provenance.quote"),
+    ("Import", "Space.name"),
+}
+
+
+def sent(method: str) -> list[Message]:
+    values = values_of(replace(Names.new(), space="s"), WORD)
+    return requests(METHODS[method], {**values, "page_token": WORD, "consistency_token": WORD})
+
+
+def places(messages: Sequence[Message], *kinds: int) -> list[Leaf]:
+    """A value of each field of some kinds."""
+    found = [leaf for message in messages for leaf in leaves(message) if leaf.field.cpp_type in kinds]
+    texts_only = [leaf for leaf in found if leaf.field.type != FieldDescriptor.TYPE_BYTES]
+    return list({leaf.field.full_name: leaf for leaf in texts_only}.values())
+
+
+def spoilt(method: str, value: Any, *kinds: int) -> Iterator[tuple[str, list[Message]]]:
+    """What to send with a value in one of the fields, each field once; and the field."""
+    for place in range(len(places(sent(method), *kinds))):
+        messages = sent(method)
+        leaf = places(messages, *kinds)[place]
+        leaf.put(value)
+        name = leaf.field.full_name.removeprefix("janus.memory.v1.")
+        yield name, sealed(messages) if method == "Import" else messages
+
+
+async def refusal(ann: Caller, method: str, messages: Sequence[Message]) -> JanusError | None:
+    """Why it was refused, or an item of it; None: it was not."""
+    kind = METHODS[method]
+    request: Any = iter(messages) if kind.client_streaming else messages[0]
+    call = getattr(ann.stub, method)(request, metadata=ann.metadata, timeout=30)
+    try:
+        answers = [each async for each in call] if kind.server_streaming else [await call]
+    except grpc.aio.AioRpcError as error:
+        if error.details() == "Internal error from Core":
+            # The client's library: it was still sending when the refusal came.
+            return await refusal(ann, method, messages)
+        return from_rpc(error)
+    errors = answers[0].errors if isinstance(answers[0], pb.IngestResponse) else []
+    return from_status(errors[0].status) if errors else None
+
+
+async def accepted(memory: Memory, value: Any, *kinds: int) -> set[tuple[str, str]]:
+    """Fields in which a value was not refused for itself."""
+    ann = memory.caller()
+    await ann.call("PutSpace", pb.PutSpaceRequest(space=space_pb2.Space(name="s", dimensions=DIMENSIONS)))
+    return {
+        (method, field)
+        for method in METHODS
+        for field, messages in spoilt(method, value, *kinds)
+        if not names_it(await refusal(ann, method, messages), field)
+    }
+
+
+def names_it(error: JanusError | None, field: str) -> bool:
+    violations = error.violations if isinstance(error, InvalidArgument) else ()
+    return any(re.sub(r"\[\d+\]$", "", each.field).endswith(field.rpartition(".")[2]) for each in violations)
+
+
+@pytest.mark.parametrize("text", ["a\x00b", WORD * 580_000], ids=["with NUL", "of 3.5 MB"])
+async def test_no_method_takes_a_text_that_no_store_can_hold(memory: Memory, text: str) -> None:
+    assert await accepted(memory, text, TEXT) <= UNREAD
+
+
+@pytest.mark.parametrize("number", [NAN, float("inf"), -float("inf")])
+async def test_no_method_takes_a_number_that_is_none(memory: Memory, number: float) -> None:
+    assert await accepted(memory, number, FLOAT, DOUBLE) <= UNREAD
+
+
+async def test_a_message_of_ten_megabytes_is_refused_by_every_method(memory: Memory) -> None:
+    ann = memory.caller()
+    for method in METHODS:
+        [first, *_] = sent(method)
+        places([first], TEXT)[0].put(WORD * (10 * 1024 * 1024 // len(WORD)))
+        error = await refusal(ann, method, [first])
+        assert isinstance(error, InvalidArgument), (method, error)
+        assert error.message == "request: must be at most 4194304 bytes encoded"
+
+
+async def test_text_that_is_no_utf8_is_refused_by_every_method(memory: Memory) -> None:
+    async with connect(memory.host.address or "") as channel:
+        for method, kind in METHODS.items():
+            [first, *_] = sent(method)
+            places([first], TEXT)[0].put("??")
+            raw = first.SerializeToString().replace(b"??", b"\xff\xfe")
+            shape = ("stream" if each else "unary" for each in (kind.client_streaming, kind.server_streaming))
+            call = getattr(channel, "_".join(shape))(f"/{kind.containing_service.full_name}/{method}")
+            answer = call(iter([raw]) if kind.client_streaming else raw, timeout=20)
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await (anext(aiter(answer)) if kind.server_streaming else answer)
+            assert isinstance(from_rpc(raised.value), InvalidArgument), method
+
+
+async def test_who_an_update_names_besides_is_checked_like_any_other(memory: Memory) -> None:
+    """It goes on record with the answer, where a NUL cannot be."""
+    request = update("text", text="x", scope=scope_pb2.Scope(subject="a\x00"))
+    request.request_id = "r"
+    error = await refused(memory.caller().call("UpdateMemory", request))
+    assert [violation.field for violation in error.violations] == ["memory.scope.subject"]
+
+
+# Clocks that jump.
+
+
+class Jumping:
+    """A clock that is wrong by as much as a test says."""
+
+    def __init__(self) -> None:
+        self.wrong = timedelta()
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self.wrong
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+
+async def test_the_servers_clock_may_jump_at_any_time(
+    postgres_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Jumping()
+    monkeypatch.setattr("janus_memory.app.SystemClock", lambda: clock)
+    async with running(postgres_url, redis_url) as service:
+        ann = service.caller()
+        said_so_far: list[str] = []
+        for number, wrong in enumerate((0, 600, -600, 86_400, -86_400, 10**9, -(10**9), 0)):
+            clock.wrong = timedelta(seconds=wrong)
+            said_so_far.append(f"turn {number} of the heron")
+            done = await ann.append("talk", said_so_far[-1], request_id=f"r{number}")
+            again = await ann.append("talk", said_so_far[-1], request_id=f"r{number}")
+            assert (again.first_position, done.first_position) == (number + 1, number + 1)
+            kept = await ann.remember(f"fact {number} of the heron", consistency=scope_pb2.CONSISTENCY_READ_YOUR_WRITES)
+            assert kept.searchable
+            changed = update("text", id=kept.memory_ids[0], text=f"fact {number} of the stork")
+            await ann.call("UpdateMemory", changed)
+            assert texts(await ann.window("talk")) == said_so_far
+            found = texts(await ann.recall("heron stork", limit=200, consistency_token=done.consistency_token))
+            assert sorted(found) == sorted(said_so_far + [f"fact {each} of the stork" for each in range(number + 1)])
+            history = await ann.call("GetHistory", pb.GetHistoryRequest(memory_id=kept.memory_ids[0]))
+            times = [version.memory.recorded_at.ToDatetime() for version in history.versions]
+            assert times == sorted(times)
+            listed = await ann.call("ListMemories", pb.ListMemoriesRequest())
+            assert [each.text for each in listed.memories] == [f"fact {n} of the stork" for n in range(number, -1, -1)]
+        gone = await ann.call("ForgetMemory", pb.ForgetMemoryRequest(memory_id=kept.memory_ids[0]))
+        assert abs(gone.forgotten_at.ToDatetime(UTC) - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+async def test_a_clients_clock_decides_neither_order_nor_what_is_found(memory: Memory) -> None:
+    ann = memory.caller()
+    times = [2024, 1, 9999, 1969, 2024]
+    turns = [said(f"heron {n}", at=datetime(year, 1, 2, tzinfo=UTC)) for n, year in enumerate(times)]
+    for turn in turns:
+        await ann.append("talk", turn)
+    window = await ann.window("talk")
+    assert texts(window) == [f"heron {n}" for n in range(len(times))]
+    assert [turn.occurred_at.ToDatetime().year for turn in window.turns] == times
+    assert set(texts(await ann.recall("heron"))) == set(texts(window))

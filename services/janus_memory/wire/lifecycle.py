@@ -86,6 +86,8 @@ def update_command(message: pb.UpdateMemoryRequest) -> UpdateCommand:
     check = Violations()
     check.present("memory", message.HasField("memory"))
     check.id("memory.id", message.memory.id)
+    # Nothing is moved by it; but who is named there is on record with the request's answer, for an erasure.
+    scope_of(check, "memory.scope", message.memory.scope)
     values: dict[str, Any] = {}
     if check.count("update_mask.paths", message.update_mask.paths, at_least=1, at_most=64):
         for place, path in enumerate(dict.fromkeys(message.update_mask.paths)):
