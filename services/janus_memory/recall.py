@@ -8,9 +8,7 @@ leaves the lexical one to answer alone and the answer says so.
 """
 
 import asyncio
-import importlib
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from janus_kit.clock import Clock
 from janus_kit.errors import InvalidArgument, JanusError, Unavailable
+from janus_kit.libraries import library
 from janus_memory import bm25, fusion
 from janus_memory.columns import Columns
 from janus_memory.comparing import cosine
@@ -96,9 +95,8 @@ class Recall:
 
     async def run(self, tenant: str, query: RecallQuery) -> Recalled:
         """The best hits, best first. Raises NotFound for a space that is not there."""
-        if "numpy" not in sys.modules:
-            # A tenth of a second that nobody else should wait for.
-            await asyncio.to_thread(importlib.import_module, "numpy")
+        # A tenth of a second that nobody else should wait for.
+        await library("numpy")
         pending = await self._pending(tenant, query) if query.token else []
         dense_task: asyncio.Task[_Dense] | None = None
         try:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from janus_inference.dialects.json_text import compact
 from janus_inference.ports import Stopwatch
 from janus_kit import collector
+from janus_kit.libraries import imported
 from janus_kit.telemetry.logging import hush
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class SdkClient(Generic[_Client]):
 
     async def _make_it(self) -> "tuple[_Client, httpx2.AsyncClient]":
         def make() -> "tuple[_Client, httpx2.AsyncClient]":
-            http = http_client(self.sdk)
+            http = http_client(imported(self._module))
             return self._make(http), http
 
         made = await asyncio.to_thread(make)

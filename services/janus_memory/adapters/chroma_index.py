@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from janus_kit.errors import InvalidArgument, JanusError, Unavailable
+from janus_kit.libraries import library
 from janus_kit.telemetry.logging import get_logger
 from janus_memory.adapters.by_view import by_view
 from janus_memory.model import HardFilter, Indexed, Kind, Neighbour, Space, VectorRow, View
@@ -276,7 +277,9 @@ class ChromaIndex:
 
     async def _connect(self) -> Any:
         host, port, secure = self._address
-        chromadb, settings = await asyncio.to_thread(_imported, secure)
+        chromadb = await library("chromadb")
+        # Without its telemetry. Unset, certificates are not checked.
+        settings = chromadb.config.Settings(anonymized_telemetry=False, chroma_server_ssl_verify=secure or None)
         return await chromadb.AsyncHttpClient(host=host, port=port, ssl=secure, settings=settings)
 
     @property
@@ -307,15 +310,6 @@ class ChromaIndex:
 
 class _CollectionGone(Exception):
     """The collection that we knew is not there any more."""
-
-
-def _imported(secure: bool) -> tuple[Any, Any]:
-    """The library with its telemetry off; imported here because it takes a second."""
-    import chromadb
-    from chromadb.config import Settings
-
-    # Unset, certificates are not checked.
-    return chromadb, Settings(anonymized_telemetry=False, chroma_server_ssl_verify=secure or None)
 
 
 async def _compared(collection: Any, ids: Sequence[str], vector: Sequence[float]) -> list[Neighbour]:

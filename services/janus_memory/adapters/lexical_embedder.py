@@ -16,6 +16,7 @@ from functools import lru_cache
 from math import sqrt
 from typing import TYPE_CHECKING, NamedTuple
 
+from janus_kit.libraries import library
 from janus_memory.model import LEXICAL_MODEL
 from janus_memory.ports import Purpose
 from janus_memory.text import terms
@@ -39,6 +40,7 @@ class LexicalEmbedder:
 
     async def embed(self, texts: Sequence[str], dimensions: int, purpose: Purpose) -> list[list[float]]:
         """Unit vectors, or zero for a text without words. Never fails."""
+        await library("numpy")
         made = []
         waiting = 0
         for text in texts:

@@ -8,7 +8,6 @@ them: the mean over the tokens, at length 1. The packages are the extra
 """
 
 import asyncio
-import importlib
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from janus_kit.errors import InvalidArgument, Unavailable
+from janus_kit.libraries import imported
 from janus_memory.ports import Purpose
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class _Model:
 
 def _loaded(folder: Path, threads: int) -> _Model:
     try:
-        runtime, tokenizers = importlib.import_module("onnxruntime"), importlib.import_module("tokenizers")
+        runtime, tokenizers = imported("onnxruntime"), imported("tokenizers")
     except ImportError:
         raise Unavailable("embedder", "ONNX models need the packages of janus-mesh[onnx]") from None
     try:
