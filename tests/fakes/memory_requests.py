@@ -102,6 +102,7 @@ def values_of(names: Names, voice: str) -> dict[str, Any]:
         # Tokens are what an answer gave; a turn's own scope, or a scope's thread, is not allowed everywhere.
         **dict.fromkeys(("page_token", "consistency_token", "AppendMessages.turns.scope"), UNSET),
         **dict.fromkeys(("Erase.scope.agent", "Erase.scope.thread"), UNSET),
+        **dict.fromkeys(("ForgetMessages.scope.agent", "ForgetMessages.scope.subject"), UNSET),
         **dict.fromkeys(("block.scope.thread", "GetBlock.scope.thread", "ListBlocks.scope.thread"), UNSET),
     }
 
