@@ -12,7 +12,7 @@ export UV_CACHE_DIR ?= $(CURDIR)/.venv/.uv-cache
 export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo test check format gen baseline bench bench-memory clean
+.PHONY: help install run demo test check format gen baseline bench bench-memory chaos-memory clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ bench: install ## Measure the mesh and what inference adds; PEERS=1 measures ano
 
 bench-memory: install ## Measure recall: what it finds, how long it takes; ARGS='--tenants 1000 --only tenants' and the like.
 	@$(BIN)/python -m tests.bench.memory $(ARGS)
+
+chaos-memory: install ## Kill memory and its stores under load, then look for what is lost or back; ARGS='--seed 7' and the like.
+	@$(BIN)/python -m tests.chaos.memory $(ARGS)
 
 clean: ## Remove everything that was installed or cached here.
 	rm -rf .venv .venv-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist .coverage htmlcov

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,13 +17,14 @@ from janus_api.memory.v1 import memory_service_pb2_grpc as rpc
 class MemoryProcess(ServiceProcess):
     """``python -m janus_memory`` and a client of it."""
 
-    def __init__(self, postgres_url: str, redis_url: str, chroma_url: str) -> None:
+    def __init__(self, postgres_url: str, redis_url: str, chroma_url: str, log: Path | None = None) -> None:
         self._channels: list[grpc.aio.Channel] = []
         super().__init__(
             "janus_memory",
             postgres_url,
             redis_url,
             {"JANUS_CHROMA_URL": chroma_url, "JANUS_MEMORY__INDEXER_POLL_S": "0.2"},
+            log,
         )
 
     def caller(self, tenant: str) -> Caller:

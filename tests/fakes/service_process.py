@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, Self
 
 import grpc
@@ -15,13 +17,19 @@ from janus_kit.channel import connect
 
 
 class ServiceProcess(ABC):
-    """``python -m <module>`` over the given stores, on a port of its own; ``environ`` is added to what it sees."""
+    """``python -m <module>`` over the given stores, on a port of its own.
 
-    def __init__(self, module: str, postgres_url: str, redis_url: str, environ: dict[str, str]) -> None:
+    ``environ`` is added to what it sees; what it says goes to ``log``, if there is one.
+    """
+
+    def __init__(
+        self, module: str, postgres_url: str, redis_url: str, environ: dict[str, str], log: Path | None = None
+    ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"
         self._module = module
+        self._log = log
         self._environ = {
             **{name: value for name, value in os.environ.items() if not name.startswith("JANUS_")},
             "JANUS_POSTGRES_URL": postgres_url,
@@ -39,7 +47,9 @@ class ServiceProcess(ABC):
 
     async def start(self) -> Self:
         # To start a process takes no time; to wait for it is done below.
-        self._process = subprocess.Popen([sys.executable, "-m", self._module], env=self._environ)  # noqa: ASYNC220
+        with self._log.open("ab") if self._log else nullcontext() as output:
+            command = [sys.executable, "-m", self._module]
+            self._process = subprocess.Popen(command, env=self._environ, stdout=output, stderr=output)  # noqa: ASYNC220
         self._channel = connect(self.address)
         async with asyncio.timeout(30):
             while True:
