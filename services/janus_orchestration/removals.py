@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Sequence
 
 from janus_kit.auth.identity import acting_as
-from janus_kit.errors import JanusError, NotFound
+from janus_kit.errors import JanusError, NotFound, Unavailable
 from janus_kit.telemetry.logging import get_logger
 from janus_orchestration import identity
 from janus_orchestration.model import MemoryScope
@@ -21,6 +21,7 @@ FINAL_AFTER_S = 30.0
 """Longer than any write of turns to memory may take."""
 _MOST_IDS = 256
 _ATTEMPT_S = 10.0
+_PAUSES_S = (0.05, 0.2)
 _DUE_AT_ONCE = 16
 
 
@@ -38,10 +39,19 @@ class Removals:
         with acting_as(identity.of_run(tenant, "")):
             for start in range(0, len(message_ids), _MOST_IDS):
                 try:
-                    await self._memory.forget(scope, message_ids[start : start + _MOST_IDS], timeout_s)
+                    await self._forget_some(scope, message_ids[start : start + _MOST_IDS], timeout_s)
                 except NotFound:
                     # The space is not there, so nothing of the thread is.
                     return
+
+    async def _forget_some(self, scope: MemoryScope, message_ids: Sequence[str], timeout_s: float) -> None:
+        for pause_s in _PAUSES_S:
+            try:
+                return await self._memory.forget(scope, message_ids, timeout_s)
+            except Unavailable:
+                # A part of memory that was slow once: somebody waits for this.
+                await asyncio.sleep(pause_s)
+        return await self._memory.forget(scope, message_ids, timeout_s)
 
     async def settle(self, tenant: str, removal_id: str, timeout_s: float = _ATTEMPT_S) -> None:
         """Do what was written down. Raises what keeps memory from it; it is tried again then."""

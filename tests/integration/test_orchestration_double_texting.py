@@ -390,15 +390,15 @@ async def test_a_run_that_is_to_stop_ends_so_however_often_its_owners_died(
             run = await ann.start(await ann.ready())
             (await peer.call()).start()
             proxy.cut()
+            doomed.kill()
+            connection = await asyncpg.connect(own_url)
+            try:
+                # More often than the server bears: it would be failed now, but for the cancel.
+                await connection.execute("UPDATE orchestration.run SET takeovers = 1000, state = 'cancelling'")
+            finally:
+                await connection.close()
             async with processes(1, own_url, redis_url, inference_target=peer.target) as (other,):
                 bob = other.caller("t1")
-                connection = await asyncpg.connect(own_url)
-                try:
-                    # More often than the server bears: it would be failed now, but for the cancel.
-                    await connection.execute("UPDATE orchestration.run SET takeovers = 1000, state = 'cancelling'")
-                finally:
-                    await connection.close()
-                doomed.kill()
                 assert kinds(await bob.watched(run.id))[-1] == "run_cancelled"
     finally:
         proxy.close()
