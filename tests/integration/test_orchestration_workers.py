@@ -34,7 +34,7 @@ from janus_kit.rpc_errors import from_rpc, from_status
 
 ALONE = agent_pb2.MemoryPolicy(recall_limit=0, do_not_store=True)
 COUNT = ("c1", "count", '{"n": 1}')
-LEASE_S = 1.5
+LEASE_S = 2.0
 
 
 @pytest.fixture
@@ -70,6 +70,14 @@ def ann(service: Orchestration) -> Caller:
 async def ready(ann: Caller, name: str = "count", **fields: Any) -> str:
     """A thread of an agent with one tool."""
     return await ann.ready(memory=ALONE, tools=[agent_pb2.AgentTool(name=name, **fields)])
+
+
+async def waiting(service: Orchestration, ann: Caller, *tools: pb.Tool) -> str:
+    """A thread of an agent that waits for a worker, of which there has been one."""
+    async with worker(service.address, ann.tenant, *tools) as early:
+        await early.say(drain=pb.Drain())
+        await early.closed()
+    return await ready(ann, when_no_worker=agent_pb2.WHEN_NO_WORKER_WAIT)
 
 
 def result(message: content.Message, place: int = 0) -> tuple[str, bool]:
@@ -223,38 +231,22 @@ async def test_calls_go_to_the_worker_with_the_least_to_do_and_wait_when_all_are
 async def test_a_tool_without_a_worker_fails_at_once_unless_the_agent_waits(
     service: Orchestration, ann: Caller, peer: InferencePeer
 ) -> None:
-    async with worker(service.address, ann.tenant):
-        thread = await ready(ann)
-    await gone(service, ann, "count")
+    patient = await waiting(service, ann)
+    thread = await ready(ann)
     stream = ann.converse(thread)
     (await peer.call()).tools(COUNT)
     told = await finished(ann, peer, stream, thread)
     assert told == ("no worker that offers 'count' is connected", True)
 
-    waiting = await ready(ann, when_no_worker=agent_pb2.WHEN_NO_WORKER_WAIT)
-    stream = ann.converse(waiting)
+    await ready(ann, when_no_worker=agent_pb2.WHEN_NO_WORKER_WAIT)
+    stream = ann.converse(patient)
     (await peer.call()).tools(COUNT)
     await until_kind(stream, "tool_call_requested")
     async with worker(service.address, ann.tenant) as bob:
         await bob.answer(await bob.given(), "here I am")
         (await peer.call()).answer("done")
         await all_events(stream)
-        assert result((await ann.messages(waiting))[2]) == ("here I am", False)
-
-
-async def gone(service: Orchestration, ann: Caller, name: str) -> None:
-    """Wait until no worker of a tool counts as connected: until a new kind of the tool is accepted."""
-    async with asyncio.timeout(10):
-        while True:
-            async with dialled(service.address, ann.tenant) as probe:
-                await probe.say(register=pb.Register(worker_id="p", tools=[tool(name, side_effect=1)], credits=1))
-                try:
-                    assert await probe.next() == "registered"
-                except grpc.aio.AioRpcError:
-                    continue
-                await probe.say(drain=pb.Drain())
-                assert (await probe.closed()).code == 0
-                return
+        assert result((await ann.messages(patient))[2]) == ("here I am", False)
 
 
 async def test_a_call_that_nobody_takes_in_time_fails(service: Orchestration, ann: Caller, peer: InferencePeer) -> None:
@@ -609,10 +601,11 @@ async def test_an_outage_of_the_records_that_outlasts_every_lease_makes_no_worke
             proxy.through(own_url), redis_url, inference_target=peer.target, worker_lease_s=LEASE_S
         ) as service:
             ann = service.caller()
+            thread = await waiting(service, ann, once)
+            stream = ann.converse(thread)
+            (await peer.call()).tools(COUNT)
+            await until_kind(stream, "tool_call_requested")
             async with worker(service.address, ann.tenant, once) as bob:
-                thread = await ready(ann)
-                stream = ann.converse(thread)
-                (await peer.call()).tools(COUNT)
                 call = await bob.given()
                 await until_kind(stream, "tool_call_started")
                 proxy.cut()
