@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -25,9 +26,7 @@ class ServiceProcess(ABC):
     def __init__(
         self, module: str, postgres_url: str, redis_url: str, environ: dict[str, str], log: Path | None = None
     ) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self.address = f"127.0.0.1:{_port()}"
         self._module = module
         self._log = log
         self._environ = {
@@ -76,3 +75,15 @@ class ServiceProcess(ABC):
             self._process.send_signal(signal.SIGCONT)
             self._process.terminate()
             await asyncio.to_thread(self._process.wait)
+
+
+def _port() -> int:
+    """A port that is free, and not of those that the system gives out: it stays free while a killed process is away."""
+    for port in random.sample(range(10_000, 20_000), 100):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no port is free")
