@@ -29,14 +29,14 @@ class Sweep:
         self._every_s = every_s
 
     async def run(self) -> None:
-        """Work for ever."""
+        """Work for ever; not at once, since a start has more urgent things to do."""
         while True:
+            await asyncio.sleep(self._every_s)
             try:
                 await self.work()
             except JanusError as error:
                 # Postgres is away, or busy; the next round will tell.
                 _log.warning("sweep_waits", reason=error.reason, detail=error.message)
-            await asyncio.sleep(self._every_s)
 
     async def work(self) -> int:
         """Sweep every space once; how many records were removed or counted out."""

@@ -283,7 +283,7 @@ def test_a_message_over_the_limit_is_refused_typed(mesh: Mesh) -> None:
 
 def test_rpcs_of_later_versions_say_so(mesh: Mesh) -> None:
     with pytest.raises(grpc.RpcError) as raised:
-        mesh.orchestration.ListThreads(orchestration.ListThreadsRequest())
+        mesh.orchestration.ResolveApproval(orchestration.ResolveApprovalRequest())
     assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
     assert reason(raised.value) == "NOT_IMPLEMENTED"
 

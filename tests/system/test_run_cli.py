@@ -123,7 +123,7 @@ def test_what_is_said_may_come_from_elsewhere(janus: Any) -> None:
 
 def test_ctrl_c_leaves_a_run_going_and_says_how_to_come_back(served: Server, mesh: Mesh) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "janus_app", "run", "start", "/pace 100 /long 40", "--watch"],
+        [sys.executable, "-m", "janus_app", "run", "start", "/pace 100 /long 150", "--watch"],
         env={**os.environ, "JANUS_DATA": str(served.data), "COLUMNS": "200", "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -149,7 +149,7 @@ def test_ctrl_c_leaves_a_run_going_and_says_how_to_come_back(served: Server, mes
         assert run.state != run_pb2.RUN_STATE_CANCELLED
         return bool(run.state == run_pb2.RUN_STATE_COMPLETED)
 
-    eventually(has_ended, 30)
+    eventually(has_ended, 60)
 
 
 def test_what_cannot_be_done_is_said_in_a_line(janus: Any, tmp_path: Path) -> None:
