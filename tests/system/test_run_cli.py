@@ -128,6 +128,8 @@ def test_ctrl_c_leaves_a_run_going_and_says_how_to_come_back(served: Server, mes
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Tests that a shell runs in the background were told to ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     run_id = process.stdout.readline().strip()
