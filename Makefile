@@ -12,7 +12,7 @@ export UV_CACHE_DIR ?= $(CURDIR)/.venv/.uv-cache
 export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo test check format gen baseline bench bench-memory chaos-memory clean
+.PHONY: help install run demo test check format gen baseline bench bench-memory chaos chaos-memory clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,8 +36,8 @@ run: install ## Start the mesh with everything embedded and stay up.
 demo: install ## Show the main job: converse, kill -9, restart, remember.
 	@$(BIN)/janus demo
 
-test: install ## Run the tests.
-	$(BIN)/python -m pytest -n auto --dist worksteal
+test: install ## Run the tests, without those that kill at random for longer.
+	$(BIN)/python -m pytest -n auto --dist worksteal --ignore-glob='*_chaos.py'
 
 check: install ## Format, lint, types, layers, protos, generated code.
 	$(BIN)/ruff format --check .
@@ -64,6 +64,9 @@ bench: install ## Measure the mesh and what inference adds; PEERS=1 measures ano
 
 bench-memory: install ## Measure recall: what it finds, how long it takes; ARGS='--tenants 1000 --only tenants' and the like.
 	@$(BIN)/python -m tests.bench.memory $(ARGS)
+
+chaos: install ## Kill processes and stores at random: the part of the tests that `make test` leaves out.
+	$(BIN)/python -m pytest -n auto --dist worksteal tests/integration/*_chaos.py
 
 chaos-memory: install ## Kill memory and its stores under load, then look for what is lost or back; ARGS='--seed 7' and the like.
 	@$(BIN)/python -m tests.chaos.memory $(ARGS)
