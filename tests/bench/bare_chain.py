@@ -46,6 +46,9 @@ class BareChain(rpc.InferenceServiceServicer):
         text = "".join([text async for text in self._texts(request.prompt)])
         return pb.GenerateResponse(message=content.Message(parts=[content.Part(text=text)]))
 
+    async def close(self) -> None:
+        await self._client.close()
+
     async def _texts(self, prompt: request_pb2.Prompt) -> AsyncIterator[str]:
         create = self._client.chat.completions.with_streaming_response.create
         messages: Any = [{"role": "user", "content": prompt.messages[0].parts[0].text}]
@@ -75,7 +78,8 @@ def _text(data: bytes) -> str:
 
 async def _main(base_url: str) -> None:
     server = grpc.aio.server()
-    rpc.add_InferenceServiceServicer_to_server(BareChain(base_url), server)
+    chain = BareChain(base_url)
+    rpc.add_InferenceServiceServicer_to_server(chain, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     print(port, flush=True)
@@ -85,6 +89,7 @@ async def _main(base_url: str) -> None:
     loop.add_reader(sys.stdin.fileno(), stop.set)
     await stop.wait()
     await server.stop(None)
+    await chain.close()
 
 
 if __name__ == "__main__":
