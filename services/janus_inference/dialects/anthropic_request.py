@@ -12,7 +12,7 @@ from janus_inference.dialects.anthropic_blocks import BlockWriter
 from janus_inference.dialects.anthropic_thinking import thinking_of
 from janus_inference.dialects.capabilities import unsupported
 from janus_inference.families import family
-from janus_inference.model import JsonFormat, Prompt, ToolChoiceMode, ToolDefinition
+from janus_inference.model import JsonFormat, Prompt, ToolCall, ToolChoiceMode, ToolDefinition
 from janus_inference.profiles import DEFAULT_MAX_OUTPUT_TOKENS, max_output_tokens
 from janus_kit.errors import InvalidArgument
 
@@ -65,6 +65,10 @@ def messages_body(prompt: Prompt, model: str, issuer: str) -> dict[str, Any]:
         body["thinking"] = thinking.said
     if prompt.tools:
         body["tools"] = [_tool(tool, index, model) for index, tool in enumerate(prompt.tools)]
+    elif (called := _called(prompt)) and not _brings_tools(prompt):
+        # Calls in the conversation are refused where no tools are defined.
+        body["tools"] = [{"name": name, "input_schema": {"type": "object"}} for name in called]
+        body["tool_choice"] = {"type": "none"}
     if choice := _tool_choice(prompt):
         body["tool_choice"] = choice
     if thinking.said is not None and thinking.said["type"] == "enabled":
@@ -141,6 +145,17 @@ def _format(prompt: Prompt, model: str) -> dict[str, Any] | None:
     if _cannot_hold(model):
         raise schemas.refuse_strict_format(model)
     return {"type": "json_schema", "schema": json.loads(wanted.schema_json)}
+
+
+def _brings_tools(prompt: Prompt) -> bool:
+    """Whether the provider's own tools are among the options."""
+    return bool(prompt.provider_options_json and json.loads(prompt.provider_options_json).get("tools"))
+
+
+def _called(prompt: Prompt) -> list[str]:
+    """The names of the tools that were called in the conversation."""
+    parts = (part for message in prompt.messages for part in message.parts)
+    return list(dict.fromkeys(part.name for part in parts if isinstance(part, ToolCall)))
 
 
 def _tool(tool: ToolDefinition, index: int, model: str) -> dict[str, Any]:

@@ -86,6 +86,19 @@ def test_without_tools_nothing_is_said_of_choosing_one() -> None:
     assert "tools" not in body
 
 
+def test_calls_of_tools_that_are_not_offered_any_more_are_defined_and_may_not_be_made_again() -> None:
+    asked = Message(Role.ASSISTANT, (ToolCall("c1", "weather", "{}"), ToolCall("c2", "time", "{}")))
+    told = Message(Role.TOOL, (ToolResult("c1", (Text("sun"),)), ToolResult("c2", (Text("noon"),))))
+    body = said(asked, told, provider_options_json='{"metadata":{"user_id":"u"}}')
+    assert [tool["name"] for tool in body["tools"]] == ["weather", "time"]
+    assert body["tool_choice"] == {"type": "none"}
+    offered = said(asked, told, tools=(WEATHER,))
+    assert [tool["name"] for tool in offered["tools"]] == ["weather"]
+    assert "tool_choice" not in offered
+    own = said(asked, told, provider_options_json='{"tools":[{"type":"web_search_20250305","name":"web_search"}]}')
+    assert "tool_choice" not in own
+
+
 def test_options_without_tools_are_nothing_to_choose_among() -> None:
     choosing: dict[str, Any] = {"tool_choice": ToolChoice(ToolChoiceMode.AUTO), "parallel_tool_calls": False}
     body = said(**choosing, provider_options_json="{...}")
