@@ -61,10 +61,11 @@ class Agents:
             return await once(records, key, work)
 
     async def _require_tools(self, tenant: str, spec: AgentSpec) -> None:
-        known = await self._toolbox.find(tenant, [tool.name for tool in spec.tools])
+        known = await self._toolbox.find(tenant, [tool.name for tool in spec.tools if not tool.client_side])
         check = Violations()
         for place, tool in enumerate(spec.tools):
-            check.require(tool.name in known, f"agent.tools[{place}].name", "must name a tool that somebody offers")
+            is_there = tool.client_side or tool.name in known
+            check.require(is_there, f"agent.tools[{place}].name", "must name a tool that somebody offers")
         check.done()
 
     async def get(self, tenant: str, name: str, version: int) -> Agent:

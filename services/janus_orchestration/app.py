@@ -29,6 +29,7 @@ from janus_orchestration.adapters.postgres_tools import PostgresDispatches, Post
 from janus_orchestration.adapters.postgres_webhooks import PostgresDeliveryQueue
 from janus_orchestration.adapters.redis_events import RedisEvents
 from janus_orchestration.agents import Agents
+from janus_orchestration.answers import Answers
 from janus_orchestration.builtin_tools import BuiltInTools
 from janus_orchestration.deliveries import Deliveries
 from janus_orchestration.executions import ExecutionLimits, Executions
@@ -154,6 +155,7 @@ async def mount(
             Agents(store, toolbox, clock),
             Threads(store, stream, deliveries, removals, tools_codec, clock),
             runs,
+            Answers(store, executions, runs),
             Schedules(store),
             Webhooks(store, receivers, most=settings.max_webhooks_per_tenant),
             clock,

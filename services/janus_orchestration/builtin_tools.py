@@ -1,7 +1,8 @@
-"""Janus's own tools: `time.now`, `memory.search`, `memory.remember`.
+"""Janus's own tools: `time.now`, `memory.search`, `memory.remember`, `user.ask`.
 
 They act for the run: its tenant, its subject, its agent's space. The model
-chooses words, never whose memories they are.
+chooses words, never whose memories they are. `user.ask` is run by nobody: the
+person that the run is with answers it.
 """
 
 import asyncio
@@ -13,10 +14,11 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from janus_kit.clock import Clock
 from janus_orchestration import scopes
-from janus_orchestration.model import NewMemory, RecalledHit, SideEffect, Tool, ToolOutput
+from janus_orchestration.model import NewMemory, PendingKind, RecalledHit, SideEffect, Tool, ToolOutput
 from janus_orchestration.ports import Memory, ToolReport, ToolTask
+from janus_orchestration.tools import LONGEST_WAIT
 
-PREFIXES = ("memory.", "time.")
+PREFIXES = ("memory.", "time.", "user.")
 """Names that begin so are nobody else's."""
 
 _TIMEOUT = timedelta(seconds=60)
@@ -33,10 +35,12 @@ class _BuiltIn(NamedTuple):
 class BuiltInTools:
     """A ``ToolSource`` that is always there."""
 
+    knows_calls = False
+
     def __init__(self, memory: Memory, clock: Clock) -> None:
         self._memory = memory
         self._clock = clock
-        self._tools = {
+        self._run = {
             each.tool.name: each
             for each in (
                 _BuiltIn(_TIME_NOW, self._now),
@@ -44,14 +48,15 @@ class BuiltInTools:
                 _BuiltIn(_MEMORY_REMEMBER, self._remember),
             )
         }
+        self._tools = {tool.name: tool for tool in (*(each.tool for each in self._run.values()), _USER_ASK)}
 
     async def find(self, tenant: str, names: Collection[str]) -> Sequence[Tool]:
-        return [self._tools[name].tool for name in names if name in self._tools]
+        return [self._tools[name] for name in names if name in self._tools]
 
     async def call(self, tenant: str, task: ToolTask, report: ToolReport) -> ToolOutput:
         await report.started()
         async with asyncio.timeout(task.timeout_s):
-            return await self._tools[task.call.name].run(task)
+            return await self._run[task.call.name].run(task)
 
     async def _now(self, task: ToolTask) -> ToolOutput:
         name = task.arguments.get("time_zone") or "UTC"
@@ -164,4 +169,28 @@ _MEMORY_REMEMBER = Tool(
     ),
     SideEffect.IDEMPOTENT,
     _TIMEOUT,
+)
+
+_USER_ASK = Tool(
+    "user.ask",
+    "Asks the person a question and waits for the answer, maybe for days.",
+    _schema(
+        {
+            "question": {
+                "type": "string",
+                "minLength": 1,
+                "maxLength": 8_192,
+                "pattern": r"\S",
+                "description": "What to ask, in plain words.",
+            },
+            "schema": {
+                "type": "object",
+                "description": "JSON Schema that the answer must hold to. Without it the answer is text.",
+            },
+        },
+        "question",
+    ),
+    SideEffect.READ_ONLY,
+    LONGEST_WAIT,
+    answered_by=PendingKind.INPUT,
 )

@@ -1,12 +1,13 @@
 """Tool calls under way: side by side, each bounded, none of them able to break the run.
 
-Whatever becomes of a call, it is one output for the model. Journalling is the
-reader's: here nothing is written.
+Whatever becomes of a call, it is one output for the model, or, when nobody can
+tell what became of it, a question to a person. Journalling is the reader's:
+here nothing is written.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -66,7 +67,18 @@ class Done(NamedTuple):
     output: ToolOutput
 
 
-News = Begun | Progressed | Done
+class Unknown(NamedTuple):
+    """A call may have done something, and a person has to say how to go on."""
+
+    step: Step
+    why: str
+
+
+class Answered(NamedTuple):
+    """Something that the run waits for may have been answered."""
+
+
+News = Begun | Progressed | Done | Unknown | Answered
 
 
 class Calls:
@@ -77,17 +89,54 @@ class Calls:
         # Bounded: a tool that tells more than is read waits.
         self._news: asyncio.Queue[News] = asyncio.Queue(_MOST_NEWS)
         self._room: dict[str, asyncio.Semaphore] = {}
+        # By step; a call that has ended is here until that was read.
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._was_answered = False
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing runs, and all that has ended was read."""
+        return not self._tasks
+
+    def start(self, assignment: Assignment) -> None:
+        """Run a call."""
+        name = f"tool-{self._context.run_id}-{assignment.step.index}"
+        self._tasks[assignment.step.index] = asyncio.create_task(self._run(assignment), name=name)
+
+    def answered(self) -> None:
+        """Have what was answered looked at."""
+        self._was_answered = True
+        # A full queue is being read anyway.
+        with suppress(asyncio.QueueFull):
+            self._news.put_nowait(Answered())
 
     async def news(self) -> list[News]:
         """What has happened since; waits for the first of it."""
         found = [await self._news.get()]
         while not self._news.empty():
             found.append(self._news.get_nowait())
+        for told in found:
+            if isinstance(told, Done | Unknown):
+                self._tasks.pop(told.step.index, None)
+        if self._was_answered:
+            self._was_answered = False
+            found = [*(told for told in found if not isinstance(told, Answered)), Answered()]
         return found
 
-    async def run(self, assignment: Assignment) -> None:
+    async def close(self) -> None:
+        """End the calls that are left."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, assignment: Assignment) -> None:
         """Take one call to its output."""
-        await self._news.put(Done(assignment.step, await self._output(assignment)))
+        try:
+            told: News = Done(assignment.step, await self._output(assignment))
+        except OutcomeUnknown as unknown:
+            told = Unknown(assignment.step, unknown.why)
+        await self._news.put(told)
 
     async def _output(self, assignment: Assignment) -> ToolOutput:
         call, offered = assignment.call, assignment.offered
@@ -119,11 +168,12 @@ class Calls:
 
     async def _called(self, step: Step, offered: Offered, task: ToolTask) -> ToolOutput:
         try:
+            assert offered.source is not None, "a call that nobody runs is asked about"
             return await offered.source.call(self._context.tenant, task, _Report(step, self._news))
         except TimeoutError:
             return ToolOutput(f"the tool did not answer within {offered.timeout_s:g} s", is_error=True)
-        except OutcomeUnknown as unknown:
-            return outcome_unknown(task, unknown)
+        except OutcomeUnknown:
+            raise
         except Fenced:
             # The run is another owner's; what is said here is journalled nowhere.
             return ToolOutput("the run goes on elsewhere", is_error=True)
@@ -150,22 +200,13 @@ class _Report:
         await self._news.put(Progressed(self._step, fraction, message))
 
 
-def outcome_unknown(task: ToolTask, unknown: OutcomeUnknown) -> ToolOutput:
-    """What becomes of an at-most-once call that may have run: it is not tried again, and the model is told why."""
-    _log.warning("tool_outcome_unknown", step=task.step)
-    return ToolOutput(f"{unknown.why}; whether it did anything is not known, and it was not tried again", is_error=True)
-
-
 @asynccontextmanager
 async def under_way(context: CallContext, assignments: Sequence[Assignment]) -> AsyncIterator[Calls]:
     """Run the calls; leaving the block ends those that are left."""
     calls = Calls(context)
-    tasks = [
-        asyncio.create_task(calls.run(each), name=f"tool-{context.run_id}-{each.step.index}") for each in assignments
-    ]
+    for each in assignments:
+        calls.start(each)
     try:
         yield calls
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await calls.close()

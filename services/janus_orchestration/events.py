@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import ClassVar
 
-from janus_orchestration.model import Cursor, Failure, Message, Recalled, ToolCall, Usage
+from janus_orchestration.model import Cursor, Failure, Message, Pending, PendingKind, Recalled, ToolCall, Usage, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,7 @@ class ToolCallRequested(Event):
     kind: ClassVar[str] = "tool_call_requested"
     step: int
     call: ToolCall
+    client_side: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,33 @@ class ToolCallCompleted(Event):
     kind: ClassVar[str] = "tool_call_completed"
     result: bytes
     took: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalRequested(Event):
+    """A person must consent."""
+
+    kind: ClassVar[str] = "approval_requested"
+    pending: Pending
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalResolved(Event):
+    """A person decided, or time ran out; ``decided_by`` is empty then."""
+
+    kind: ClassVar[str] = "approval_resolved"
+    approval_id: str
+    verdict: Verdict
+    decided_by: str
+    comment: str
+
+
+@dataclass(frozen=True, slots=True)
+class InputRequested(Event):
+    """The run asks the person."""
+
+    kind: ClassVar[str] = "input_requested"
+    pending: Pending
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,3 +193,14 @@ class RunCancelled(Event):
     reason: str
     usage: Usage | None
     rolled_back: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RunExpired(Event):
+    """The run waited too long."""
+
+    kind: ClassVar[str] = "run_expired"
+    terminal: ClassVar[bool] = True
+    waited_for: PendingKind
+    failure: Failure
+    usage: Usage | None

@@ -123,10 +123,13 @@ class Executions:
         return subscription
 
     async def adopt(self, claim: Claim) -> None:
-        """Go on with a run that was claimed: from its journal, under its new epoch."""
+        """Go on with a run that was claimed: from its journal, under its new epoch.
+
+        It waited for its turn or for somebody, or its owner died.
+        """
         await self._drop(claim.run_id)
         async with self._store.tenant(claim.tenant) as records:
-            run = await records.take(claim.run_id, claim.epoch)
+            run = await records.take(claim.run_id, claim.epoch, is_takeover=claim.is_takeover)
             if run is None:
                 ended = await records.run(claim.run_id)
                 if ended is None or is_terminal(ended.state):
@@ -278,6 +281,12 @@ class Executions:
             return False
         execution.interrupt.cancel(reason)
         return True
+
+    def answered(self, run_id: str) -> None:
+        """Something that a run waits for was answered while it is worked on, maybe here."""
+        execution = self._running.get(run_id)
+        if execution is not None:
+            execution.turn.answered()
 
     def fence(self, run_id: str) -> None:
         """Another owner has the run: drop everything."""

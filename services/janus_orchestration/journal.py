@@ -7,7 +7,7 @@ commit whose answer was lost is found by its revision and not applied twice.
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from janus_kit.clock import Clock
@@ -18,6 +18,7 @@ from janus_orchestration.events import Event
 from janus_orchestration.interrupt import CancelRequested
 from janus_orchestration.model import (
     Message,
+    Pending,
     Recorded,
     Removal,
     Run,
@@ -59,6 +60,11 @@ class Changes:
     # All that the run has put into the thread, and what waits, goes; memory is
     # to forget what it may have of it in the space `owes`.
     takes_back: bool = False
+    # What the run waits for from now on, and the ids of what it goes on with.
+    asks: tuple[Pending, ...] = ()
+    takes: tuple[str, ...] = ()
+    # Steps whose calls a person lets run once more, and for how many seconds.
+    retries: tuple[tuple[int, float], ...] = ()
     finish_reason: int | None = None
     events: tuple[Event, ...] = ()
     # The space that memory is to have the thread's turns in; empty when they are
@@ -98,6 +104,18 @@ class Journal:
     @property
     def is_over(self) -> bool:
         return state.is_terminal(self.run.state)
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.run.state in state.WAITING
+
+    @property
+    def worked(self) -> timedelta:
+        """Since the run started, without the times in which it waited for people."""
+        run = self.run
+        if run.started_at is None:
+            return timedelta()
+        return max(timedelta(), (run.waiting_since or self._clock.now()) - run.started_at - run.waited)
 
     def step(self, kind: StepKind) -> Step | None:
         """The newest step of a kind."""
@@ -144,6 +162,18 @@ class Journal:
 
         return await waited_out(reading)
 
+    async def pending(self, after_step: int) -> list[Pending]:
+        """What was asked because of later steps; what is due by now is decided first. Raises Fenced."""
+
+        async def deciding(records: Records) -> list[Pending]:
+            held = await records.lock_run(self.run.id)
+            if held is None or held.epoch != self.run.epoch:
+                raise Fenced(self.run.id)
+            await records.expire_pending(self.run.id)
+            return await records.pending(self.run.id, after_step)
+
+        return await self.read(deciding)
+
     async def commit(self, changes: Changes) -> None:
         """Write the changes and send their events; waits for Postgres however long it is away.
 
@@ -188,6 +218,14 @@ class Journal:
                 await records.drop_calls(run.id, settled)
             if changes.waits is not None:
                 await records.add_waiting_messages(run, [changes.waits], is_output=True)
+            if changes.asks:
+                await records.add_pending(run.id, changes.asks)
+            if held_back := [each.step for each in changes.asks if each.is_retry]:
+                await records.hold_calls(run.id, held_back)
+            if changes.retries:
+                await records.reopen_calls(run.id, changes.retries)
+            if changes.takes:
+                await records.take_pending(run.id, changes.takes)
             if thread is not None:
                 await self._write_thread(records, thread, run, changes, now)
             if recorded:
@@ -199,6 +237,8 @@ class Journal:
             if ends:
                 await records.release_lease(run.id)
                 await records.pass_turn(run.thread_id, run.id)
+            elif run.state in state.WAITING:
+                await records.let_go(run.id, run.epoch)
         return run
 
     def _changed(self, held: Run, changes: Changes, recorded: list[Recorded], now: datetime) -> Run:
@@ -220,6 +260,12 @@ class Journal:
             run = replace(run, finish_reason=changes.finish_reason)
         if changes.trigger is Trigger.START:
             run = replace(run, started_at=now)
+        if after in state.WAITING and held.state not in state.WAITING:
+            # Nothing more is said by this owner, so the next one knows where to go on.
+            run = replace(run, waiting_since=now, reserved_sequence=max(last, self.log.last.sequence))
+        if changes.trigger is Trigger.RESUME and held.waiting_since is not None:
+            waited = held.waited + max(timedelta(), now - held.waiting_since)
+            run = replace(run, waited=waited, waiting_since=None)
         if changes.ending is not None:
             run = replace(
                 run,

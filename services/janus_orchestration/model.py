@@ -72,6 +72,23 @@ class WhenNoWorker(StrEnum):
     WAIT = "wait"
 
 
+class PendingKind(StrEnum):
+    """What a run can wait for: a client's result, a person's consent, a person's answer."""
+
+    TOOL = "tool"
+    APPROVAL = "approval"
+    INPUT = "input"
+
+
+class Verdict(StrEnum):
+    """What became of something that a run waited for."""
+
+    APPROVED = "approved"
+    DECLINED = "declined"
+    ANSWERED = "answered"
+    EXPIRED = "expired"
+
+
 class RecallScope(StrEnum):
     """Whose memories a recall looks at."""
 
@@ -158,6 +175,19 @@ class AgentTool:
     when_no_worker: WhenNoWorker | None = None
     timeout: timedelta | None = None
     max_concurrency: int = 0
+    client_side: bool = False
+    description: str = ""
+    parameters_schema_json: str = ""
+    needs_approval: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalPolicy:
+    """What needs a person's consent. None: 7 days, and declined after them."""
+
+    tools: tuple[str, ...] = ()
+    expires_after: timedelta | None = None
+    on_expiry: Verdict | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +211,7 @@ class AgentSpec:
     reasoning: bytes = b""
     max_output_tokens: int | None = None
     tools: tuple[AgentTool, ...] = ()
+    approval: ApprovalPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +297,9 @@ class Run:
     cancel_reason: str | None = None
     # Its messages go with its end.
     rolls_back: bool = False
+    # How long it has waited for people, without the wait that is going on.
+    waited: timedelta = timedelta()
+    waiting_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,13 +369,18 @@ class PromptMessage:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A tool as whoever runs it describes it. An empty schema takes no arguments."""
+    """A tool as whoever runs it describes it. An empty schema takes no arguments.
+
+    ``answered_by`` is TOOL or INPUT when nobody runs it: the client of the run
+    or the person answers its calls.
+    """
 
     name: str
     description: str
     schema_json: str
     side_effect: SideEffect
     timeout: timedelta
+    answered_by: PendingKind | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,6 +390,36 @@ class ToolCall:
     call_id: str
     name: str
     arguments_json: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """Something that a run waits for, because of the call of ``step``.
+
+    ``text`` is the reason of an approval, or the question. ``is_retry`` asks
+    for consent to another try, after one of which the outcome is not known.
+    What time decides is said beforehand, in ``on_expiry``; the verdict is given
+    once, by a person or by time, and ``answer`` goes with it: the wire form of
+    a result, the JSON of an answer, or the words of who decided. ``is_taken``
+    says that the run has gone on with it.
+    """
+
+    id: str
+    step: int
+    kind: PendingKind
+    call: ToolCall
+    arguments_sha256: bytes
+    expires_at: datetime
+    on_expiry: Verdict
+    is_retry: bool = False
+    text: str = ""
+    schema_json: str = ""
+    verdict: Verdict | None = None
+    answer: bytes = b""
+    answered_by: str = ""
+    # False as well when it is still awaited: see ``verdict``.
+    in_time: bool = False
+    is_taken: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,10 +80,12 @@ class Ownership:
             await self._executions.adopt(claim)
 
     async def hear(self) -> None:
-        """What other replicas tell: a run is ready, a run is to be cancelled."""
+        """What other replicas tell: a run is ready, is to be cancelled, or has an answer that it waits for."""
         async for kind, run_id in self._leases.news():
             if kind == "cancel":
                 self._executions.cancel(run_id, "")
+            elif kind == "answer":
+                self._executions.answered(run_id)
             else:
                 self.look_now()
 

@@ -24,6 +24,8 @@ from janus_orchestration.model import (
     Message,
     ModelEvent,
     NewMemory,
+    Pending,
+    PendingKind,
     Prompt,
     Recalled,
     Recorded,
@@ -38,6 +40,7 @@ from janus_orchestration.model import (
     ToolCall,
     ToolOutput,
     Usage,
+    Verdict,
     WhenNoWorker,
 )
 from janus_orchestration.timetable import Schedule
@@ -49,7 +52,7 @@ class Fenced(Exception):
 
 
 class OutcomeUnknown(Exception):
-    """A call may have done something, and must not be tried again for it; ``why`` nobody knows."""
+    """A call may have done something, and ``why`` nobody knows: a person has to say whether it is tried again."""
 
     def __init__(self, why: str) -> None:
         super().__init__(why)
@@ -212,8 +215,11 @@ class RunRecords(Protocol):
 class JournalRecords(Protocol):
     """What the owner of a run writes, under its epoch."""
 
-    async def take(self, run_id: str, epoch: int) -> Run | None:
-        """Fence older owners; None when the run has ended or a newer owner has it."""
+    async def take(self, run_id: str, epoch: int, *, is_takeover: bool) -> Run | None:
+        """Fence older owners; None when the run has ended or a newer owner has it.
+
+        A take-over counts: the owner before was not heard of.
+        """
 
     async def write_run(self, run: Run) -> None: ...
 
@@ -223,6 +229,15 @@ class JournalRecords(Protocol):
 
     async def drop_calls(self, run_id: str, steps: Sequence[int]) -> None:
         """The results of these tool calls are in the journal; a worker that still runs one is told to stop."""
+
+    async def hold_calls(self, run_id: str, steps: Sequence[int]) -> None:
+        """No other worker may get these calls; the one that has one may still answer."""
+
+    async def reopen_calls(self, run_id: str, again: Sequence[tuple[int, float]]) -> None:
+        """Calls (step, seconds) that a worker had and may not answer any more get their next try.
+
+        One that was answered meanwhile keeps its answer.
+        """
 
     async def add_events(self, run_id: str, events: Sequence[Recorded]) -> None: ...
 
@@ -263,6 +278,35 @@ class JournalRecords(Protocol):
 
     async def settle_removal(self, removal_id: str) -> None:
         """Memory has forgotten; the last time, unless it is too early for that."""
+
+
+class PendingRecords(Protocol):
+    """What runs wait for."""
+
+    async def add_pending(self, run_id: str, pending: Sequence[Pending]) -> None: ...
+
+    async def pending(self, run_id: str, after_step: int) -> list[Pending]:
+        """All that was asked because of later steps, answered or not, in their order."""
+
+    async def awaited(self, run_ids: Sequence[str], most_bytes: int) -> dict[str, list[Pending]]:
+        """What still can be answered, by run, the newest first; up to what goes beyond so many bytes."""
+
+    async def find_pending(self, run_id: str, kind: PendingKind, name: str) -> Pending | None:
+        """By the id of the call for a TOOL, else by its own; the newest."""
+
+    async def answer_pending(self, run_id: str, pending_id: str, verdict: Verdict, answer: bytes, by: str) -> None: ...
+
+    async def expire_pending(self, run_id: str) -> None:
+        """Let time decide what is due. The run must be locked."""
+
+    async def take_pending(self, run_id: str, ids: Sequence[str]) -> None:
+        """The run goes on with these verdicts."""
+
+    async def let_go(self, run_id: str, epoch: int) -> None:
+        """The owner lets the run go until something is answered or due; at once when something is."""
+
+    async def wake(self, run_id: str) -> None:
+        """Have a run that waits claimed now; the owner of one that is worked on is told."""
 
 
 class RequestRecords(Protocol):
@@ -350,6 +394,7 @@ class Records(
     ThreadRecords,
     RunRecords,
     JournalRecords,
+    PendingRecords,
     RequestRecords,
     ScheduleRecords,
     WebhookRecords,
@@ -377,7 +422,7 @@ class Leases(Protocol):
         """Let all go at once, for other replicas to take."""
 
     def news(self) -> AsyncIterator[tuple[str, str]]:
-        """("ready", "") when a run may be claimed, ("cancel", run id); both may be missed.
+        """("ready", "") when a run may be claimed, ("cancel", run id), ("answer", run id); all may be missed.
 
         ("", "") after a (re)connection.
         """
@@ -579,6 +624,10 @@ class ToolReport(Protocol):
 class ToolSource(Protocol):
     """Where tools come from."""
 
+    @property
+    def knows_calls(self) -> bool:
+        """Whether it finds a call that an earlier owner of the run has begun, and goes on with it."""
+
     async def find(self, tenant: str, names: Collection[str]) -> Sequence[Tool]:
         """Those of the names that it offers."""
 
@@ -604,6 +653,7 @@ __all__ = [
     "Opened",
     "Outbox",
     "OutcomeUnknown",
+    "PendingRecords",
     "Records",
     "RequestRecords",
     "RunRecords",

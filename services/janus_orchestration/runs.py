@@ -24,6 +24,7 @@ from janus_orchestration.model import (
     Cursor,
     DoubleTexting,
     Message,
+    Pending,
     Recorded,
     Run,
     RunOptions,
@@ -64,10 +65,11 @@ class Started:
 
 @dataclass(frozen=True)
 class RunDetails:
-    """A run, the place of its newest event, its steps and what it said."""
+    """A run, the place of its newest event, what it waits for, its steps and what it said."""
 
     run: Run
     last: Cursor
+    waiting_for: Sequence[Pending] = ()
     steps: Sequence[Step] = ()
     output: Sequence[ThreadMessage] = ()
 
@@ -266,14 +268,30 @@ class Runs:
             if run is None:
                 raise NotFound("run", run_id)
             steps = await records.steps(run_id)
+            waiting_for = (await _waiting_for(records, run)).get(run_id, [])
             made = [item for item in await records.messages_of(run_id) if item.is_output]
-            output = first_within(reversed(made), MOST_BYTES)[::-1]
-        return RunDetails(run, await self._last(tenant, run), steps, output)
+            room = MOST_BYTES - sum(len(each.call.arguments_json) + len(each.schema_json) for each in waiting_for)
+            output = first_within(reversed(made), room)[::-1]
+        if len(output) == 1 and len(output[0].message.wire) > room:
+            output = []
+        return RunDetails(run, await self._last(tenant, run), waiting_for, steps, output)
 
     async def brief(self, tenant: str, run_id: str) -> RunDetails:
         """A run without its steps. Raises NotFound."""
-        run = await self._get(tenant, run_id)
-        return RunDetails(run, await self._last(tenant, run))
+        async with self._store.tenant(tenant) as records:
+            run = await records.run(run_id)
+            if run is None:
+                raise NotFound("run", run_id)
+            waiting_for = await _waiting_for(records, run)
+        return RunDetails(run, await self._last(tenant, run), waiting_for.get(run_id, ()))
+
+    async def described(self, records: Records, tenant: str, run: Run) -> RunDetails:
+        """A run as it is in this transaction, for the answer to a write."""
+        published = self._hub.published(tenant, run.id)
+        starts = await records.epoch_starts(run.id)
+        last = cursor_of(starts, max(run.last_sequence, published or 0))
+        waiting_for = await _waiting_for(records, run)
+        return RunDetails(run, last, waiting_for.get(run.id, ()))
 
     async def page(
         self, tenant: str, thread_id: str, states: Collection[RunState], after: tuple[datetime, str] | None, size: int
@@ -282,7 +300,11 @@ class Runs:
         async with self._store.tenant(tenant) as records:
             found = await records.runs(thread_id, states, after, size + 1)
             starts = await records.epoch_starts_of([run.id for run in found])
-        page = [RunDetails(run, cursor_of(starts[run.id], run.last_sequence)) for run in found[:size]]
+            waiting_for = await _waiting_for(records, *found[:size])
+        page = [
+            RunDetails(run, cursor_of(starts[run.id], run.last_sequence), waiting_for.get(run.id, ()))
+            for run in found[:size]
+        ]
         return page, len(found) > size
 
     async def cancel(self, tenant: str, run_id: str, reason: str, key: Once[RunDetails]) -> RunDetails | bytes:
@@ -290,10 +312,7 @@ class Runs:
         async with self._store.tenant(tenant) as records:
 
             async def work() -> RunDetails:
-                run = await self._cancel(records, run_id, reason)
-                published = self._hub.published(tenant, run_id)
-                starts = await records.epoch_starts(run_id)
-                return RunDetails(run, cursor_of(starts, max(run.last_sequence, published or 0)))
+                return await self.described(records, tenant, await self._cancel(records, run_id, reason))
 
             result = await once(records, key, work)
         if isinstance(result, RunDetails) and result.run.state is RunState.CANCELLING:
@@ -325,12 +344,15 @@ class Runs:
             return run
         after = state.advance(run.state, state.Trigger.REQUEST_CANCEL)
         if after is RunState.CANCELLED:
-            return await self._cancel_waiting(records, run, reason)
+            return await self._cancel_queued(records, run, reason)
         await records.request_cancel(run.id, reason, after, rolls_back=rolls_back)
         await records.notify_cancel(run.id)
+        if run.state in state.WAITING:
+            # Nobody works on it: whoever claims it ends it.
+            await records.wake(run.id)
         return replace(run, state=after, cancel_reason=run.cancel_reason or reason)
 
-    async def _cancel_waiting(self, records: Records, run: Run, reason: str) -> Run:
+    async def _cancel_queued(self, records: Records, run: Run, reason: str) -> Run:
         """Nobody works on it: it ends here and now."""
         last = run.last_sequence + 1
         ended = replace(
@@ -359,3 +381,9 @@ class Runs:
 
     async def _last(self, tenant: str, run: Run) -> Cursor:
         return await self._replay.newest_cursor(tenant, run, self._hub.published(tenant, run.id))
+
+
+async def _waiting_for(records: Records, *runs: Run) -> dict[str, list[Pending]]:
+    """By run. Also what a run will wait for when the other calls of its answer have ended."""
+    may_wait = [run.id for run in runs if run.state is RunState.RUNNING or run.state in state.WAITING]
+    return await records.awaited(may_wait, 2 * MOST_BYTES) if may_wait else {}

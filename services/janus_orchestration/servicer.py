@@ -5,7 +5,7 @@ import hashlib
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import Message as Protobuf
@@ -20,6 +20,7 @@ from janus_kit.telemetry.logging import get_logger
 from janus_kit.validate import Violations
 from janus_orchestration import telemetry
 from janus_orchestration.agents import Agents
+from janus_orchestration.answers import Answers, Reply
 from janus_orchestration.idempotency import Once
 from janus_orchestration.model import Cursor
 from janus_orchestration.refusals import refuse_the_rest
@@ -29,6 +30,7 @@ from janus_orchestration.threads import Threads
 from janus_orchestration.watch import Batch
 from janus_orchestration.webhooks import Webhooks
 from janus_orchestration.wire import agents as agent_wire
+from janus_orchestration.wire import pending as pending_wire
 from janus_orchestration.wire import runs as run_wire
 from janus_orchestration.wire import schedules as schedule_wire
 from janus_orchestration.wire import threads as thread_wire
@@ -37,6 +39,7 @@ from janus_orchestration.wire.content import fitting
 
 SERVICE = "janus.orchestration.v1.OrchestrationService"
 Context = grpc.aio.ServicerContext[Any, Any]
+Answered = TypeVar("Answered", bound=Protobuf)
 
 _log = get_logger(__name__)
 
@@ -45,11 +48,19 @@ class OrchestrationServicer(rpc.OrchestrationServiceServicer):
     """The RPCs that this version has; the others refuse by themselves."""
 
     def __init__(
-        self, agents: Agents, threads: Threads, runs: Runs, schedules: Schedules, webhooks: Webhooks, clock: Clock
+        self,
+        agents: Agents,
+        threads: Threads,
+        runs: Runs,
+        answers: Answers,
+        schedules: Schedules,
+        webhooks: Webhooks,
+        clock: Clock,
     ) -> None:
         self._agents = agents
         self._threads = threads
         self._runs = runs
+        self._answers = answers
         self._schedules = schedules
         self._webhooks = webhooks
         self._clock = clock
@@ -310,6 +321,29 @@ class OrchestrationServicer(rpc.OrchestrationServiceServicer):
         result = await self._webhooks.retry(_tenant(), request.webhook, only, key)
         return pb.RetryWebhookDeliveriesResponse.FromString(result) if isinstance(result, bytes) else answer(result)
 
+    # -- answers ---------------------------------------------------------------------
+
+    async def SubmitToolResults(
+        self, request: pb.SubmitToolResultsRequest, context: Context
+    ) -> pb.SubmitToolResultsResponse:
+        given = pending_wire.results_from(request.results, request.HasField("results"))
+        return await self._give("SubmitToolResults", request, given, pb.SubmitToolResultsResponse)
+
+    async def ResolveApproval(self, request: pb.ResolveApprovalRequest, context: Context) -> pb.ResolveApprovalResponse:
+        given = pending_wire.approval_from(request.approval, request.HasField("approval"))
+        return await self._give("ResolveApproval", request, given, pb.ResolveApprovalResponse)
+
+    async def ProvideInput(self, request: pb.ProvideInputRequest, context: Context) -> pb.ProvideInputResponse:
+        given = pending_wire.answer_from(request.answer, request.HasField("answer"))
+        return await self._give("ProvideInput", request, given, pb.ProvideInputResponse)
+
+    async def _give(self, method: str, request: Any, given: Reply, response: Callable[..., Answered]) -> Answered:
+        def answer(details: RunDetails) -> Answered:
+            return response(run=_run_to(details))
+
+        result = await self._answers.give(current_identity(), given, _once(method, request, answer))
+        return answer(result) if isinstance(result, RunDetails) else _parsed(response(), result)
+
     def _asking(
         self, method: str, request: pb.ConverseRequest | pb.StartRunRequest, cancel_on_disconnect: bool
     ) -> Asking:
@@ -348,7 +382,12 @@ def _expected(version: int) -> int:
 
 
 def _run_to(details: RunDetails) -> run_pb2.Run:
-    return run_wire.run_to(details.run, details.last, details.steps, details.output)
+    return run_wire.run_to(details.run, details.last, details.waiting_for, details.steps, details.output)
+
+
+def _parsed(response: Answered, stored: bytes) -> Answered:
+    response.ParseFromString(stored)
+    return response
 
 
 def _hash(request: Protobuf) -> bytes:

@@ -10,10 +10,10 @@ Pure: no clock, no store. Every change of a run's state goes through
     CANCELLED | EXPIRED   COMPLETED | FAILED          CANCELLED
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from enum import StrEnum
 
-from janus_orchestration.model import RunState, SideEffect, Step, StepKind
+from janus_orchestration.model import PendingKind, RunState, SideEffect, Step, StepKind
 
 
 class Trigger(StrEnum):
@@ -76,6 +76,13 @@ def advance(state: RunState, trigger: Trigger) -> RunState:
     if target is None:
         raise IllegalTransition(state, trigger)
     return target
+
+
+def waits_for(kinds: Collection[PendingKind]) -> Trigger:
+    """How a run comes to wait for these: a person's word comes before a client's."""
+    if PendingKind.APPROVAL in kinds:
+        return Trigger.WAIT_APPROVAL
+    return Trigger.WAIT_INPUT if PendingKind.INPUT in kinds else Trigger.WAIT_TOOL
 
 
 def is_terminal(state: RunState) -> bool:

@@ -17,6 +17,9 @@ step_duration = Histogram(
     "janus_run_step_duration_seconds", "Time from a step's start to its end.", ["kind"], buckets=_SECONDS
 )
 run_recovered = Counter("janus_run_recovered_total", "Runs taken over from an owner that died.", ["cause"])
+run_answers = Counter(
+    "janus_run_answers_total", "What runs waited for: how often it came, or did not.", ["kind", "outcome"]
+)
 event_delivery = Histogram(
     "janus_run_event_delivery_seconds",
     "From an event's being persisted to its being sent, where the run is worked on.",

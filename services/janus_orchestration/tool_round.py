@@ -4,15 +4,31 @@ An answer that asks for tools is journalled with its calls and waits. It joins
 the thread in the same commit as the message with all their results, so that
 nobody ever finds a call there without its result. A run that ends before says
 in their place what became of the calls that are open.
+
+What a call waits for (a person's consent or answer, the client's result) is
+journalled in the commit that asks for it. When nothing is left but waiting, the
+run waits: its owner lets it go, and whoever claims it after an answer goes on
+from the journal.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from janus_kit.clock import Clock
-from janus_orchestration import budgets, state
-from janus_orchestration.calling import Assignment, Begun, CallContext, Done, Progressed, under_way
+from janus_orchestration import budgets, questions, state, telemetry
+from janus_orchestration.calling import (
+    Answered,
+    Assignment,
+    Begun,
+    CallContext,
+    Calls,
+    Done,
+    Progressed,
+    Unknown,
+    under_way,
+)
 from janus_orchestration.events import (
+    ApprovalResolved,
     Event,
     MessageCommitted,
     ToolCallCompleted,
@@ -26,22 +42,37 @@ from janus_orchestration.model import (
     MOST_BYTES,
     MemoryPolicy,
     Message,
+    Pending,
+    PendingKind,
     Step,
     StepKind,
     ThreadMessage,
     ToolCall,
     ToolOutput,
+    Verdict,
 )
 from janus_orchestration.ports import ToolCodec
+from janus_orchestration.state import Trigger
 from janus_orchestration.tools import Offered
 
 _TOO_LARGE = "the result is larger than this run has room for"
+_OWNER_DIED = "the process that ran the call died"
+_NOTHING = Changes()
+
+
+class WaitedTooLong(Exception):
+    """What the run waited for did not come in time."""
+
+    def __init__(self, kind: PendingKind) -> None:
+        super().__init__(kind.value)
+        self.kind = kind
 
 
 @dataclass(frozen=True)
 class _Asked:
     """An answer that waits for results; ``calls`` by step, in the answer's order."""
 
+    step: int
     answer: Message
     calls: Mapping[int, ToolCall]
 
@@ -66,10 +97,23 @@ class ToolRound:
         self._clock = clock
         self._limits = limits
         self._asked: _Asked | None = None
+        self._offered: Mapping[str, Offered] = {}
         # By step, in their wire form; those of open steps are not journalled yet.
         self._results: dict[int, bytes] = {}
+        # By step: what its call waits for, and the arguments that a person has consented to.
+        self._waiting: dict[int, Pending] = {}
+        self._consents: dict[int, bytes] = {}
+        self._room = MOST_BYTES
+        self._calls: Calls | None = None
 
-    async def begin(self, asked: Step, answer: Message, calls: Sequence[ToolCall], events: Sequence[Event]) -> None:
+    async def begin(
+        self,
+        asked: Step,
+        answer: Message,
+        calls: Sequence[ToolCall],
+        offered: Mapping[str, Offered],
+        events: Sequence[Event],
+    ) -> None:
         """Journal an answer that asks for tools, and its calls. ``asked`` is the model call's step as it ends."""
         journal = self._journal
         now = self._clock.now()
@@ -77,28 +121,46 @@ class ToolRound:
             Step(index, StepKind.TOOL_CALL, 1, journal.log.last, now, summary=call.name)
             for index, call in enumerate(calls, max(journal.steps) + 1)
         ]
+        self._asked = _Asked(asked.index, answer, {step.index: call for step, call in zip(steps, calls, strict=True)})
+        self._offered, self._results, self._waiting, self._consents = offered, {}, {}, {}
+        self._room = MOST_BYTES - len(answer.wire)
         before, after = budgets.used(journal.with_steps(asked)), budgets.used(journal.with_steps(asked, *steps))
-        requested = [ToolCallRequested(asked.index, call) for call in calls]
+        if not budgets.refusal(journal.with_steps(asked, *steps), self._limits):
+            # Nobody is asked about calls that will not be begun.
+            asking = (self._question(index, call) for index, call in self._asked.calls.items())
+            self._waiting = {each.step: each for each in asking if each is not None}
+        to_client = {index for index, each in self._waiting.items() if each.kind is PendingKind.TOOL}
+        requested = [
+            ToolCallRequested(asked.index, call, client_side=index in to_client)
+            for index, call in self._asked.calls.items()
+        ]
+        told = [questions.told(each, asked.index) for index, each in self._waiting.items() if index not in to_client]
         warned = budgets.warnings(before, after, self._limits)
-        await journal.commit(Changes(steps=(asked, *steps), waits=answer, events=(*events, *requested, *warned)))
-        self._asked = _Asked(answer, {step.index: call for step, call in zip(steps, calls, strict=True)})
-        self._results = {}
+        await journal.commit(
+            Changes(
+                steps=(asked, *steps),
+                waits=answer,
+                asks=tuple(self._waiting.values()),
+                events=(*events, *requested, *told, *warned),
+            )
+        )
 
     async def work(self, offered: Mapping[str, Offered], own_bytes: int) -> tuple[ThreadMessage, ...]:
         """Run the calls that are open; returns what joined the thread with the last result.
 
-        ``own_bytes`` is the size of the run's messages so far: with all results
-        they must still fit into a prompt. Raises when the run's budget does not
-        allow these calls.
+        Nothing has joined when the run waits now. ``own_bytes`` is the size of
+        the run's messages so far: with all results they must still fit into a
+        prompt. Raises when the run's budget does not allow these calls, and
+        WaitedTooLong.
         """
         if refusal := budgets.refusal(self._journal.steps.values(), self._limits):
             raise refusal
-        asked = self._asked or await self._taken_over()
-        left = [
-            Assignment(step, asked.calls[step.index], offered.get(asked.calls[step.index].name))
-            for step in self._left()
-        ]
-        room = MOST_BYTES - own_bytes - len(asked.answer.wire) - sum(map(len, self._results.values()))
+        self._offered = offered
+        begun_elsewhere = self._asked is None
+        asked = self._asked or await self._read()
+        self._room -= own_bytes
+        if begun_elsewhere and (joined := await self._go_on(asked)):
+            return joined
         context = CallContext(
             self._journal.tenant,
             self._journal.run.id,
@@ -107,52 +169,199 @@ class ToolRound:
             self._journal.thread,
             self._memory,
         )
-        async with under_way(context, left) as calls:
-            joined: tuple[ThreadMessage, ...] = ()
-            while not joined:
-                async with self._interrupt.may_cut():
-                    news = await calls.news()
-                for told in news:
-                    match told:
-                        case Begun(step, worker_id, attempt):
-                            call_id = asked.calls[step.index].call_id
-                            await self._journal.say(ToolCallStarted(call_id, worker_id, attempt), keep=True)
-                        case Progressed(step, fraction, message):
-                            call_id = asked.calls[step.index].call_id
-                            await self._journal.say(ToolCallProgress(call_id, fraction, message), keep=False)
-                        case Done(step, output):
-                            room -= self._keep(asked, step, output, room)
-                joined = await self._commit(asked)
-        return joined
+        runnable = [step.index for step in self._left() if step.index not in self._waiting]
+        async with under_way(context, self._assignments(asked, runnable)) as calls:
+            self._calls = calls
+            try:
+                return await self._follow(asked, calls)
+            finally:
+                self._calls = None
 
-    async def closing(self, why: str) -> Changes:
-        """What a run that ends now owes the thread; ``why`` is the result of calls that have none."""
+    def answered(self) -> None:
+        """Something that the run waits for may have been answered."""
+        # Between calls nobody needs to be told: what was answered is found when the run comes to wait.
+        if self._calls is not None:
+            self._calls.answered()
+
+    async def closing(self, how: str) -> Changes:
+        """What a run that ends now owes the thread; ``how`` it ends, as in `was cancelled`."""
         left = self._left()
         if not left:
             return Changes()
         asked = self._asked or await self._read()
+        # What was answered a moment ago was accepted, and is a result like any other.
+        asked_about = {each.step: each for each in await self._journal.pending(asked.step) if not each.is_taken}
         for step in left:
-            if step.index not in self._results:
-                self._keep(asked, step, ToolOutput(why, is_error=True), MOST_BYTES)
-        return self._changes(asked, left)
+            pending = asked_about.get(step.index)
+            if step.index in self._results:
+                continue
+            if pending is not None and (given := self._given(pending)) is not None:
+                self._keep(pending.call, step, given)
+            else:
+                open_result = questions.left_open(pending, how)
+                self._results[step.index] = self._codec.result(asked.calls[step.index].call_id, open_result)
+        return self._changes(asked, left, Changes())
+
+    # -- what runs, and what waits ---------------------------------------------------
+
+    async def _follow(self, asked: _Asked, calls: Calls) -> tuple[ThreadMessage, ...]:
+        while True:
+            if joined := await self._commit(asked):
+                return joined
+            if calls.is_idle:
+                kinds = {each.kind for each in self._waiting.values()}
+                await self._journal.commit(Changes(trigger=state.waits_for(kinds)))
+                return ()
+            async with self._interrupt.may_cut():
+                news = await calls.news()
+            for told in news:
+                match told:
+                    case Begun(step, worker_id, attempt):
+                        call_id = asked.calls[step.index].call_id
+                        await self._journal.say(ToolCallStarted(call_id, worker_id, attempt), keep=True)
+                    case Progressed(step, fraction, message):
+                        call_id = asked.calls[step.index].call_id
+                        await self._journal.say(ToolCallProgress(call_id, fraction, message), keep=False)
+                    case Done(step, output):
+                        call = asked.calls[step.index]
+                        self._keep(call, step, self._codec.result(call.call_id, output))
+                    case Unknown(step, why):
+                        await self._journal.commit(self._asking(asked, [self._another_try(asked, step, why)]))
+                    case Answered():
+                        heard, runnable = await self._hear(asked)
+                        if joined := await self._commit(asked, heard):
+                            return joined
+                        for assignment in self._assignments(asked, runnable):
+                            calls.start(assignment)
+
+    async def _go_on(self, asked: _Asked) -> tuple[ThreadMessage, ...]:
+        """Take up what an earlier owner left: answers that have come, and calls that its death cut."""
+        heard, runnable = await self._hear(asked)
+        asks, again = [], []
+        for step in self._left():
+            index = step.index
+            if index in self._waiting or index in self._results or index in runnable:
+                continue
+            call = asked.calls[index]
+            offered = self._offered.get(call.name)
+            if question := self._question(index, call):
+                asks.append(question)
+            elif offered is not None and _is_lost(offered):
+                asks.append(self._another_try(asked, step, _OWNER_DIED))
+            else:
+                again.append(replace(step, attempts=step.attempts + 1))
+        asking = self._asking(asked, asks)
+        return await self._commit(
+            asked,
+            replace(
+                heard,
+                trigger=Trigger.RESUME if self._journal.is_waiting else None,
+                steps=(*heard.steps, *again),
+                asks=(*heard.asks, *asking.asks),
+                events=(*heard.events, *asking.events),
+            ),
+        )
+
+    async def _hear(self, asked: _Asked) -> tuple[Changes, list[int]]:
+        """What has been answered, as it is to be journalled, and the steps whose calls may run then.
+
+        Raises WaitedTooLong. A run among whose calls some are running finds out
+        when these have ended.
+        """
+        found = await self._journal.pending(asked.step)
+        if self._journal.is_waiting:
+            for each in found:
+                if each.verdict is Verdict.EXPIRED:
+                    raise WaitedTooLong(each.kind)
+        takes: list[str] = []
+        events: list[Event] = []
+        again: list[Step] = []
+        retries: list[tuple[int, float]] = []
+        asks: list[Pending] = []
+        runnable: list[int] = []
+        for each in found:
+            step = self._journal.steps[each.step]
+            if each.verdict in (None, Verdict.EXPIRED):
+                self._waiting[each.step] = each
+                continue
+            if each.verdict is Verdict.APPROVED:
+                self._consents[each.step] = each.arguments_sha256
+            if each.is_taken:
+                continue
+            takes.append(each.id)
+            self._waiting.pop(each.step, None)
+            telemetry.run_answers.labels(each.kind.value, each.verdict.value if each.in_time else "expired").inc()
+            if each.kind is PendingKind.APPROVAL:
+                events.append(ApprovalResolved(each.id, each.verdict, each.answered_by, each.answer.decode()))
+            if (given := self._given(each)) is not None:
+                self._keep(each.call, step, given)
+                continue
+            if each.is_retry:
+                again.append(replace(step, attempts=step.attempts + 1))
+                if (offered := self._offered.get(each.call.name)) is not None:
+                    retries.append((each.step, offered.timeout_s))
+            if question := self._question(each.step, each.call):
+                asks.append(question)
+            else:
+                runnable.append(each.step)
+        asking = self._asking(asked, asks)
+        return (
+            Changes(
+                steps=tuple(again),
+                retries=tuple(retries),
+                asks=asking.asks,
+                takes=tuple(takes),
+                events=(*events, *asking.events),
+            ),
+            runnable,
+        )
+
+    def _question(self, index: int, call: ToolCall) -> Pending | None:
+        """What a call has to wait for before it can run."""
+        consent = self._consents.get(index, b"")
+        return questions.before_running(index, call, self._offered.get(call.name), consent, self._clock.now())
+
+    def _another_try(self, asked: _Asked, step: Step, why: str) -> Pending:
+        call = asked.calls[step.index]
+        return questions.before_another_try(step.index, call, self._offered[call.name], why, self._clock.now())
+
+    def _asking(self, asked: _Asked, asks: Sequence[Pending]) -> Changes:
+        self._waiting.update((each.step, each) for each in asks)
+        return Changes(asks=tuple(asks), events=tuple(questions.told(each, asked.step) for each in asks))
+
+    def _given(self, pending: Pending) -> bytes | None:
+        """The result that a verdict makes; None where there is none, or the call is to run."""
+        call_id = pending.call.call_id
+        match pending.verdict:
+            case Verdict.DECLINED:
+                return self._codec.result(call_id, questions.declined(pending))
+            case Verdict.ANSWERED if pending.kind is PendingKind.INPUT:
+                return self._codec.result(call_id, questions.answered(pending))
+            case Verdict.ANSWERED:
+                return pending.answer
+        return None
+
+    # -- the journal -----------------------------------------------------------------
 
     def _left(self) -> list[Step]:
         return [step for step in state.tool_calls(list(self._journal.steps.values())) if step.ended_at is None]
 
-    def _keep(self, asked: _Asked, step: Step, output: ToolOutput, room: int) -> int:
-        call_id = asked.calls[step.index].call_id
-        result = self._codec.result(call_id, output)
-        if len(result) > room:
-            result = self._codec.result(call_id, ToolOutput(_TOO_LARGE, is_error=True))
-        self._results[step.index] = result
-        return len(result)
+    def _assignments(self, asked: _Asked, steps: Sequence[int]) -> list[Assignment]:
+        calls = ((index, asked.calls[index]) for index in steps)
+        return [Assignment(self._journal.steps[index], call, self._offered.get(call.name)) for index, call in calls]
 
-    async def _commit(self, asked: _Asked) -> tuple[ThreadMessage, ...]:
+    def _keep(self, call: ToolCall, step: Step, result: bytes) -> None:
+        if len(result) > self._room:
+            result = self._codec.result(call.call_id, ToolOutput(_TOO_LARGE, is_error=True))
+        self._results[step.index] = result
+        self._room -= len(result)
+
+    async def _commit(self, asked: _Asked, more: Changes = _NOTHING) -> tuple[ThreadMessage, ...]:
         """Journal the results that have come; with the last of them, what joins the thread."""
         ready = [step for step in self._left() if step.index in self._results]
-        if not ready:
+        if not ready and more == _NOTHING:
             return ()
-        changes = self._changes(asked, ready)
+        changes = self._changes(asked, ready, more)
         first = self._journal.thread.last_position + 1
         await self._journal.commit(changes)
         return tuple(
@@ -160,13 +369,17 @@ class ToolRound:
             for position, message in enumerate((*changes.joins, *changes.outputs), first)
         )
 
-    def _changes(self, asked: _Asked, ready: Sequence[Step]) -> Changes:
+    def _changes(self, asked: _Asked, ready: Sequence[Step], more: Changes) -> Changes:
         now = self._clock.now()
-        changes = Changes(
-            steps=tuple(self._journal.ended(step) for step in ready),
-            events=tuple(
-                ToolCallCompleted(self._results[step.index], max(now, step.started_at) - step.started_at)
-                for step in ready
+        changes = replace(
+            more,
+            steps=(*more.steps, *(self._journal.ended(step) for step in ready)),
+            events=(
+                *more.events,
+                *(
+                    ToolCallCompleted(self._results[step.index], max(now, step.started_at) - step.started_at)
+                    for step in ready
+                ),
             ),
         )
         if len(ready) < len(self._left()):
@@ -176,22 +389,25 @@ class ToolRound:
         committed = (MessageCommitted(asked.answer, first), MessageCommitted(message, first + 1))
         return replace(changes, joins=(asked.answer,), outputs=(message,), events=(*changes.events, *committed))
 
-    async def _taken_over(self) -> _Asked:
-        """The answer whose calls an earlier owner began; those without a result are begun again."""
-        self._asked = await self._read()
-        again = tuple(replace(step, attempts=step.attempts + 1) for step in self._left())
-        await self._journal.commit(Changes(steps=again))
-        return self._asked
-
     async def _read(self) -> _Asked:
-        """The answer and the results, as journalled."""
+        """The answer that waits, its calls and their results, as an earlier owner journalled them."""
         journal, run_id = self._journal, self._journal.run.id
-        called = journal.step(StepKind.MODEL_CALL)
-        after = called.after.sequence if called is not None else 0
-        (answer,) = await journal.read(lambda records: records.waiting_messages(run_id))
-        told = await journal.read(lambda records: records.events_of_kind(run_id, ToolCallCompleted.kind, after=after))
-        results = dict(self._codec.recorded(event.wire) for event in told)
         steps = state.tool_calls(list(journal.steps.values()))
+        called = journal.step(StepKind.MODEL_CALL)
+        assert called is not None, "only a model asks for tools"
+        (answer,) = await journal.read(lambda records: records.waiting_messages(run_id))
+        told = await journal.read(
+            lambda records: records.events_of_kind(run_id, ToolCallCompleted.kind, after=called.after.sequence)
+        )
+        results = dict(self._codec.recorded(event.wire) for event in told)
         calls = {step.index: call for step, call in zip(steps, self._codec.calls(answer), strict=True)}
         self._results = {index: results[call.call_id] for index, call in calls.items() if call.call_id in results}
-        return _Asked(answer, calls)
+        self._room = MOST_BYTES - len(answer.wire) - sum(map(len, self._results.values()))
+        self._asked = _Asked(called.index, answer, calls)
+        return self._asked
+
+
+def _is_lost(offered: Offered) -> bool:
+    """Whether what an earlier owner may have begun must not be begun again, and the source knows nothing of it."""
+    knows = offered.source is not None and offered.source.knows_calls
+    return not knows and state.after_unknown(offered.tool.side_effect) is state.AfterUnknown.ASK

@@ -1,12 +1,11 @@
 """One turn of an agent: recall, model, tools, store, and how it ends.
 
-What to do next comes from the journal alone, so the same code begins a turn
-and goes on with one whose owner died.
+What to do next comes from the journal alone, so the same code begins a turn,
+goes on with one whose owner died, and with one that waited for somebody.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
 
 from janus_kit.clock import Clock
 from janus_kit.errors import DeadlineExceeded, InvalidArgument, JanusError, Unimplemented
@@ -21,6 +20,7 @@ from janus_orchestration.events import (
     MessageCommitted,
     RunCancelled,
     RunCompleted,
+    RunExpired,
     RunFailed,
     RunStarted,
 )
@@ -31,6 +31,7 @@ from janus_orchestration.model import (
     Failure,
     MemoryScope,
     Message,
+    PendingKind,
     Recalled,
     Role,
     RunState,
@@ -45,7 +46,7 @@ from janus_orchestration.ports import EventCodec, Memory, Model, ToolCodec
 from janus_orchestration.recalling import Recalling, summarizes
 from janus_orchestration.removals import Removals
 from janus_orchestration.state import Trigger, next_step
-from janus_orchestration.tool_round import ToolRound
+from janus_orchestration.tool_round import ToolRound, WaitedTooLong
 from janus_orchestration.tools import Offered, Toolbox
 
 _log = get_logger(__name__)
@@ -79,7 +80,7 @@ class Helpers:
 
 
 class Turn:
-    """Works on one run until it has ended. ``history`` is the thread, newest last, where it is known."""
+    """Works on one run until it has ended or waits. ``history`` is the thread, newest last, where it is known."""
 
     def __init__(
         self,
@@ -115,12 +116,14 @@ class Turn:
         self._uncommitted = Changes()
 
     async def work(self) -> None:
-        """Take the run to its end. Raises Fenced when another owner has it."""
+        """Take the run to its end, or to where it waits. Raises Fenced when another owner has it."""
         try:
             try:
                 await self._steps()
             except ModelFailed as failed:
                 await self._fail(failed.failure, failed.usage)
+            except WaitedTooLong as waited:
+                await self._expire(waited.kind)
             except WallTimeSpent:
                 spent = "the run's budget of wall time is used up"
                 await self.fail(DeadlineExceeded("total", spent, {"budget": "wall_time"}))
@@ -128,6 +131,10 @@ class Turn:
                 await self.fail(error)
         except CancelRequested as asked:
             await self._cancelled(asked.reason)
+
+    def answered(self) -> None:
+        """Something that the run waits for may have been answered."""
+        self._round.answered()
 
     async def fail(self, error: JanusError) -> None:
         """End the run as failed, unless a cancel came first."""
@@ -142,9 +149,7 @@ class Turn:
             await self._start()
         if journal.run.state is RunState.CANCELLING:
             raise CancelRequested(journal.run.cancel_reason or "")
-        started = journal.run.started_at
-        spent = self._helpers.clock.now() - started if started is not None else timedelta()
-        self._interrupt.limit(self._limits.wall_time_s - max(0.0, spent.total_seconds()))
+        self._interrupt.limit(self._limits.wall_time_s - journal.worked.total_seconds())
         await self._conversation.load()
         query = self._conversation.query
         policy = self._spec.memory
@@ -156,7 +161,8 @@ class Turn:
                 case StepKind.MODEL_CALL:
                     await self._ask(recalls)
                 case StepKind.TOOL_CALL:
-                    await self._run_tools()
+                    if not await self._run_tools():
+                        return
                 case StepKind.STORE:
                     await self._store()
                 case step:
@@ -201,7 +207,7 @@ class Turn:
         ended = journal.ended(step, usage=answer.usage, summary=answer.model)
         warned = self._warnings(ended)
         if answer.message is not None and (calls := self._helpers.tools.calls(answer.message)):
-            await self._round.begin(ended, answer.message, calls, warned)
+            await self._round.begin(ended, answer.message, calls, offered, warned)
             return
         self._answer = answer.message
         changes = Changes(
@@ -234,10 +240,12 @@ class Turn:
         steps = self._journal.steps.values()
         return budgets.warnings(budgets.used(steps), budgets.used(self._journal.with_steps(step)), self._budget)
 
-    async def _run_tools(self) -> None:
-        """The calls of an answer, until all have their results."""
+    async def _run_tools(self) -> bool:
+        """The calls of an answer, until all have their results; False when the run waits for some."""
         offered = await self._offered()
-        self._conversation.add(await self._round.work(offered, self._conversation.own_bytes))
+        joined = await self._round.work(offered, self._conversation.own_bytes)
+        self._conversation.add(joined)
+        return bool(joined)
 
     async def _store(self) -> None:
         """Have memory take the turns, or leave it to the outbox and say so; then the run is done."""
@@ -283,7 +291,7 @@ class Turn:
             steps,
             RunFailed(failure, spent),
             Ending(spent, failure.status),
-            "the run failed before the tool answered; whether it did anything is not known",
+            "failed",
         )
 
     async def _cancelled(self, reason: str) -> None:
@@ -335,14 +343,21 @@ class Turn:
             steps,
             RunCancelled(reason, spent),
             Ending(spent),
-            "the run was cancelled before the tool answered; whether it did anything is not known",
+            "was cancelled",
         )
 
-    async def _end(
-        self, trigger: Trigger, steps: tuple[Step, ...], last: Event, ending: Ending, of_open_calls: str
-    ) -> None:
+    async def _expire(self, waited_for: PendingKind) -> None:
+        error = DeadlineExceeded(waited_for.value, f"what the run waited for did not come in time: {waited_for.value}")
+        failure = self._helpers.events.failure(error)
+        steps = self._journal.open_steps(error=failure.status)
+        spent = budgets.total(self._journal.with_steps(*steps))
+        await self._end(
+            Trigger.EXPIRE, steps, RunExpired(waited_for, failure, spent), Ending(spent, failure.status), "expired"
+        )
+
+    async def _end(self, trigger: Trigger, steps: tuple[Step, ...], last: Event, ending: Ending, how: str) -> None:
         """End before the work is done, with all that has happened in the thread."""
-        closing = await self._round.closing(of_open_calls)
+        closing = await self._round.closing(how)
         await self._journal.commit(
             replace(
                 closing,
@@ -373,7 +388,7 @@ class Turn:
 
     async def _offered(self) -> dict[str, Offered]:
         toolbox, tenant = self._helpers.toolbox, self._journal.tenant
-        return await waited_out(lambda: toolbox.offered(tenant, self._spec.tools))
+        return await waited_out(lambda: toolbox.offered(tenant, self._spec))
 
     def _space(self) -> str:
         policy = self._spec.memory

@@ -86,6 +86,8 @@ class WorkerTools:
     the records no lease has been renewed.
     """
 
+    knows_calls = True
+
     def __init__(self, records: DispatchRecords, *, poll_s: float, grace_s: float) -> None:
         self._records = records
         self._poll_s = poll_s

@@ -71,6 +71,32 @@ class Caller:
     async def cancel(self, run_id: str, reason: str = "") -> run_pb2.Run:
         return (await self.call("CancelRun", pb.CancelRunRequest(run_id=run_id, reason=reason))).run
 
+    async def submit(self, run_id: str, results: dict[str, str], request_id: str = "") -> run_pb2.Run:
+        """Answer client-side calls with texts."""
+        given = [content.ToolResult(call_id=call, parts=[content.Part(text=text)]) for call, text in results.items()]
+        sent = pb.ToolResults(run_id=run_id, results=given)
+        request = pb.SubmitToolResultsRequest(results=sent, request_id=request_id)
+        return (await self.call("SubmitToolResults", request)).run
+
+    async def decide(
+        self, run_id: str, approval_id: str, *, approve: bool = True, comment: str = "", request_id: str = ""
+    ) -> run_pb2.Run:
+        decision = agent_pb2.APPROVAL_DECISION_APPROVED if approve else agent_pb2.APPROVAL_DECISION_DECLINED
+        sent = pb.ApprovalAnswer(run_id=run_id, approval_id=approval_id, decision=decision, comment=comment)
+        request = pb.ResolveApprovalRequest(approval=sent, request_id=request_id)
+        return (await self.call("ResolveApproval", request)).run
+
+    async def provide(self, run_id: str, input_id: str, answer_json: str, request_id: str = "") -> run_pb2.Run:
+        sent = pb.InputAnswer(run_id=run_id, input_id=input_id, answer_json=answer_json)
+        return (await self.call("ProvideInput", pb.ProvideInputRequest(answer=sent, request_id=request_id))).run
+
+    async def until(self, run_id: str, *states: run_pb2.RunState.ValueType) -> run_pb2.Run:
+        """The run once it is in one of these states."""
+        async with asyncio.timeout(15):
+            while (run := await self.run(run_id)).state not in states:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        return run
+
     async def messages(self, thread: str) -> list[content.Message]:
         """The committed messages."""
         answer = await self.call("ListMessages", pb.ListMessagesRequest(thread_id=thread))

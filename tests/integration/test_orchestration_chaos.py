@@ -38,10 +38,35 @@ async def own_url(postgres_url: str) -> AsyncIterator[str]:
         yield url
 
 
+AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+
+
+async def answer(clients: list[Caller], event: event_pb2.RunEvent, dice: random.Random) -> None:
+    """Give a run what it waits for, at whichever replica is there, until one has acknowledged it."""
+    await asyncio.sleep(dice.random() * 0.5)
+    request_id = f"r{uuid.uuid4().hex}"
+    approve = dice.random() < 0.5
+    while True:
+        client = dice.choice(clients)
+        try:
+            if event.HasField("approval_requested"):
+                approval = event.approval_requested.approval.approval_id
+                await client.decide(event.run_id, approval, approve=approve, request_id=request_id)
+            else:
+                call = event.tool_call_requested.call.call_id
+                await client.submit(event.run_id, {call: "here"}, request_id)
+            return
+        except grpc.aio.AioRpcError as error:
+            if error.code() not in AWAY:
+                raise
+        await asyncio.sleep(0.05)
+
+
 async def talk(clients: list[Caller], thread: str, text: str, dice: random.Random) -> list[event_pb2.RunEvent]:
-    """One turn by a client that reconnects, to whichever replica, until it has the whole."""
+    """One turn by a client that reconnects, to whichever replica, until it has the whole, and answers what is asked."""
     request_id = f"r{uuid.uuid4().hex}"
     seen: list[event_pb2.RunEvent] = []
+    answering: list[asyncio.Task[None]] = []
     async with asyncio.timeout(90):
         while True:
             client = dice.choice(clients)
@@ -51,11 +76,15 @@ async def talk(clients: list[Caller], thread: str, text: str, dice: random.Rando
                 stream = client.converse(thread, text, request_id=request_id)
             try:
                 while (response := await stream.read()) is not grpc.aio.EOF:
-                    seen.append(response.event)
+                    event = response.event
+                    seen.append(event)
+                    if event.HasField("approval_requested") or event.tool_call_requested.client_side:
+                        answering.append(asyncio.create_task(answer(clients, event, dice)))
                 if seen and seen[-1].WhichOneof("event") in TERMINAL:
+                    await asyncio.gather(*answering)
                     return seen
             except grpc.aio.AioRpcError as error:
-                if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+                if error.code() not in AWAY:
                     raise
             await asyncio.sleep(0.05)
 
@@ -65,8 +94,11 @@ async def speak(peer: InferencePeer, dice: random.Random) -> None:
     while True:
         call = await peer.any_call()
         if dice.random() < 0.4:
-            names = [dice.choice(["time.now", "time.now", "no.such.tool"]) for _ in range(dice.randint(1, 4))]
-            call.tools(*[(f"c{place}", name) for place, name in enumerate(names)])
+            some = ["time.now", "time.now", "no.such.tool", "where.am_i", "memory.search"]
+            names = [dice.choice(some) for _ in range(dice.randint(1, 4))]
+            # Nobody finds anything, since memory is away; that is a result as well.
+            query = '{"query": "x"}'
+            call.tools(*[(f"c{place}", name, query if "search" in name else "{}") for place, name in enumerate(names)])
             continue
         call.start()
 
@@ -104,7 +136,12 @@ async def test_nothing_is_lost_doubled_or_contradicted(own_url: str, redis_url: 
     ):
         name = f"t{uuid.uuid4().hex[:8]}"
         ann = replicas[0].caller(name)
-        await ann.agent(tools=[agent_pb2.AgentTool(name="time.now")])
+        tools = [
+            agent_pb2.AgentTool(name="time.now"),
+            agent_pb2.AgentTool(name="where.am_i", client_side=True),
+            agent_pb2.AgentTool(name="memory.search", needs_approval=True),
+        ]
+        await ann.agent(tools=tools)
         threads = [await ann.thread() for _ in range(max(1, RUNS // 4))]
         model = asyncio.create_task(speak(peer, dice))
         chaos = asyncio.create_task(killing(replicas, dice))

@@ -43,6 +43,9 @@ BUILT = {
     "DeleteWebhook",
     "ListWebhookDeliveries",
     "RetryWebhookDeliveries",
+    "SubmitToolResults",
+    "ResolveApproval",
+    "ProvideInput",
 }
 METHODS = pb.DESCRIPTOR.services_by_name["OrchestrationService"].methods
 
@@ -91,10 +94,7 @@ def agent(**fields: Any) -> agent_pb2.Agent:
 @pytest.mark.parametrize(
     ("feature", "asked"),
     [
-        ("agent.tools.client_side", agent(tools=[agent_pb2.AgentTool(name="clock", client_side=True)])),
-        ("agent.tools.needs_approval", agent(tools=[agent_pb2.AgentTool(name="time.now", needs_approval=True)])),
         ("agent.handoffs", agent(handoffs=["other"])),
-        ("agent.approval", agent(approval=agent_pb2.ApprovalPolicy())),
         ("agent.memory.extract", agent(memory=agent_pb2.MemoryPolicy(extract=True))),
     ],
 )
@@ -117,6 +117,35 @@ def run(*messages: content.Message, **fields: Any) -> pb.StartRunRequest:
 
 def tools(*named: str, **fields: Any) -> pb.PutAgentRequest:
     return pb.PutAgentRequest(agent=agent(tools=[agent_pb2.AgentTool(name=name, **fields) for name in named]))
+
+
+def client(**fields: Any) -> pb.PutAgentRequest:
+    return tools("clock", client_side=True, **fields)
+
+
+def approval(**fields: Any) -> pb.PutAgentRequest:
+    policy = agent_pb2.ApprovalPolicy(**fields)
+    return pb.PutAgentRequest(agent=agent(tools=[agent_pb2.AgentTool(name="time.now")], approval=policy))
+
+
+def submitting(*given: content.ToolResult, **fields: Any) -> pb.SubmitToolResultsRequest:
+    sent = pb.ToolResults(**{"run_id": "r", "results": given, **fields})
+    return pb.SubmitToolResultsRequest(results=sent)
+
+
+def deciding(**fields: Any) -> pb.ResolveApprovalRequest:
+    decision = agent_pb2.APPROVAL_DECISION_APPROVED
+    sent = pb.ApprovalAnswer(**{"run_id": "r", "approval_id": "a", "decision": decision, **fields})
+    return pb.ResolveApprovalRequest(approval=sent)
+
+
+def providing(answer_json: str, **fields: Any) -> pb.ProvideInputRequest:
+    sent = pb.InputAnswer(**{"run_id": "r", "input_id": "i", "answer_json": answer_json, **fields})
+    return pb.ProvideInputRequest(answer=sent)
+
+
+def result(*parts: content.Part, call_id: str = "c") -> content.ToolResult:
+    return content.ToolResult(call_id=call_id, parts=parts)
 
 
 TOOL = content.Part(tool_call=content.ToolCall(call_id="c", name="n"))
@@ -189,6 +218,63 @@ CASES: list[tuple[str, Any, list[str]]] = [
         pb.PutAgentRequest(agent=agent(budgets=agent_pb2.Budgets(max_tool_calls=10_001, max_tokens=-1))),
         ["agent.budgets.max_tool_calls", "agent.budgets.max_tokens"],
     ),
+    ("PutAgent", tools("memory.x", client_side=True), ["agent.tools[0].name"]),
+    ("PutAgent", tools("time.now", description="mine"), ["agent.tools[0].description"]),
+    ("PutAgent", tools("time.now", parameters_schema_json="{}"), ["agent.tools[0].parameters_schema_json"]),
+    ("PutAgent", tools("user.ask", timeout=Duration(seconds=90 * 86_400 + 1)), ["agent.tools[0].timeout"]),
+    ("PutAgent", tools("time.now", timeout=Duration(seconds=86_401)), ["agent.tools[0].timeout"]),
+    ("PutAgent", client(description="a\x00b"), ["agent.tools[0].description"]),
+    ("PutAgent", client(description="x" * (16 * 1024 + 1)), ["agent.tools[0].description"]),
+    ("PutAgent", client(timeout=Duration(seconds=90 * 86_400 + 1)), ["agent.tools[0].timeout"]),
+    *[
+        ("PutAgent", client(parameters_schema_json=schema), ["agent.tools[0].parameters_schema_json"])
+        for schema in (
+            "[]",
+            "{",
+            '{"minimum": NaN}',
+            '{"minimum": 1e999}',
+            '{"title": "\\ud800"}',
+            '{"type": "string"}',
+            '{"a":' * 33 + "{}" + "}" * 33,
+            '{"a":"' + "x" * 65_536 + '"}',
+            '{"anyOf": [' + ",".join(["{}"] * 1_000) + "]}",
+            '{"$ref": "https://example.com/schema.json"}',
+            "[" * 30_000,
+        )
+    ],
+    ("PutAgent", approval(tools=["memory.search"]), ["agent.approval.tools[0]"]),
+    ("PutAgent", approval(tools=["time.now"] * 129), ["agent.approval.tools"]),
+    ("PutAgent", approval(expires_after=Duration(nanos=1)), ["agent.approval.expires_after"]),
+    ("PutAgent", approval(expires_after=Duration(seconds=90 * 86_400 + 1)), ["agent.approval.expires_after"]),
+    ("PutAgent", approval(on_expiry=9), ["agent.approval.on_expiry"]),
+    ("SubmitToolResults", pb.SubmitToolResultsRequest(), ["results"]),
+    ("SubmitToolResults", submitting(result(), run_id="a b"), ["results.run_id"]),
+    ("SubmitToolResults", submitting(), ["results.results"]),
+    ("SubmitToolResults", submitting(*[result()] * 65), ["results.results"]),
+    ("SubmitToolResults", submitting(result(), result()), ["results.results[1].call_id"]),
+    ("SubmitToolResults", submitting(result(call_id="")), ["results.results[0].call_id"]),
+    ("SubmitToolResults", submitting(result(call_id="x" * 129)), ["results.results[0].call_id"]),
+    ("SubmitToolResults", submitting(result(*[content.Part(text="x")] * 65)), ["results.results[0].parts"]),
+    ("SubmitToolResults", submitting(result(TOOL)), ["results.results[0].parts[0]"]),
+    ("SubmitToolResults", submitting(result(content.Part(text="\x00"))), ["results.results[0].parts[0].text"]),
+    ("SubmitToolResults", submitting(result(HTTP)), ["results.results[0].parts[0].image.uri"]),
+    (
+        "SubmitToolResults",
+        pb.SubmitToolResultsRequest(results=submitting(result()).results, request_id="a b"),
+        ["request_id"],
+    ),
+    ("ResolveApproval", pb.ResolveApprovalRequest(), ["approval"]),
+    ("ResolveApproval", deciding(run_id="", approval_id="!"), ["approval.run_id", "approval.approval_id"]),
+    ("ResolveApproval", deciding(decision=0), ["approval.decision"]),
+    ("ResolveApproval", deciding(decision=9), ["approval.decision"]),
+    ("ResolveApproval", deciding(comment="x" * 1025), ["approval.comment"]),
+    ("ResolveApproval", deciding(comment="\x00"), ["approval.comment"]),
+    ("ProvideInput", pb.ProvideInputRequest(), ["answer"]),
+    ("ProvideInput", providing('"x"', run_id="", input_id="!"), ["answer.run_id", "answer.input_id"]),
+    *[
+        ("ProvideInput", providing(text), ["answer.answer_json"])
+        for text in ("", "blue", "NaN", '"\\ud800"', "[" * 9_000, '"' + "x" * 65_536 + '"')
+    ],
     ("GetAgent", pb.GetAgentRequest(), ["name"]),
     ("GetAgent", pb.GetAgentRequest(name="a", version=-1), ["version"]),
     ("ListAgents", pb.ListAgentsRequest(page_size=-1), ["page_size"]),

@@ -27,7 +27,7 @@ from tests.fakes.tcp_proxy import TcpProxy
 from tests.fakes.tool_worker import Worker, dialled, tool, worker
 
 from janus_api.content.v1 import message_pb2 as content
-from janus_api.orchestration.v1 import agent_pb2, event_pb2
+from janus_api.orchestration.v1 import agent_pb2, event_pb2, run_pb2
 from janus_api.tools.v1 import tool_worker_service_pb2 as pb
 from janus_kit.errors import FailedPrecondition, InvalidArgument
 from janus_kit.rpc_errors import from_rpc, from_status
@@ -340,9 +340,10 @@ async def keep_beating(holder: Worker, *call_ids: str) -> pb.Call:
         await asyncio.sleep(LEASE_S / 5)
 
 
+@pytest.mark.parametrize("again", [True, False])
 @pytest.mark.parametrize("how", ["cut", "silent"])
-async def test_a_vanished_workers_at_most_once_call_is_never_sent_again(
-    hasty: Orchestration, peer: InferencePeer, how: str
+async def test_a_vanished_workers_at_most_once_call_is_sent_again_only_with_a_persons_word(
+    hasty: Orchestration, peer: InferencePeer, how: str, again: bool
 ) -> None:
     ann = hasty.caller()
     once = tool(side_effect=pb.SIDE_EFFECT_AT_MOST_ONCE)
@@ -355,11 +356,43 @@ async def test_a_vanished_workers_at_most_once_call_is_never_sent_again(
             beating = asyncio.create_task(keep_beating(second))
             if how == "cut":
                 first.cut()
-            told, is_error = await finished(ann, peer, stream, thread)
-            assert is_error
-            assert told.startswith("the tool's worker vanished before it answered; whether it did anything")
-            beating.cancel()
+            asked = (await until_kind(stream, "approval_requested"))[-1]
+            approval = asked.approval_requested.approval
+            assert approval.reason.startswith("the tool's worker vanished before it answered; whether the call did")
+            await ann.until(asked.run_id, run_pb2.RUN_STATE_WAITING_APPROVAL)
             assert not any(said.HasField("call") for said in second.told)
+            await ann.decide(asked.run_id, approval.approval_id, approve=again)
+            if again:
+                call = await beating
+                assert (call.attempt, call.idempotency_key) == (2, f"{asked.run_id}:2")
+                await second.answer(call, "done")
+            assert await finished(ann, peer, stream, thread) == (
+                ("done", False)
+                if again
+                else ("the call was begun, whether it did anything is not known, and another try was declined", True)
+            )
+            beating.cancel()
+            assert sum(said.HasField("call") for said in second.told) == again
+
+
+async def test_an_answer_that_comes_while_a_person_is_asked_counts(
+    service: Orchestration, ann: Caller, peer: InferencePeer
+) -> None:
+    once = tool(side_effect=pb.SIDE_EFFECT_AT_MOST_ONCE)
+    async with worker(service.address, ann.tenant, once, worker_id="bob") as bob:
+        thread = await ready(ann, timeout=Duration(nanos=300_000_000))
+        stream = ann.converse(thread)
+        (await peer.call()).tools(COUNT)
+        call = await bob.given()
+        asked = (await until_kind(stream, "approval_requested"))[-1]
+        approval = asked.approval_requested.approval
+        assert approval.reason.startswith("the tool did not answer within 0.3 s; whether the call did")
+        await ann.until(asked.run_id, run_pb2.RUN_STATE_WAITING_APPROVAL)
+        await bob.answer(call, "late, but there")
+        await bob.beat()
+        await ann.decide(asked.run_id, approval.approval_id)
+        assert await finished(ann, peer, stream, thread) == ("late, but there", False)
+        assert sum(said.HasField("call") for said in bob.told) == 1
 
 
 @pytest.mark.parametrize("kind", ["SIDE_EFFECT_IDEMPOTENT", "SIDE_EFFECT_AT_MOST_ONCE"])

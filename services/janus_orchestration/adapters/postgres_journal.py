@@ -9,10 +9,11 @@ from contextlib import asynccontextmanager
 
 from janus_kit.postgres import Connection, Database
 from janus_orchestration.adapters import rows
+from janus_orchestration.adapters.postgres_pending import PostgresPending
 from janus_orchestration.adapters.postgres_runs import PostgresRuns
 from janus_orchestration.adapters.postgres_schedules import PostgresSchedules
 from janus_orchestration.adapters.postgres_threads import PostgresConversations
-from janus_orchestration.adapters.postgres_tools import DROPPED_CHANNEL
+from janus_orchestration.adapters.postgres_tools import DROPPED_CHANNEL, OPEN_CHANNEL
 from janus_orchestration.adapters.postgres_webhooks import CHANNEL as WEBHOOKS_CHANNEL
 from janus_orchestration.adapters.postgres_webhooks import PostgresWebhooks
 from janus_orchestration.model import Recorded, Removal, Run, Step, StoreDebt
@@ -44,22 +45,24 @@ class PostgresJournal:
     _connection: Connection
     _tenant: str
 
-    async def take(self, run_id: str, epoch: int) -> Run | None:
+    async def take(self, run_id: str, epoch: int, *, is_takeover: bool) -> Run | None:
         row = await self._connection.fetchrow(
             "UPDATE orchestration.run SET epoch = $3, "  # noqa: S608 - constants only
-            "takeovers = takeovers + (state <> 'queued')::int "
+            "takeovers = takeovers + $4::int "
             "WHERE tenant = $1 AND id = $2 AND epoch < $3 AND ended_at IS NULL "
             f"RETURNING {rows.RUN_COLUMNS}",
             self._tenant,
             run_id,
             epoch,
+            int(is_takeover),
         )
         return None if row is None else rows.run_from(row)
 
     async def write_run(self, run: Run) -> None:
         await self._connection.execute(
             "UPDATE orchestration.run SET state = $3, revision = $4, last_sequence = $5, started_at = $6, "
-            "ended_at = $7, usage = $8, finish_reason = $9, error = $10 WHERE tenant = $1 AND id = $2",
+            "ended_at = $7, usage = $8, finish_reason = $9, error = $10, reserved_sequence = $11, waited_s = $12, "
+            "waiting_since = $13 WHERE tenant = $1 AND id = $2",
             self._tenant,
             run.id,
             run.state.value,
@@ -70,6 +73,9 @@ class PostgresJournal:
             rows.usage_to(run.usage),
             run.finish_reason,
             run.error or None,
+            run.reserved_sequence,
+            run.waited.total_seconds(),
+            run.waiting_since,
         )
 
     async def put_steps(self, run_id: str, steps: Sequence[Step]) -> None:
@@ -117,6 +123,35 @@ class PostgresJournal:
             list(steps),
             DROPPED_CHANNEL,
         )
+
+    async def hold_calls(self, run_id: str, steps: Sequence[int]) -> None:
+        # Calls are claimed before their deadline only.
+        await self._connection.execute(
+            "UPDATE orchestration.tool_dispatch SET deadline = least(deadline, clock_timestamp()) "
+            "WHERE tenant = $1 AND run_id = $2 AND step = ANY($3::integer[])",
+            self._tenant,
+            run_id,
+            list(steps),
+        )
+
+    async def reopen_calls(self, run_id: str, again: Sequence[tuple[int, float]]) -> None:
+        # A new place in the queue: until now the call has waited for a person, not for a worker.
+        reopened = await self._connection.fetch(
+            "WITH reopened AS (UPDATE orchestration.tool_dispatch d SET state = 'open', attempt = attempt + 1, "
+            "opened_at = clock_timestamp(), deadline = clock_timestamp() + make_interval(secs => again.timeout_s), "
+            "worker = NULL, worker_id = '', reports = 0, progress = NULL, progress_message = '' "
+            "FROM unnest($3::integer[], $4::float8[]) AS again (step, timeout_s) "
+            "WHERE d.tenant = $1 AND d.run_id = $2 AND d.step = again.step AND d.state IN ('claimed', 'open') "
+            "RETURNING d.step, d.attempt) "
+            "SELECT pg_notify($5, concat_ws(':', $2::text, step, attempt - 1)) FROM reopened",
+            self._tenant,
+            run_id,
+            [step for step, _ in again],
+            [timeout_s for _, timeout_s in again],
+            DROPPED_CHANNEL,
+        )
+        if reopened:
+            await self._connection.execute("SELECT pg_notify($1, $2)", OPEN_CHANNEL, self._tenant)
 
     async def add_events(self, run_id: str, events: Sequence[Recorded]) -> None:
         # Most events are nobody's but the run's watchers'.
@@ -288,7 +323,9 @@ class PostgresJournal:
         )
 
 
-class PostgresRecords(PostgresConversations, PostgresRuns, PostgresJournal, PostgresSchedules, PostgresWebhooks):
+class PostgresRecords(
+    PostgresConversations, PostgresRuns, PostgresJournal, PostgresPending, PostgresSchedules, PostgresWebhooks
+):
     """All records of one tenant, in one transaction."""
 
     def __init__(self, connection: Connection, tenant: str) -> None:

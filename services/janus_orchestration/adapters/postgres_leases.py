@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 
 from janus_kit.postgres import Database
-from janus_orchestration.adapters.postgres_runs import CANCEL_CHANNEL, READY_CHANNEL
+from janus_orchestration.adapters.postgres_runs import ANSWER_CHANNEL, CANCEL_CHANNEL, READY_CHANNEL
 from janus_orchestration.model import Claim
 
 
@@ -46,7 +46,7 @@ class PostgresLeases:
             await connection.execute("SELECT pg_notify($1, '')", READY_CHANNEL)
 
     async def news(self) -> AsyncIterator[tuple[str, str]]:
-        names = {READY_CHANNEL: "ready", CANCEL_CHANNEL: "cancel"}
+        names = {READY_CHANNEL: "ready", CANCEL_CHANNEL: "cancel", ANSWER_CHANNEL: "answer"}
         async for channel, payload in self._database.listen(*names):
             yield names.get(channel, ""), payload
 

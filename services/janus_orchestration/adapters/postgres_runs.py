@@ -11,6 +11,7 @@ from janus_orchestration.state import TERMINAL
 
 READY_CHANNEL = "janus_orchestration_ready"
 CANCEL_CHANNEL = "janus_orchestration_cancel"
+ANSWER_CHANNEL = "janus_orchestration_answer"
 
 
 class PostgresRuns:

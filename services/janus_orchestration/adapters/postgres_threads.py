@@ -12,7 +12,7 @@ from janus_orchestration.model import Agent, Message, Run, Thread, ThreadMessage
 
 _MESSAGE = "id, role, name, text, content, position, run_id, is_output"
 # What goes with a run, and with a thread.
-_OF_RUNS = ("run_epoch", "step", "event", "run_lease", "tool_dispatch", "webhook_delivery")
+_OF_RUNS = ("run_epoch", "step", "event", "run_lease", "tool_dispatch", "pending", "webhook_delivery")
 _OF_THREADS = (("memory_outbox", "thread_id"), ("message", "thread_id"), ("thread", "id"))
 
 

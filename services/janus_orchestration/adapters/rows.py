@@ -9,11 +9,14 @@ from janus_orchestration.model import (
     Agent,
     AgentSpec,
     AgentTool,
+    ApprovalPolicy,
     Budgets,
     Cursor,
     DoubleTexting,
     MemoryPolicy,
     Message,
+    Pending,
+    PendingKind,
     RecallScope,
     Recorded,
     Removal,
@@ -26,7 +29,9 @@ from janus_orchestration.model import (
     StoreDebt,
     Thread,
     ThreadMessage,
+    ToolCall,
     Usage,
+    Verdict,
     WhenNoWorker,
 )
 
@@ -39,7 +44,11 @@ THREAD_COLUMNS = (
 RUN_COLUMNS = (
     "id, thread_id, agent, agent_version, state, options, subject, cancel_on_disconnect, parent_run, epoch, "
     "revision, last_sequence, reserved_sequence, stream_broken, takeovers, created_at, started_at, ended_at, "
-    "usage, finish_reason, error, cancel_reason, rolls_back"
+    "usage, finish_reason, error, cancel_reason, rolls_back, waited_s, waiting_since"
+)
+PENDING_COLUMNS = (
+    "id, step, kind, call_id, tool, arguments, arguments_sha256, is_retry, text, schema, expires_at, on_expiry, "
+    "verdict, answer, answered_by, answered_at, is_taken"
 )
 
 
@@ -61,6 +70,8 @@ def spec_to(spec: AgentSpec) -> str:
         value["budgets"] = _budgets_to(spec.budgets)
     for tool in value["tools"]:
         tool["timeout"] = _seconds(tool["timeout"])
+    if spec.approval is not None:
+        value["approval"]["expires_after"] = _seconds(spec.approval.expires_after)
     return json.dumps(value)
 
 
@@ -74,13 +85,22 @@ def spec_from(text: str) -> AgentSpec:
     value["budgets"] = _budgets_from(value["budgets"])
     value["double_texting"] = DoubleTexting(value["double_texting"]) if value["double_texting"] else None
     value["tools"] = tuple(map(_tool_from, value.get("tools", ())))
+    value["approval"] = _approval_from(value.get("approval"))
     return AgentSpec(**value)
 
 
 def _tool_from(value: dict[str, Any]) -> AgentTool:
     when = value["when_no_worker"]
-    return AgentTool(
-        value["name"], WhenNoWorker(when) if when else None, _duration(value["timeout"]), value["max_concurrency"]
+    timeout = _duration(value["timeout"])
+    return AgentTool(**{**value, "when_no_worker": WhenNoWorker(when) if when else None, "timeout": timeout})
+
+
+def _approval_from(value: dict[str, Any] | None) -> ApprovalPolicy | None:
+    if value is None:
+        return None
+    decision = value["on_expiry"]
+    return ApprovalPolicy(
+        tuple(value["tools"]), _duration(value["expires_after"]), Verdict(decision) if decision else None
     )
 
 
@@ -171,6 +191,8 @@ def run_from(row: Row) -> Run:
         error=row["error"] or b"",
         cancel_reason=row["cancel_reason"],
         rolls_back=row["rolls_back"],
+        waited=timedelta(seconds=row["waited_s"]),
+        waiting_since=row["waiting_since"],
     )
 
 
@@ -191,6 +213,26 @@ def step_from(row: Row) -> Step:
 def event_from(row: Row) -> Recorded:
     return Recorded(
         Cursor(row["epoch"], row["sequence"]), row["kind"], row["content"], durable=True, terminal=row["terminal"]
+    )
+
+
+def pending_from(row: Row) -> Pending:
+    return Pending(
+        id=row["id"],
+        step=row["step"],
+        kind=PendingKind(row["kind"]),
+        call=ToolCall(row["call_id"], row["tool"], row["arguments"]),
+        arguments_sha256=row["arguments_sha256"],
+        expires_at=row["expires_at"],
+        on_expiry=Verdict(row["on_expiry"]),
+        is_retry=row["is_retry"],
+        text=row["text"],
+        schema_json=row["schema"],
+        verdict=Verdict(row["verdict"]) if row["verdict"] else None,
+        answer=row["answer"] or b"",
+        answered_by=row["answered_by"],
+        in_time=row["answered_at"] is not None,
+        is_taken=row["is_taken"],
     )
 
 

@@ -1,26 +1,33 @@
 """Agents and budgets: decode, check, encode."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 from janus_api.inference.v1 import request_pb2
 from janus_api.orchestration.v1 import agent_pb2 as pb
 from janus_kit.validate import Violations
+from janus_orchestration.builtin_tools import PREFIXES
 from janus_orchestration.model import (
     Agent,
     AgentSpec,
     AgentTool,
+    ApprovalPolicy,
     Budgets,
     DoubleTexting,
     MemoryPolicy,
     RecallScope,
+    Verdict,
     WhenNoWorker,
 )
 from janus_orchestration.wire.content import duration, refuse, time_of, timestamp
-from janus_orchestration.wire.tools import check_tool_name
+from janus_orchestration.wire.tools import check_description, check_tool_name
 
 _MAX_INSTRUCTIONS = 256 * 1024
 _MAX_TOKENS = 1_000_000
 _MAX_TOOLS = 128
+_MIN_CONSENT, _MIN_WAIT, _MAX_WAIT = timedelta(seconds=1), timedelta(milliseconds=10), timedelta(days=90)
+# A tool that nobody runs: time for one call is time for people.
+_ASKS = "user.ask"
 _DEFAULTS = MemoryPolicy()
 
 _DOUBLE_TEXTING = {
@@ -28,6 +35,10 @@ _DOUBLE_TEXTING = {
     pb.DOUBLE_TEXTING_REJECT: DoubleTexting.REJECT,
     pb.DOUBLE_TEXTING_INTERRUPT: DoubleTexting.INTERRUPT,
     pb.DOUBLE_TEXTING_ROLLBACK: DoubleTexting.ROLLBACK,
+}
+_VERDICTS = {
+    pb.APPROVAL_DECISION_APPROVED: Verdict.APPROVED,
+    pb.APPROVAL_DECISION_DECLINED: Verdict.DECLINED,
 }
 _WHEN_NO_WORKER = {
     pb.WHEN_NO_WORKER_FAIL: WhenNoWorker.FAIL,
@@ -72,6 +83,7 @@ def spec_from(agent: pb.Agent) -> AgentSpec:
     memory = _memory_from(check, agent.memory)
     budgets = budgets_from(check, "agent.budgets", agent.budgets) if agent.HasField("budgets") else None
     tools = _tools_from(check, agent.tools)
+    approval = _approval_from(check, agent) if agent.HasField("approval") else None
     check.done()
     _refuse_unbuilt(agent)
     return AgentSpec(
@@ -87,14 +99,12 @@ def spec_from(agent: pb.Agent) -> AgentSpec:
         reasoning=agent.reasoning.SerializeToString(deterministic=True),
         max_output_tokens=agent.max_output_tokens if agent.HasField("max_output_tokens") else None,
         tools=tools,
+        approval=approval,
     )
 
 
 def _refuse_unbuilt(agent: pb.Agent) -> None:
-    refuse("agent.tools.client_side", any(tool.client_side for tool in agent.tools))
-    refuse("agent.tools.needs_approval", any(tool.needs_approval for tool in agent.tools))
     refuse("agent.handoffs", bool(agent.handoffs))
-    refuse("agent.approval", agent.HasField("approval"))
     refuse("agent.memory.extract", agent.memory.extract)
 
 
@@ -108,15 +118,51 @@ def _tools_from(check: Violations, tools: Sequence[pb.AgentTool]) -> tuple[Agent
         known = tool.when_no_worker in pb.WhenNoWorker.values()
         check.require(known, f"{where}.when_no_worker", "must be a value of the enum")
         check.between(f"{where}.max_concurrency", tool.max_concurrency, 0, 64)
+        _check_client_side(check, where, tool)
     return tuple(
         AgentTool(
             name=tool.name,
             when_no_worker=_WHEN_NO_WORKER.get(tool.when_no_worker),
-            timeout=time_of(check, f"agent.tools[{place}].timeout", tool, "timeout"),
+            timeout=_timeout(check, f"agent.tools[{place}].timeout", tool),
             max_concurrency=tool.max_concurrency,
+            client_side=tool.client_side,
+            description=tool.description,
+            parameters_schema_json=tool.parameters_schema_json,
+            needs_approval=tool.needs_approval,
         )
         for place, tool in enumerate(tools)
     )
+
+
+def _check_client_side(check: Violations, where: str, tool: pb.AgentTool) -> None:
+    if tool.client_side:
+        check.require(not tool.name.startswith(PREFIXES), f"{where}.name", "must not be one of Janus's own")
+        check_description(check, where, tool.description, tool.parameters_schema_json)
+        return
+    check.require(not tool.description, f"{where}.description", "must be empty unless client_side")
+    is_empty = not tool.parameters_schema_json
+    check.require(is_empty, f"{where}.parameters_schema_json", "must be empty unless client_side")
+
+
+def _approval_from(check: Violations, agent: pb.Agent) -> ApprovalPolicy:
+    policy, where = agent.approval, "agent.approval"
+    if check.count(f"{where}.tools", policy.tools, at_most=_MAX_TOOLS):
+        names = {tool.name for tool in agent.tools}
+        for place, name in enumerate(policy.tools):
+            check.require(name in names, f"{where}.tools[{place}]", "must name a tool of the agent")
+    known = policy.on_expiry in pb.ApprovalDecision.values()
+    check.require(known, f"{where}.on_expiry", "must be a value of the enum")
+    return ApprovalPolicy(
+        tuple(policy.tools),
+        time_of(check, f"{where}.expires_after", policy, "expires_after", (_MIN_CONSENT, _MAX_WAIT, "1 s to 90 days")),
+        _VERDICTS.get(policy.on_expiry),
+    )
+
+
+def _timeout(check: Violations, where: str, tool: pb.AgentTool) -> timedelta | None:
+    if tool.client_side or tool.name == _ASKS:
+        return time_of(check, where, tool, "timeout", (_MIN_WAIT, _MAX_WAIT, "10 ms to 90 days"))
+    return time_of(check, where, tool, "timeout")
 
 
 def _memory_from(check: Violations, policy: pb.MemoryPolicy) -> MemoryPolicy:
@@ -190,6 +236,8 @@ def agent_to(agent: Agent) -> pb.Agent:
         message.memory.CopyFrom(_memory_to(spec.memory))
     if spec.budgets is not None:
         message.budgets.CopyFrom(_budgets_to(spec.budgets))
+    if spec.approval is not None:
+        message.approval.CopyFrom(_approval_to(spec.approval))
     if spec.sampling:
         message.sampling.ParseFromString(spec.sampling)
     if spec.reasoning:
@@ -220,6 +268,17 @@ def _budgets_to(budgets: Budgets) -> pb.Budgets:
     )
 
 
+def _approval_to(policy: ApprovalPolicy) -> pb.ApprovalPolicy:
+    return pb.ApprovalPolicy(
+        tools=policy.tools,
+        expires_after=duration(policy.expires_after) if policy.expires_after is not None else None,
+        on_expiry=next(
+            (number for number, value in _VERDICTS.items() if value is policy.on_expiry),
+            pb.APPROVAL_DECISION_UNSPECIFIED,
+        ),
+    )
+
+
 def _tool_to(tool: AgentTool) -> pb.AgentTool:
     return pb.AgentTool(
         name=tool.name,
@@ -229,4 +288,8 @@ def _tool_to(tool: AgentTool) -> pb.AgentTool:
         ),
         timeout=duration(tool.timeout) if tool.timeout is not None else None,
         max_concurrency=tool.max_concurrency,
+        client_side=tool.client_side,
+        description=tool.description,
+        parameters_schema_json=tool.parameters_schema_json,
+        needs_approval=tool.needs_approval,
     )

@@ -34,6 +34,8 @@ ROLE_NUMBERS = {role: number for number, role in _ROLES.items()}
 
 _USER_PARTS = frozenset({"text", "image", "audio", "document"})
 _ASSISTANT_PARTS = frozenset({"text", "reasoning", "refusal", "citation", "opaque"})
+_RESULT_PARTS = frozenset({"text", "image", "document"})
+_MOST_RESULT_PARTS = 64
 
 
 def refuse(feature: str, is_asked: bool) -> None:
@@ -128,12 +130,22 @@ def check_message(check: Violations, where: str, message: message_pb2.Message, r
         _check_part(check, f"{where}.parts[{index}]", part, allowed)
 
 
-def _check_part(check: Violations, where: str, part: message_pb2.Part, allowed: frozenset[str]) -> None:
+def check_tool_result(check: Violations, where: str, result: message_pb2.ToolResult) -> None:
+    """A result as a client gives it. One that says nothing is fine."""
+    check.length(f"{where}.call_id", result.call_id, at_least=1, at_most=128)
+    if check.count(f"{where}.parts", result.parts, at_most=_MOST_RESULT_PARTS):
+        for index, part in enumerate(result.parts):
+            _check_part(check, f"{where}.parts[{index}]", part, _RESULT_PARTS, may_be_blank=True)
+
+
+def _check_part(
+    check: Violations, where: str, part: message_pb2.Part, allowed: frozenset[str], *, may_be_blank: bool = False
+) -> None:
     kind = part.WhichOneof("kind")
     if not check.require(kind in allowed, where, f"must be one of {', '.join(sorted(allowed))}"):
         return
     if kind == "text":
-        if check.require(bool(part.text.strip()), f"{where}.text", "must not be blank"):
+        if check.require(may_be_blank or bool(part.text.strip()), f"{where}.text", "must not be blank"):
             check.require("\x00" not in part.text, f"{where}.text", "must not contain NUL characters")
             check.require(len(part.text.encode()) <= MAX_TEXT_BYTES, f"{where}.text", "must be at most 1 MiB of UTF-8")
     elif kind in ("image", "audio"):
@@ -224,15 +236,22 @@ def duration(delta: timedelta) -> Duration:
     return value
 
 
-def time_of(check: Violations, where: str, message: Any, field: str) -> timedelta | None:
-    """A time for work, 10 ms to 24 h; None when it is not set."""
+def time_of(
+    check: Violations,
+    where: str,
+    message: Any,
+    field: str,
+    bounds: tuple[timedelta, timedelta, str] = (_MIN_TIME, _MAX_TIME, "10 ms to 24 h"),
+) -> timedelta | None:
+    """A time within bounds, those for work unless told; None when it is not set."""
+    least, most, rule = bounds
     if not message.HasField(field):
         return None
     try:
         found: timedelta = getattr(message, field).ToTimedelta()
     except (ValueError, OverflowError):
         found = timedelta()
-    check.require(_MIN_TIME <= found <= _MAX_TIME, where, "must be 10 ms to 24 h")
+    check.require(least <= found <= most, where, f"must be {rule}")
     return found
 
 

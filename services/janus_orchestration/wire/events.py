@@ -14,6 +14,7 @@ from janus_kit.rpc_errors import to_status
 from janus_orchestration import events
 from janus_orchestration.model import Cursor, Failure, Recalled, RecalledHit, Usage
 from janus_orchestration.wire.content import duration, moment_of, text_of, timestamp, usage_to
+from janus_orchestration.wire.pending import VERDICTS, approval_to, input_to
 from janus_orchestration.wire.tools import call_to
 
 _RETRYABLE = (Unavailable, ResourceExhausted, DeadlineExceeded, Aborted)
@@ -71,6 +72,7 @@ def _fill(message: pb.RunEvent, event: events.Event) -> None:
         case events.ToolCallRequested():
             message.tool_call_requested.step = event.step
             message.tool_call_requested.call.CopyFrom(call_to(event.call))
+            message.tool_call_requested.client_side = event.client_side
         case events.ToolCallStarted():
             message.tool_call_started.call_id = event.call_id
             message.tool_call_started.worker_id = event.worker_id
@@ -83,6 +85,17 @@ def _fill(message: pb.RunEvent, event: events.Event) -> None:
         case events.ToolCallCompleted():
             message.tool_call_completed.result.ParseFromString(event.result)
             message.tool_call_completed.took.CopyFrom(duration(event.took))
+        case events.ApprovalRequested(pending=pending):
+            message.approval_requested.approval.CopyFrom(approval_to(pending))
+            message.approval_requested.expires_at.CopyFrom(timestamp(pending.expires_at))
+        case events.ApprovalResolved():
+            message.approval_resolved.approval_id = event.approval_id
+            message.approval_resolved.decision = VERDICTS[event.verdict]
+            message.approval_resolved.decided_by = event.decided_by
+            message.approval_resolved.comment = event.comment
+        case events.InputRequested(pending=pending):
+            message.input_requested.input.CopyFrom(input_to(pending))
+            message.input_requested.expires_at.CopyFrom(timestamp(pending.expires_at))
         case events.BudgetWarning():
             message.budget_warning.budget = event.budget
             message.budget_warning.used = event.used
@@ -110,11 +123,15 @@ def _fill(message: pb.RunEvent, event: events.Event) -> None:
             message.run_cancelled.reason = event.reason
             message.run_cancelled.rolled_back = event.rolled_back
             _set_usage(message.run_cancelled, event.usage)
+        case events.RunExpired():
+            message.run_expired.waited_for = event.waited_for.value
+            message.run_expired.status.CopyFrom(status_pb2.Status.FromString(event.failure.status))
+            _set_usage(message.run_expired, event.usage)
         case _:
             raise TypeError(f"no wire form for {type(event).__name__}")
 
 
-def _set_usage(message: pb.RunFailed | pb.RunCancelled, usage: Usage | None) -> None:
+def _set_usage(message: pb.RunFailed | pb.RunCancelled | pb.RunExpired, usage: Usage | None) -> None:
     if usage is not None:
         message.usage.CopyFrom(usage_to(usage))
 

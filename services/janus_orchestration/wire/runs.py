@@ -14,6 +14,7 @@ from janus_kit.validate import Violations
 from janus_orchestration.model import (
     Cursor,
     Message,
+    Pending,
     Role,
     Run,
     RunOptions,
@@ -24,6 +25,7 @@ from janus_orchestration.model import (
 )
 from janus_orchestration.wire.agents import budgets_from
 from janus_orchestration.wire.content import messages_from, timestamp, usage_to
+from janus_orchestration.wire.pending import pending_to
 
 _STATES = {state: run_pb2.RunState.Value(f"RUN_STATE_{state.name}") for state in RunState}
 _MOST_STATES = 64
@@ -95,7 +97,13 @@ def cursor_to(cursor: Cursor) -> run_pb2.Cursor:
     return run_pb2.Cursor(epoch=cursor.epoch, sequence=cursor.sequence)
 
 
-def run_to(run: Run, last: Cursor, steps: Sequence[Step] = (), output: Sequence[ThreadMessage] = ()) -> run_pb2.Run:
+def run_to(
+    run: Run,
+    last: Cursor,
+    waiting_for: Sequence[Pending] = (),
+    steps: Sequence[Step] = (),
+    output: Sequence[ThreadMessage] = (),
+) -> run_pb2.Run:
     message = run_pb2.Run(
         id=run.id,
         thread_id=run.thread_id,
@@ -106,6 +114,7 @@ def run_to(run: Run, last: Cursor, steps: Sequence[Step] = (), output: Sequence[
         last_event=cursor_to(last),
         steps=[_step_to(step) for step in steps],
         parent_run_id=run.parent_run,
+        waiting_for=map(pending_to, waiting_for),
         output=[message_pb2.Message.FromString(item.message.wire) for item in output],
         labels=dict(run.options.labels),
         takeovers=run.takeovers,

@@ -1,15 +1,19 @@
 """Tool calls and their results in their wire form."""
 
+import json
 import re
 from collections.abc import Sequence
 from datetime import datetime
 
 from janus_api.content.v1 import message_pb2
 from janus_api.orchestration.v1 import event_pb2
+from janus_kit.json_schema.rules import schema_problem
 from janus_kit.validate import Violations
 from janus_orchestration.model import Message, ToolCall, ToolOutput
 from janus_orchestration.wire.content import completed, pieces
 
+_MAX_DESCRIPTION = 16 * 1024
+_MAX_SCHEMA, _SCHEMA_DEPTH, _SCHEMA_NODES = 64 * 1024, 32, 1_000
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 
 
@@ -19,6 +23,17 @@ def check_tool_name(check: Violations, where: str, name: str, before: set[str]) 
     if check.require(is_named, where, "must be 1 to 64 letters, digits, '_', '.' and '-'"):
         check.require(name not in before, where, "must be unique among the tools")
     before.add(name)
+
+
+def check_description(check: Violations, where: str, description: str, schema_json: str) -> None:
+    """What a model is told of a tool, and the schema of its arguments."""
+    check.require("\x00" not in description, f"{where}.description", "must not contain NUL characters")
+    check.require(len(description.encode()) <= _MAX_DESCRIPTION, f"{where}.description", "must be at most 16 KiB")
+    if schema_json:
+        problem = schema_problem(schema_json, _MAX_SCHEMA, _SCHEMA_DEPTH, _SCHEMA_NODES)
+        if problem is None and json.loads(schema_json).get("type", "object") != "object":
+            problem = "must be the schema of an object"
+        check.require(problem is None, f"{where}.parameters_schema_json", problem or "")
 
 
 class ProtobufTools:

@@ -1,6 +1,5 @@
 """What tool workers say and are told: decode, check, encode."""
 
-import json
 import re
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,7 +10,6 @@ from google.rpc import code_pb2, status_pb2
 from janus_api.content.v1 import message_pb2
 from janus_api.tools.v1 import tool_worker_service_pb2 as pb
 from janus_kit.errors import InvalidArgument
-from janus_kit.json_schema.rules import schema_problem
 from janus_kit.rpc_errors import to_status
 from janus_kit.validate import Violations
 from janus_orchestration.builtin_tools import PREFIXES
@@ -23,7 +21,7 @@ from janus_orchestration.wire.content import (
     time_of,
     timestamp,
 )
-from janus_orchestration.wire.tools import ProtobufTools, check_tool_name
+from janus_orchestration.wire.tools import ProtobufTools, check_description, check_tool_name
 from janus_orchestration.worker_session import (
     MOST_CREDITS,
     Beat,
@@ -36,8 +34,6 @@ from janus_orchestration.worker_session import (
 )
 
 _MAX_TOOLS = 256
-_MAX_DESCRIPTION = 16 * 1024
-_MAX_SCHEMA, _SCHEMA_DEPTH, _SCHEMA_NODES = 64 * 1024, 32, 1_000
 _MAX_WORDS = 1_024
 _MAX_RESULT_PARTS = 64
 _TIMEOUT = timedelta(seconds=60)
@@ -101,13 +97,7 @@ def registration_from(message: pb.ConnectRequest) -> Registration:
 def _tool_from(check: Violations, where: str, tool: pb.Tool, names: set[str]) -> Tool:
     check_tool_name(check, f"{where}.name", tool.name, names)
     check.require(not tool.name.startswith(PREFIXES), f"{where}.name", f"must not begin with {' or '.join(PREFIXES)}")
-    check.require("\x00" not in tool.description, f"{where}.description", "must not contain NUL characters")
-    check.require(len(tool.description.encode()) <= _MAX_DESCRIPTION, f"{where}.description", "must be at most 16 KiB")
-    if schema := tool.parameters_schema_json:
-        problem = schema_problem(schema, _MAX_SCHEMA, _SCHEMA_DEPTH, _SCHEMA_NODES)
-        if problem is None and json.loads(schema).get("type", "object") != "object":
-            problem = "must be the schema of an object"
-        check.require(problem is None, f"{where}.parameters_schema_json", problem or "")
+    check_description(check, where, tool.description, tool.parameters_schema_json)
     side_effect = _SIDE_EFFECTS.get(tool.side_effect)
     check.require(side_effect is not None, f"{where}.side_effect", "must be a value of the enum")
     timeout = time_of(check, f"{where}.timeout", tool, "timeout")

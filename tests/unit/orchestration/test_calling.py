@@ -36,6 +36,8 @@ def tool(name: str = "count", schema: str = SCHEMA) -> Tool:
 class Source:
     """A source whose one tool is the test's."""
 
+    knows_calls = False
+
     def __init__(self, work: Callable[[ToolTask], Awaitable[str]], name: str = "count") -> None:
         self.work = work
         self.name = name

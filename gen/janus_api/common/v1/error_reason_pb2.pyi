@@ -129,7 +129,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 90
     """DEADLINE_EXCEEDED. Metadata: `leg`, what was being waited for (`connect`,
-    `first_event`, `idle`, `total`, `call`, `reader`).
+    `first_event`, `idle`, `total`, `call`, `reader`; of a run that expired:
+    `input`, `tool`).
     """
     ERROR_REASON_CANCELLED: _ErrorReason.ValueType  # 91
     """CANCELLED. The caller, or a CancelRun, ended the work."""
@@ -262,7 +263,8 @@ With `RetryInfo`.
 """
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 90
 """DEADLINE_EXCEEDED. Metadata: `leg`, what was being waited for (`connect`,
-`first_event`, `idle`, `total`, `call`, `reader`).
+`first_event`, `idle`, `total`, `call`, `reader`; of a run that expired:
+`input`, `tool`).
 """
 ERROR_REASON_CANCELLED: ErrorReason.ValueType  # 91
 """CANCELLED. The caller, or a CancelRun, ended the work."""

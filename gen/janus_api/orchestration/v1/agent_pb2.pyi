@@ -263,15 +263,17 @@ class AgentTool(_message.Message):
     NEEDS_APPROVAL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`[A-Za-z0-9_.-]{1,64}`, as a worker, an MCP server or Janus itself
-    (`memory.search`, `memory.remember`, `time.now`) offers it. Required.
+    (`memory.search`, `memory.remember`, `time.now`, `user.ask`) offers it.
+    Required.
     """
     when_no_worker: Global___WhenNoWorker.ValueType
     """What to do when no worker offers it. Unspecified: fail."""
     max_concurrency: _builtins.int
     """Most calls at the same time in one run, 1 to 64. 0: 8."""
     client_side: _builtins.bool
-    """The client of the run answers it with SubmitToolResults; needs the two
-    fields below. Default false.
+    """The client of the run answers it with SubmitToolResults; the two fields
+    below describe it. Not for names that begin with `memory.`, `time.` or
+    `user.`. Default false.
     """
     description: _builtins.str
     """For a client-side tool: what the model is told, at most 16 KiB. Empty
@@ -285,7 +287,10 @@ class AgentTool(_message.Message):
     """Ask a person before every call. Default false."""
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
-        """Time for one call, 10 ms to 24 h. Unset: 60 s."""
+        """Time for one call, 10 ms to 24 h. Unset: 60 s. With client_side, and for
+        `user.ask`, how long the run waits for the answer before it expires, 10 ms
+        to 90 days. Unset: 7 days.
+        """
 
     def __init__(
         self,
@@ -418,10 +423,14 @@ class ApprovalPolicy(_message.Message):
     EXPIRES_AFTER_FIELD_NUMBER: _builtins.int
     ON_EXPIRY_FIELD_NUMBER: _builtins.int
     on_expiry: Global___ApprovalDecision.ValueType
-    """What an expired approval counts as. Unspecified: the call is declined."""
+    """What an expired approval counts as. Unspecified: the call is declined. A
+    call whose outcome is unknown is never run again without a person's word.
+    """
     @_builtins.property
     def tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of tools whose every call needs it, at most 128. Empty: none."""
+        """Names of tools of the agent whose every call needs it, at most 128. Empty:
+        none.
+        """
 
     @_builtins.property
     def expires_after(self) -> _duration_pb2.Duration:

@@ -332,7 +332,10 @@ class ToolCallRequested(_message.Message):
     step: _builtins.int
     """Step of the model call that asked, from 1."""
     client_side: _builtins.bool
-    """The client is to answer it with SubmitToolResults."""
+    """The client is to answer it with SubmitToolResults. A call of a client-side
+    tool that first needs consent is told of without it, and once more with it
+    when a person consented.
+    """
     @_builtins.property
     def call(self) -> _message_pb2.ToolCall:
         """The call, whole."""
@@ -801,7 +804,9 @@ class RunExpired(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     waited_for: _builtins.str
-    """`approval`, `input`, `tool`, `queue`."""
+    """`input`, `tool` (a client-side call), `queue`. An approval that nobody gives
+    does not end a run: the agent's policy decides.
+    """
     @_builtins.property
     def status(self) -> _status_pb2.Status:
         """What the same run would have answered as gRPC status, details included."""

@@ -324,21 +324,27 @@ class OrchestrationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SubmitToolResults(self, request, context):
-        """Answers client-side tool calls that a run waits for.
+        """Answers client-side tool calls that a run waits for: all of them, or none
+        when one is refused. NOT_FOUND for a call that was never asked for,
+        FAILED_PRECONDITION / STATE_CONFLICT with metadata `state` (`ANSWERED`,
+        `EXPIRED`, or how the run is) for one that is not awaited any more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResolveApproval(self, request, context):
-        """Answers an approval request, once.
+        """Answers an approval request, once. Refused as SubmitToolResults is, with
+        `state` `APPROVED`, `DECLINED`, `EXPIRED`, or how the run is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ProvideInput(self, request, context):
-        """Answers a question of a run.
+        """Answers a question of a run, once. Refused as SubmitToolResults is; an
+        answer that the question does not allow is INVALID_ARGUMENT and may be
+        given again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

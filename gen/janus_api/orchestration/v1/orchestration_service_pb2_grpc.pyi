@@ -96,11 +96,20 @@ class OrchestrationServiceStub:
     once and in order.
     """
     SubmitToolResults: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.SubmitToolResultsRequest, _orchestration_service_pb2.SubmitToolResultsResponse]
-    """Answers client-side tool calls that a run waits for."""
+    """Answers client-side tool calls that a run waits for: all of them, or none
+    when one is refused. NOT_FOUND for a call that was never asked for,
+    FAILED_PRECONDITION / STATE_CONFLICT with metadata `state` (`ANSWERED`,
+    `EXPIRED`, or how the run is) for one that is not awaited any more.
+    """
     ResolveApproval: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.ResolveApprovalRequest, _orchestration_service_pb2.ResolveApprovalResponse]
-    """Answers an approval request, once."""
+    """Answers an approval request, once. Refused as SubmitToolResults is, with
+    `state` `APPROVED`, `DECLINED`, `EXPIRED`, or how the run is.
+    """
     ProvideInput: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.ProvideInputRequest, _orchestration_service_pb2.ProvideInputResponse]
-    """Answers a question of a run."""
+    """Answers a question of a run, once. Refused as SubmitToolResults is; an
+    answer that the question does not allow is INVALID_ARGUMENT and may be
+    given again.
+    """
     PutSchedule: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.PutScheduleRequest, _orchestration_service_pb2.PutScheduleResponse]
     """Stores a schedule. INVALID_ARGUMENT when its agent or thread is not there."""
     ListSchedules: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListSchedulesRequest, _orchestration_service_pb2.ListSchedulesResponse]
@@ -191,11 +200,20 @@ class OrchestrationServiceAsyncStub(OrchestrationServiceStub):
     once and in order.
     """
     SubmitToolResults: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.SubmitToolResultsRequest, _orchestration_service_pb2.SubmitToolResultsResponse]  # type: ignore[assignment]
-    """Answers client-side tool calls that a run waits for."""
+    """Answers client-side tool calls that a run waits for: all of them, or none
+    when one is refused. NOT_FOUND for a call that was never asked for,
+    FAILED_PRECONDITION / STATE_CONFLICT with metadata `state` (`ANSWERED`,
+    `EXPIRED`, or how the run is) for one that is not awaited any more.
+    """
     ResolveApproval: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.ResolveApprovalRequest, _orchestration_service_pb2.ResolveApprovalResponse]  # type: ignore[assignment]
-    """Answers an approval request, once."""
+    """Answers an approval request, once. Refused as SubmitToolResults is, with
+    `state` `APPROVED`, `DECLINED`, `EXPIRED`, or how the run is.
+    """
     ProvideInput: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.ProvideInputRequest, _orchestration_service_pb2.ProvideInputResponse]  # type: ignore[assignment]
-    """Answers a question of a run."""
+    """Answers a question of a run, once. Refused as SubmitToolResults is; an
+    answer that the question does not allow is INVALID_ARGUMENT and may be
+    given again.
+    """
     PutSchedule: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.PutScheduleRequest, _orchestration_service_pb2.PutScheduleResponse]  # type: ignore[assignment]
     """Stores a schedule. INVALID_ARGUMENT when its agent or thread is not there."""
     ListSchedules: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListSchedulesRequest, _orchestration_service_pb2.ListSchedulesResponse]  # type: ignore[assignment]
@@ -391,7 +409,11 @@ class OrchestrationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestration_service_pb2.SubmitToolResultsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_orchestration_service_pb2.SubmitToolResultsResponse, _abc.Awaitable[_orchestration_service_pb2.SubmitToolResultsResponse]]:
-        """Answers client-side tool calls that a run waits for."""
+        """Answers client-side tool calls that a run waits for: all of them, or none
+        when one is refused. NOT_FOUND for a call that was never asked for,
+        FAILED_PRECONDITION / STATE_CONFLICT with metadata `state` (`ANSWERED`,
+        `EXPIRED`, or how the run is) for one that is not awaited any more.
+        """
 
     @_abc_1.abstractmethod
     def ResolveApproval(
@@ -399,7 +421,9 @@ class OrchestrationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestration_service_pb2.ResolveApprovalRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_orchestration_service_pb2.ResolveApprovalResponse, _abc.Awaitable[_orchestration_service_pb2.ResolveApprovalResponse]]:
-        """Answers an approval request, once."""
+        """Answers an approval request, once. Refused as SubmitToolResults is, with
+        `state` `APPROVED`, `DECLINED`, `EXPIRED`, or how the run is.
+        """
 
     @_abc_1.abstractmethod
     def ProvideInput(
@@ -407,7 +431,10 @@ class OrchestrationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestration_service_pb2.ProvideInputRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_orchestration_service_pb2.ProvideInputResponse, _abc.Awaitable[_orchestration_service_pb2.ProvideInputResponse]]:
-        """Answers a question of a run."""
+        """Answers a question of a run, once. Refused as SubmitToolResults is; an
+        answer that the question does not allow is INVALID_ARGUMENT and may be
+        given again.
+        """
 
     @_abc_1.abstractmethod
     def PutSchedule(

@@ -36,11 +36,11 @@ class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.Val
     RUN_STATE_RUNNING: _RunState.ValueType  # 2
     """An owner works on it."""
     RUN_STATE_WAITING_TOOL: _RunState.ValueType  # 3
-    """It waits for results of tools."""
+    """It waits for results of client-side tools alone."""
     RUN_STATE_WAITING_APPROVAL: _RunState.ValueType  # 4
-    """It waits for a person's consent."""
+    """It waits for a person's consent, maybe for more."""
     RUN_STATE_WAITING_INPUT: _RunState.ValueType  # 5
-    """It waits for a person's answer."""
+    """It waits for a person's answer, and for no consent."""
     RUN_STATE_CANCELLING: _RunState.ValueType  # 6
     """It was asked to stop and has not yet."""
     RUN_STATE_COMPLETED: _RunState.ValueType  # 7
@@ -62,11 +62,11 @@ RUN_STATE_QUEUED: RunState.ValueType  # 1
 RUN_STATE_RUNNING: RunState.ValueType  # 2
 """An owner works on it."""
 RUN_STATE_WAITING_TOOL: RunState.ValueType  # 3
-"""It waits for results of tools."""
+"""It waits for results of client-side tools alone."""
 RUN_STATE_WAITING_APPROVAL: RunState.ValueType  # 4
-"""It waits for a person's consent."""
+"""It waits for a person's consent, maybe for more."""
 RUN_STATE_WAITING_INPUT: RunState.ValueType  # 5
-"""It waits for a person's answer."""
+"""It waits for a person's answer, and for no consent."""
 RUN_STATE_CANCELLING: RunState.ValueType  # 6
 """It was asked to stop and has not yet."""
 RUN_STATE_COMPLETED: RunState.ValueType  # 7
@@ -204,7 +204,9 @@ class Run(_message.Message):
 
     @_builtins.property
     def waiting_for(self) -> _containers.RepeatedCompositeFieldContainer[Global___PendingCall]:
-        """What it waits for, in a WAITING state. Empty otherwise."""
+        """What can be answered now: in a WAITING state, and while other calls of the
+        same answer still run. Empty: nothing.
+        """
 
     @_builtins.property
     def output(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:

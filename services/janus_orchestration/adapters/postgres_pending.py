@@ -1,0 +1,134 @@
+"""What runs wait for, in Postgres, and the leases of runs that wait."""
+
+from collections.abc import Sequence
+
+from janus_kit.postgres import Connection
+from janus_orchestration.adapters import rows
+from janus_orchestration.adapters.postgres_runs import ANSWER_CHANNEL, READY_CHANNEL
+from janus_orchestration.model import Pending, PendingKind, Verdict
+
+
+class PostgresPending:
+    """Part of ``PostgresRecords``: what one tenant's runs wait for."""
+
+    _connection: Connection
+    _tenant: str
+
+    async def add_pending(self, run_id: str, pending: Sequence[Pending]) -> None:
+        await self._connection.executemany(
+            "INSERT INTO orchestration.pending (tenant, run_id, id, step, kind, call_id, tool, arguments, "
+            "arguments_sha256, is_retry, text, schema, expires_at, on_expiry) "
+            "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+            [
+                (
+                    self._tenant,
+                    run_id,
+                    each.id,
+                    each.step,
+                    each.kind.value,
+                    each.call.call_id,
+                    each.call.name,
+                    each.call.arguments_json,
+                    each.arguments_sha256,
+                    each.is_retry,
+                    each.text,
+                    each.schema_json,
+                    each.expires_at,
+                    each.on_expiry.value,
+                )
+                for each in pending
+            ],
+        )
+
+    async def pending(self, run_id: str, after_step: int) -> list[Pending]:
+        found = await self._connection.fetch(
+            f"SELECT {rows.PENDING_COLUMNS} FROM orchestration.pending "  # noqa: S608 - constants only
+            "WHERE tenant = $1 AND run_id = $2 AND step > $3 ORDER BY step, expires_at, id",
+            self._tenant,
+            run_id,
+            after_step,
+        )
+        return [rows.pending_from(row) for row in found]
+
+    async def awaited(self, run_ids: Sequence[str], most_bytes: int) -> dict[str, list[Pending]]:
+        found = await self._connection.fetch(
+            f"SELECT run_id, {rows.PENDING_COLUMNS} FROM (SELECT *, sum(octet_length(arguments) "  # noqa: S608
+            "+ octet_length(schema)) OVER (ORDER BY run_id DESC, step, id) AS so_far FROM orchestration.pending "
+            "WHERE tenant = $1 AND run_id = ANY($2::text[]) AND verdict IS NULL AND expires_at > clock_timestamp()"
+            ") open WHERE so_far - octet_length(arguments) - octet_length(schema) <= $3 ORDER BY run_id, step, id",
+            self._tenant,
+            list(run_ids),
+            most_bytes,
+        )
+        by_run: dict[str, list[Pending]] = {}
+        for row in found:
+            by_run.setdefault(row["run_id"], []).append(rows.pending_from(row))
+        return by_run
+
+    async def find_pending(self, run_id: str, kind: PendingKind, name: str) -> Pending | None:
+        # A model may use the id of a call again in a later answer.
+        row = await self._connection.fetchrow(
+            f"SELECT {rows.PENDING_COLUMNS} FROM orchestration.pending "  # noqa: S608 - constants only
+            "WHERE tenant = $1 AND run_id = $2 AND kind = $3 AND CASE kind WHEN 'tool' THEN call_id ELSE id END = $4 "
+            "ORDER BY step DESC LIMIT 1",
+            self._tenant,
+            run_id,
+            kind.value,
+            name,
+        )
+        return None if row is None else rows.pending_from(row)
+
+    async def answer_pending(self, run_id: str, pending_id: str, verdict: Verdict, answer: bytes, by: str) -> None:
+        await self._connection.execute(
+            "UPDATE orchestration.pending SET verdict = $4, answer = $5, answered_by = $6, "
+            "answered_at = clock_timestamp() WHERE tenant = $1 AND run_id = $2 AND id = $3 AND verdict IS NULL",
+            self._tenant,
+            run_id,
+            pending_id,
+            verdict.value,
+            answer,
+            by,
+        )
+
+    async def expire_pending(self, run_id: str) -> None:
+        await self._connection.execute(
+            "UPDATE orchestration.pending SET verdict = on_expiry "
+            "WHERE tenant = $1 AND run_id = $2 AND verdict IS NULL AND expires_at <= clock_timestamp()",
+            self._tenant,
+            run_id,
+        )
+
+    async def take_pending(self, run_id: str, ids: Sequence[str]) -> None:
+        await self._connection.execute(
+            "UPDATE orchestration.pending SET is_taken = true "
+            "WHERE tenant = $1 AND run_id = $2 AND id = ANY($3::text[])",
+            self._tenant,
+            run_id,
+            list(ids),
+        )
+
+    async def let_go(self, run_id: str, epoch: int) -> None:
+        # Whoever claimed the run meanwhile keeps the lease.
+        status: str = await self._connection.execute(
+            "UPDATE orchestration.run_lease SET owner = NULL, expires_at = coalesce((SELECT "
+            "min(CASE WHEN verdict IS NULL THEN expires_at ELSE '-infinity' END) FROM orchestration.pending "
+            "WHERE tenant = $1 AND run_id = $2 AND NOT is_taken), '-infinity') "
+            "WHERE tenant = $1 AND run_id = $2 AND epoch = $3 AND owner IS NOT NULL",
+            self._tenant,
+            run_id,
+            epoch,
+        )
+        if status.endswith(" 1"):
+            await self._connection.execute("SELECT pg_notify($1, '')", READY_CHANNEL)
+
+    async def wake(self, run_id: str) -> None:
+        status: str = await self._connection.execute(
+            "UPDATE orchestration.run_lease SET expires_at = '-infinity' "
+            "WHERE tenant = $1 AND run_id = $2 AND owner IS NULL",
+            self._tenant,
+            run_id,
+        )
+        if status.endswith(" 1"):
+            await self._connection.execute("SELECT pg_notify($1, '')", READY_CHANNEL)
+        else:
+            await self._connection.execute("SELECT pg_notify($1, $2)", ANSWER_CHANNEL, run_id)
