@@ -43,6 +43,7 @@ from janus_orchestration.servicer import (
     SERVICE,
     OrchestrationServicer,
 )
+from janus_orchestration.sessions import Sessions
 from janus_orchestration.settings import OrchestrationSettings
 from janus_orchestration.threads import Threads
 from janus_orchestration.tools import Toolbox
@@ -151,11 +152,14 @@ async def mount(
             store, PostgresDeliveryQueue(db), receivers, JsonLetters(), clock, _sender_limits(settings)
         )
         # What is not built refuses by itself, which types cannot see.
+        threads = Threads(store, stream, deliveries, removals, tools_codec, clock)
+        answers = Answers(store, executions, runs)
         servicer = OrchestrationServicer(  # type: ignore[abstract]
             Agents(store, toolbox, clock),
-            Threads(store, stream, deliveries, removals, tools_codec, clock),
+            threads,
             runs,
-            Answers(store, executions, runs),
+            answers,
+            Sessions(threads, runs, answers),
             Schedules(store),
             Webhooks(store, receivers, most=settings.max_webhooks_per_tenant),
             clock,

@@ -26,6 +26,7 @@ from janus_orchestration.model import Cursor
 from janus_orchestration.refusals import refuse_the_rest
 from janus_orchestration.runs import Asking, RunDetails, Runs
 from janus_orchestration.schedules import Schedules
+from janus_orchestration.sessions import Rejected, Sessions
 from janus_orchestration.threads import Threads
 from janus_orchestration.watch import Batch
 from janus_orchestration.webhooks import Webhooks
@@ -33,6 +34,7 @@ from janus_orchestration.wire import agents as agent_wire
 from janus_orchestration.wire import pending as pending_wire
 from janus_orchestration.wire import runs as run_wire
 from janus_orchestration.wire import schedules as schedule_wire
+from janus_orchestration.wire import sessions as session_wire
 from janus_orchestration.wire import threads as thread_wire
 from janus_orchestration.wire import webhooks as webhook_wire
 from janus_orchestration.wire.content import fitting
@@ -53,6 +55,7 @@ class OrchestrationServicer(rpc.OrchestrationServiceServicer):
         threads: Threads,
         runs: Runs,
         answers: Answers,
+        sessions: Sessions,
         schedules: Schedules,
         webhooks: Webhooks,
         clock: Clock,
@@ -61,6 +64,7 @@ class OrchestrationServicer(rpc.OrchestrationServiceServicer):
         self._threads = threads
         self._runs = runs
         self._answers = answers
+        self._sessions = sessions
         self._schedules = schedules
         self._webhooks = webhooks
         self._clock = clock
@@ -234,12 +238,30 @@ class OrchestrationServicer(rpc.OrchestrationServiceServicer):
 
     async def WatchRun(self, request: pb.WatchRunRequest, context: Context) -> AsyncIterator[pb.WatchRunResponse]:
         run_id = require_id("run_id", request.run_id)
-        after = run_wire.cursor_from(request.after) if request.HasField("after") else Cursor()
+        after = run_wire.cursor_from(request.after, "after") if request.HasField("after") else Cursor()
         async with aclosing(self._runs.watch(_tenant(), run_id, after)) as batches:  # type: ignore[type-var]
             async for batch in batches:
                 for event in batch.events:
                     yield pb.WatchRunResponse(event=event_pb2.RunEvent.FromString(event.wire))
                 _observe(batch)
+
+    async def Session(
+        self, requests: AsyncIterator[pb.SessionRequest], context: Context
+    ) -> AsyncIterator[pb.SessionResponse]:
+        config = await session_wire.config_from(requests)
+        said = session_wire.said_from(requests, config, self._clock)
+        sequence = 0
+        async with aclosing(self._sessions.converse(current_identity(), config, said)) as told:  # type: ignore[type-var]
+            async for each in told:
+                if isinstance(each, Rejected):
+                    sequence += 1
+                    yield pb.SessionResponse(sequence=sequence, rejected=session_wire.rejected_to(each))
+                    continue
+                for event in each.events:
+                    sequence += 1
+                    yield pb.SessionResponse(sequence=sequence, event=event_pb2.RunEvent.FromString(event.wire))
+                _observe(each)
+        yield pb.SessionResponse(sequence=sequence + 1, ended=pb.SessionEnded())
 
     # -- schedules -------------------------------------------------------------------
 

@@ -209,6 +209,8 @@ class ToolRound:
             if joined := await self._commit(asked):
                 return joined
             if calls.is_idle:
+                # Nothing is there to be cut; a run that is to stop must not wait instead.
+                self._interrupt.check()
                 kinds = {each.kind for each in self._waiting.values()}
                 await self._journal.commit(Changes(trigger=state.waits_for(kinds)))
                 return ()

@@ -46,6 +46,7 @@ BUILT = {
     "SubmitToolResults",
     "ResolveApproval",
     "ProvideInput",
+    "Session",
 }
 METHODS = pb.DESCRIPTOR.services_by_name["OrchestrationService"].methods
 
@@ -320,6 +321,26 @@ CASES: list[tuple[str, Any, list[str]]] = [
     ("GetRun", pb.GetRunRequest(run_id="a b"), ["run_id"]),
     ("CancelRun", pb.CancelRunRequest(run_id="", reason="x" * 1025), ["run_id", "reason"]),
     ("WatchRun", pb.WatchRunRequest(), ["run_id"]),
+    ("Session", pb.SessionRequest(), ["config"]),
+    ("Session", pb.SessionRequest(cancel=pb.SessionCancel()), ["config"]),
+    ("Session", pb.SessionRequest(config=pb.SessionConfig()), ["config.thread_id"]),
+    (
+        "Session",
+        pb.SessionRequest(config=pb.SessionConfig(thread_id="t", agent="!", resume_run_id="!")),
+        ["config.agent", "config.resume_run_id"],
+    ),
+    (
+        "Session",
+        pb.SessionRequest(config=pb.SessionConfig(thread_id="t", resume_after=run_pb2.Cursor(epoch=1))),
+        ["config.resume_after"],
+    ),
+    (
+        "Session",
+        pb.SessionRequest(
+            config=pb.SessionConfig(thread_id="t", resume_run_id="r", resume_after=run_pb2.Cursor(epoch=-1))
+        ),
+        ["config.resume_after.epoch"],
+    ),
 ]
 
 
@@ -338,8 +359,11 @@ async def test_garbage_is_no_message(service: Orchestration, method: str) -> Non
     channel = connect(service.address)
     path = f"/janus.orchestration.v1.OrchestrationService/{method}"
     opened: Callable[..., Any] = channel.unary_stream if described.server_streaming else channel.unary_unary
+    garbage: Any = b"\x0a\xff\xff\xff\xff\x0f"
+    if described.client_streaming:
+        opened, garbage = channel.stream_stream, iter([garbage])
     try:
-        call = opened(path)(b"\x0a\xff\xff\xff\xff\x0f", timeout=10)
+        call = opened(path)(garbage, timeout=10)
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await (call.read() if described.server_streaming else call)
     finally:

@@ -85,10 +85,10 @@ def states_from(sent: Sequence[int]) -> frozenset[RunState]:
     return frozenset(state for state, number in _STATES.items() if number in sent)
 
 
-def cursor_from(cursor: run_pb2.Cursor) -> Cursor:
+def cursor_from(cursor: run_pb2.Cursor, where: str) -> Cursor:
     check = Violations()
-    check.require(cursor.epoch >= 0, "after.epoch", "must not be negative")
-    check.require(cursor.sequence >= 0, "after.sequence", "must not be negative")
+    check.require(cursor.epoch >= 0, f"{where}.epoch", "must not be negative")
+    check.require(cursor.sequence >= 0, f"{where}.sequence", "must not be negative")
     check.done()
     return Cursor(cursor.epoch, cursor.sequence)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -207,8 +208,9 @@ class Owner:
         self.journal = Journal(
             "tenant", disk.run, disk.thread, steps, log, store=nothing, clock=Clock(), starts_epoch=True
         )
+        self.interrupt = Interrupt()
         self.round = ToolRound(
-            self.journal, MemoryPolicy(), Interrupt(), codec=ProtobufTools(), clock=Clock(), limits=LIMITS
+            self.journal, MemoryPolicy(), self.interrupt, codec=ProtobufTools(), clock=Clock(), limits=LIMITS
         )
 
 
@@ -468,3 +470,14 @@ class Waiting(RuleBasedStateMachine):
 
 TestWaiting = Waiting.TestCase
 TestWaiting.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+
+
+def test_a_run_that_is_to_stop_does_not_wait_first() -> None:
+    world = Waiting()
+    message = content.Message(role=content.ROLE_ASSISTANT, id="msg_1")
+    message.parts.add().tool_call.CopyFrom(content.ToolCall(call_id="c1", name="client", arguments_json="{}"))
+    owner = world.alive()
+    world.do(world._ask(owner, completed(message, NOW), None))
+    owner.interrupt.cancel("enough")
+    with pytest.raises(CancelRequested):
+        asyncio.run(owner.round.work(world.offered, 0))

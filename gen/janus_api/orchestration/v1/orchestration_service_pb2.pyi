@@ -808,7 +808,9 @@ class SessionConfig(_message.Message):
     the thread's.
     """
     resume_run_id: _builtins.str
-    """Go on with this run's events first, 1 to 128 characters. Empty: none."""
+    """A run of the thread whose events to go on with, 1 to 128 characters: those
+    that are there already come before any of other runs. Empty: none.
+    """
     @_builtins.property
     def resume_after(self) -> _run_pb2.Cursor:
         """The last event of that run that the caller has. Unset: from its start."""

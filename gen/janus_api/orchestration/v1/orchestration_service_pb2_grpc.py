@@ -279,7 +279,11 @@ class OrchestrationServiceServicer(object):
 
     def Session(self, request_iterator, context):
         """A live conversation on one stream: the first message configures, then
-        messages, tool results, approvals and cancels in, events out.
+        messages, tool results, approvals and cancels in, events out. What is
+        refused is answered with `rejected` and the session goes on. After the
+        client's half-close come the events of its runs to their end, then `ended`.
+        Runs go on when the stream is cut: a session with `resume_run_id`, or
+        WatchRun, gives the rest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

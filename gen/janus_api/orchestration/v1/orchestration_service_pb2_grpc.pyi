@@ -78,7 +78,11 @@ class OrchestrationServiceStub:
     """
     Session: _grpc.StreamStreamMultiCallable[_orchestration_service_pb2.SessionRequest, _orchestration_service_pb2.SessionResponse]
     """A live conversation on one stream: the first message configures, then
-    messages, tool results, approvals and cancels in, events out.
+    messages, tool results, approvals and cancels in, events out. What is
+    refused is answered with `rejected` and the session goes on. After the
+    client's half-close come the events of its runs to their end, then `ended`.
+    Runs go on when the stream is cut: a session with `resume_run_id`, or
+    WatchRun, gives the rest.
     """
     StartRun: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.StartRunRequest, _orchestration_service_pb2.StartRunResponse]
     """Starts a run in the background; durable when it answers."""
@@ -182,7 +186,11 @@ class OrchestrationServiceAsyncStub(OrchestrationServiceStub):
     """
     Session: _aio.StreamStreamMultiCallable[_orchestration_service_pb2.SessionRequest, _orchestration_service_pb2.SessionResponse]  # type: ignore[assignment]
     """A live conversation on one stream: the first message configures, then
-    messages, tool results, approvals and cancels in, events out.
+    messages, tool results, approvals and cancels in, events out. What is
+    refused is answered with `rejected` and the session goes on. After the
+    client's half-close come the events of its runs to their end, then `ended`.
+    Runs go on when the stream is cut: a session with `resume_run_id`, or
+    WatchRun, gives the rest.
     """
     StartRun: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.StartRunRequest, _orchestration_service_pb2.StartRunResponse]  # type: ignore[assignment]
     """Starts a run in the background; durable when it answers."""
@@ -355,7 +363,11 @@ class OrchestrationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_orchestration_service_pb2.SessionResponse], _abc.AsyncIterator[_orchestration_service_pb2.SessionResponse]]:
         """A live conversation on one stream: the first message configures, then
-        messages, tool results, approvals and cancels in, events out.
+        messages, tool results, approvals and cancels in, events out. What is
+        refused is answered with `rejected` and the session goes on. After the
+        client's half-close come the events of its runs to their end, then `ended`.
+        Runs go on when the stream is cut: a session with `resume_run_id`, or
+        WatchRun, gives the rest.
         """
 
     @_abc_1.abstractmethod
