@@ -151,10 +151,9 @@ async def mount(
         webhook_sender = WebhookSender(
             store, PostgresDeliveryQueue(db), receivers, JsonLetters(), clock, _sender_limits(settings)
         )
-        # What is not built refuses by itself, which types cannot see.
         threads = Threads(store, stream, deliveries, removals, tools_codec, clock)
         answers = Answers(store, executions, runs)
-        servicer = OrchestrationServicer(  # type: ignore[abstract]
+        servicer = OrchestrationServicer(
             Agents(store, toolbox, clock),
             threads,
             runs,

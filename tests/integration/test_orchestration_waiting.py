@@ -105,10 +105,11 @@ def within(**duration: int) -> Duration:
     return Duration(**duration)
 
 
-async def execute(url: str, statement: str) -> None:
+async def execute(url: str, statement: str) -> Any:
+    """The first value of what it finds."""
     connection = await asyncpg.connect(url)
     try:
-        await connection.execute(statement)
+        return await connection.fetchval(statement)
     finally:
         await connection.close()
 
@@ -603,6 +604,75 @@ async def test_a_run_that_waits_is_cancelled_by_whoever_is_there(ann: Caller, pe
         assert (error.reason, error.metadata["state"]) == ("STATE_CONFLICT", "CANCELLED")
 
 
+@pytest.mark.parametrize("rolls_back", [False, True])
+async def test_the_next_message_takes_the_place_of_a_run_that_waits(
+    ann: Caller, peer: InferencePeer, own_url: str, rolls_back: bool
+) -> None:
+    policy = agent_pb2.DOUBLE_TEXTING_ROLLBACK if rolls_back else agent_pb2.DOUBLE_TEXTING_INTERRUPT
+    thread = await ready(ann, HERE, ASKED_FIRST, ASK, double_texting=policy)
+    first = ann.converse(thread, "one")
+    (await peer.call()).tools(
+        ("c1", "where.am_i"), ("c2", "time.now"), ("c3", "user.ask", '{"question": "Which colour?"}')
+    )
+    seen = await until_kind(first, "input_requested")
+    run = await ann.until(seen[0].run_id, APPROVAL)
+    given = {item.WhichOneof("kind"): item for item in run.waiting_for}
+    await ann.submit(run.id, {"c1": "home"})
+    seen += await until_kind(first, "tool_call_completed")
+    await ann.until(run.id, APPROVAL)
+    second = ann.converse(thread, "two")
+    seen += await all_events(first)
+    check(seen, after=0)
+    assert seen[-1].run_cancelled.rolled_back is rolls_back
+    (await peer.call()).answer("2")
+    assert kinds(await all_events(second))[-1] == "run_completed"
+    for late in (
+        ann.decide(run.id, given["approval"].approval.approval_id),
+        ann.provide(run.id, given["input"].input.input_id, '"blue"'),
+    ):
+        error = await refused(late)
+        assert (error.reason, error.metadata["state"]) == ("STATE_CONFLICT", "CANCELLED")
+    run = await ann.run(run.id)
+    assert (run.state, list(run.waiting_for)) == (run_pb2.RUN_STATE_CANCELLED, [])
+    assert await ann.watched(run.id) == seen
+    history = await ann.messages(thread)
+    assert_pairs(history)
+    if rolls_back:
+        assert await ann.history(thread) == [("user", "two"), ("assistant", "2")]
+        assert await execute(own_url, "SELECT count(*) FROM orchestration.message") == 2, "and none is left that waits"
+        return
+    assert results(history[2]) == {
+        "c1": ("home", False),
+        "c2": ("the run was cancelled before the call was begun", True),
+        "c3": ("the run was cancelled before the question was answered", True),
+    }
+    assert await ann.history(thread) == [
+        ("user", "one"),
+        ("assistant", ""),
+        ("tool", ""),
+        ("user", "two"),
+        ("assistant", "2"),
+    ]
+
+
+async def test_a_thread_with_a_run_that_waits_is_deleted_when_the_run_has_ended(
+    ann: Caller, peer: InferencePeer, own_url: str
+) -> None:
+    thread = await ready(ann, ASKED_FIRST)
+    stream, event = await approval_of(ann, thread, peer)
+    await ann.until(event.run_id, APPROVAL)
+    request = pb.DeleteThreadRequest(thread_id=thread)
+    error = await refused(ann.call("DeleteThread", request))
+    assert isinstance(error, FailedPrecondition)
+    assert (error.reason, error.metadata["state"]) == ("STATE_CONFLICT", "WAITING_APPROVAL")
+    await ann.cancel(event.run_id)
+    assert kinds(await all_events(stream))[-1] == "run_cancelled"
+    await ann.call("DeleteThread", request)
+    assert await execute(own_url, "SELECT count(*) FROM orchestration.pending") == 0
+    gone = await refused(ann.decide(event.run_id, event.approval_requested.approval.approval_id))
+    assert isinstance(gone, NotFound)
+
+
 async def test_a_stream_that_is_cut_cancels_a_run_that_waits_when_it_is_bound_to_it(
     ann: Caller, peer: InferencePeer
 ) -> None:
@@ -794,6 +864,33 @@ async def test_a_cancel_and_an_expiry_need_no_owner(
             check(events, after=0)
             assert kinds(events)[-1] == end
             assert_pairs(await second.messages(run.thread_id))
+
+
+@pytest.mark.parametrize("rolls_back", [False, True])
+async def test_the_next_message_takes_the_place_of_a_run_that_waits_with_any_replica(
+    own_url: str, redis_url: str, peer: InferencePeer, memory: MemoryPeer, rolls_back: bool
+) -> None:
+    policy = agent_pb2.DOUBLE_TEXTING_ROLLBACK if rolls_back else agent_pb2.DOUBLE_TEXTING_INTERRUPT
+    settings = {"inference_target": peer.target, "memory_target": memory.target}
+    async with processes(2, own_url, redis_url, **settings) as replicas:
+        name = tenant()
+        first, second = (replica.caller(name) for replica in replicas)
+        thread = await ready(first, ASKED_FIRST, double_texting=policy)
+        run = await first.start(thread, "one")
+        (await peer.call()).tools(("c1", "time.now"))
+        await first.until(run.id, APPROVAL)
+        replicas[0].kill()
+        following = second.converse(thread, "two")
+        events = await second.watched(run.id)
+        check(events, after=0)
+        assert events[-1].run_cancelled.rolled_back is rolls_back
+        (await peer.call()).answer("2")
+        assert kinds(await all_events(following))[-1] == "run_completed"
+        history = await second.history(thread)
+        roles = ["user", "assistant"] if rolls_back else ["user", "assistant", "tool", "user", "assistant"]
+        assert [role for role, _ in history] == roles
+        assert_pairs(await second.messages(thread))
+        assert (await second.run(run.id)).takeovers == 0
 
 
 async def test_a_watcher_elsewhere_sees_the_same(own_url: str, redis_url: str, peer: InferencePeer) -> None:

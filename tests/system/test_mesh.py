@@ -281,13 +281,6 @@ def test_a_message_over_the_limit_is_refused_typed(mesh: Mesh) -> None:
     assert reason(raised.value) in {"MESSAGE_TOO_LARGE", "FIELD_INVALID"}
 
 
-def test_rpcs_of_later_versions_say_so(mesh: Mesh) -> None:
-    with pytest.raises(grpc.RpcError) as raised:
-        mesh.orchestration.ResolveApproval(orchestration.ResolveApprovalRequest())
-    assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert reason(raised.value) == "NOT_IMPLEMENTED"
-
-
 def test_the_log_is_json_and_names_runs_and_requests_but_no_words(served: Server, mesh: Mesh) -> None:
     run_id = converse(mesh, new_thread(mesh, "log"), user("Hello"))[-1].run_id
     with pytest.raises(grpc.RpcError):
