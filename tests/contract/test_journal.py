@@ -112,16 +112,19 @@ async def test_a_run_comes_back_as_it_was_written(ground: Ground) -> None:
 async def test_taking_a_run_fences_older_epochs(ground: Ground) -> None:
     run = await ground.run(await ground.thread())
     async with ground.store.tenant(ground.tenant) as records:
-        taken = await records.take(run.id, 2)
+        taken = await records.take(run.id, 2, is_takeover=True)
         assert taken is not None
         assert (taken.epoch, taken.takeovers) == (2, 1)
-        assert await records.take(run.id, 2) is None, "an epoch is taken once"
-        assert await records.take(run.id, 1) is None
+        assert await records.take(run.id, 2, is_takeover=True) is None, "an epoch is taken once"
+        assert await records.take(run.id, 1, is_takeover=True) is None
         assert not await records.reserve(run.id, 1, 99)
         assert not await records.mark_stream_broken(run.id, 1)
         assert await records.reserve(run.id, 2, 99)
-        await records.write_run(replace(taken, state=RunState.COMPLETED, ended_at=NOW))
-        assert await records.take(run.id, 3) is None, "an ended run is nobody's"
+        gone_on = await records.take(run.id, 3, is_takeover=False)
+        assert gone_on is not None
+        assert (gone_on.epoch, gone_on.takeovers) == (3, 1), "nobody died"
+        await records.write_run(replace(gone_on, state=RunState.COMPLETED, ended_at=NOW))
+        assert await records.take(run.id, 4, is_takeover=True) is None, "an ended run is nobody's"
 
 
 async def test_a_run_has_one_terminal_event_and_every_sequence_once(ground: Ground) -> None:
