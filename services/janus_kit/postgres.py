@@ -87,18 +87,20 @@ class Database:
             await connection.execute(f"SET LOCAL ROLE {WORKER_ROLE}")
             yield connection
 
-    async def worker_statement(self, sql: str, *arguments: object) -> None:
-        """One statement as ``janus_worker``, committed by itself; one at a time.
+    async def worker_statement(self, sql: str, *arguments: object) -> list[Any]:
+        """The rows of one statement as ``janus_worker``, committed by itself; one at a time.
 
         On a connection that has the role already: a round trip where ``worker``
-        takes four. Raises Unavailable.
+        takes four, and a process that is stopped meanwhile keeps no row locked.
+        Raises Unavailable.
         """
         async with self._line_is_free:
             line = self._line
             if line is None or line.is_closed():
                 line = self._line = await self._connected(WORKER_ROLE)
             with translating(line):
-                await line.execute(sql, *arguments)
+                rows: list[Any] = await line.fetch(sql, *arguments)
+                return rows
 
     async def ping(self) -> None:
         """Raise Unavailable unless Postgres answers a query; never waits for a free slot."""

@@ -103,7 +103,8 @@ async def test_a_worker_sees_what_is_granted_to_it_across_tenants_and_nothing_el
 async def test_a_single_statement_works_as_the_worker_and_is_committed(db):
     async with db.tenant("acme") as connection:
         await connection.execute("INSERT INTO probe.outbox VALUES ('acme'), ('globex')")
-    await db.worker_statement("DELETE FROM probe.outbox WHERE tenant = $1", "acme")
+    removed = await db.worker_statement("DELETE FROM probe.outbox WHERE tenant = $1 RETURNING tenant", "acme")
+    assert [row["tenant"] for row in removed] == ["acme"]
     async with db.worker() as connection:
         assert await connection.fetchval("SELECT string_agg(tenant, ',') FROM probe.outbox") == "globex"
     with pytest.raises(asyncpg.InsufficientPrivilegeError):

@@ -14,14 +14,14 @@ class PostgresLeases:
         self._database = database
 
     async def renew(self, owner: str, run_ids: Sequence[str], lease_s: float) -> dict[str, bool]:
-        async with self._database.worker() as connection:
-            found = await connection.fetch(
-                "UPDATE orchestration.run_lease SET expires_at = clock_timestamp() + make_interval(secs => $3) "
-                "WHERE run_id = ANY($2::text[]) AND owner = $1 RETURNING run_id, cancel",
-                owner,
-                list(run_ids),
-                lease_s,
-            )
+        # By itself: an owner that is stopped in the middle of it must not keep others from its runs.
+        found = await self._database.worker_statement(
+            "UPDATE orchestration.run_lease SET expires_at = clock_timestamp() + make_interval(secs => $3) "
+            "WHERE run_id = ANY($2::text[]) AND owner = $1 RETURNING run_id, cancel",
+            owner,
+            list(run_ids),
+            lease_s,
+        )
         return {row["run_id"]: row["cancel"] for row in found}
 
     async def claim(self, owner: str, limit: int, lease_s: float) -> list[Claim]:
