@@ -117,6 +117,8 @@ class Chat:
         except KeyboardInterrupt:
             replies.cancel()
             raise
+        if run_id := transcript.hand_on():
+            self._follow(run_id, transcript)
 
     def _follow(self, run_id: str, transcript: Transcript) -> None:
         """The rest of a run whose stream was cut, or of one that was left."""

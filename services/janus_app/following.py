@@ -18,7 +18,7 @@ Watch = Callable[[pb.WatchRunRequest], Iterable[pb.WatchRunResponse]]
 
 
 def follow(console: Console, watch: Watch, run_id: str, transcript: Transcript) -> None:
-    """Show what the transcript has not yet, to the terminal event.
+    """Show what the transcript has not yet, to the terminal event; after a handoff that of the run that goes on.
 
     The run is durable: whoever serves next goes on where the stream was cut.
     Raises what the transcript raises, and grpc.RpcError when nobody serves for
@@ -40,4 +40,6 @@ def follow(console: Console, watch: Watch, run_id: str, transcript: Transcript) 
             attempts += 1
             time.sleep(PAUSE_SECONDS)
         else:
-            return
+            attempts, run_id = 0, transcript.hand_on()
+            if not run_id:
+                return

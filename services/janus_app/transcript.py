@@ -30,6 +30,8 @@ class Transcript:
         self.answer = ""
         self.hits: list[recall_pb2.RecallHit] = []
         self.ended = False
+        self.goes_on = ""
+        """The run in which another agent goes on."""
 
     def follow(self, events: Iterable[event_pb2.RunEvent]) -> None:
         """Show events to the terminal one. Raises RunFailed when that is not `run_completed`."""
@@ -62,6 +64,9 @@ class Transcript:
             self._asks_for_consent(event.approval_requested.approval)
         elif kind == "input_requested":
             self._line(f"[yellow]? {escape(event.input_requested.input.question)}[/]")
+        elif kind == "handoff":
+            self.goes_on = event.handoff.child_run_id
+            self._line(f"[dim]→ {escape(event.handoff.to_agent)} goes on[/]")
         elif kind == "run_completed":
             self._end()
         elif kind == "run_failed":
@@ -73,6 +78,13 @@ class Transcript:
         elif kind == "run_expired":
             self._end()
             raise RunFailed(f"the run expired waiting for {event.run_expired.waited_for}")
+
+    def hand_on(self) -> str:
+        """Go over to the run in which another agent goes on; empty when there is none."""
+        run_id, self.goes_on = self.goes_on, ""
+        if run_id:
+            self.run_id, self.cursor, self.answer, self.ended = run_id, run_pb2.Cursor(), "", False
+        return run_id
 
     def _committed(self, committed: event_pb2.MessageCommitted) -> None:
         message = committed.message

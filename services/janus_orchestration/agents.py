@@ -24,6 +24,15 @@ async def agent_or_default(records: Records, name: str, clock: Clock) -> Agent |
     return agent
 
 
+async def _require_others(records: Records, spec: AgentSpec) -> None:
+    there = {DEFAULT_AGENT, *await records.purposes([*spec.handoffs, *spec.sub_agents])}
+    check = Violations()
+    for field, names in (("handoffs", spec.handoffs), ("sub_agents", spec.sub_agents)):
+        for place, name in enumerate(names):
+            check.require(name in there, f"agent.{field}[{place}]", "must name an agent that is there")
+    check.done()
+
+
 class Agents:
     """The agents of all tenants."""
 
@@ -36,12 +45,14 @@ class Agents:
         """Store a new version; the same content keeps its version.
 
         Raises Aborted / VERSION_MISMATCH when ``expected_version`` (0: any) is
-        not the current one, InvalidArgument for a tool that nobody offers.
+        not the current one, InvalidArgument for a tool that nobody offers, and
+        for an agent to bring in that is not there.
         """
         await self._require_tools(tenant, spec)
         async with self._store.tenant(tenant) as records:
 
             async def work() -> Agent:
+                await _require_others(records, spec)
                 current = await records.lock_agent(spec.name)
                 version = current.version if current is not None else 0
                 if expected_version and expected_version != version:

@@ -31,6 +31,7 @@ from janus_orchestration.adapters.redis_events import RedisEvents
 from janus_orchestration.agents import Agents
 from janus_orchestration.answers import Answers
 from janus_orchestration.builtin_tools import BuiltInTools
+from janus_orchestration.children import Children, Orphans
 from janus_orchestration.deliveries import Deliveries
 from janus_orchestration.executions import ExecutionLimits, Executions
 from janus_orchestration.ownership import Ownership
@@ -113,6 +114,7 @@ async def mount(
             toolbox=toolbox,
             deliveries=deliveries,
             removals=removals,
+            children=Children(codec, tools_codec, clock),
             events=codec,
             tools=tools_codec,
             clock=clock,
@@ -128,7 +130,8 @@ async def mount(
             limits=_limits(settings),
         )
         telemetry.runs_stuck.labels(telemetry.WORKFLOW).set_function(executions.stuck)
-        ownership = Ownership(PostgresLeases(db), executions, lease_s=settings.lease_s, poll_s=settings.poll_s)
+        leases = PostgresLeases(db)
+        ownership = Ownership(leases, executions, lease_s=settings.lease_s, poll_s=settings.poll_s)
         runs = Runs(
             store,
             executions,
@@ -139,6 +142,7 @@ async def mount(
             lease_s=settings.lease_s,
             max_queued=settings.max_queued_per_thread,
         )
+        orphans = Orphans(leases, runs, poll_s=settings.poll_s)
         schedule_runner = ScheduleRunner(
             store,
             PostgresTimetable(db),
@@ -158,7 +162,7 @@ async def mount(
             threads,
             runs,
             answers,
-            Sessions(threads, runs, answers),
+            Sessions(threads, runs, answers, codec),
             Schedules(store),
             Webhooks(store, receivers, most=settings.max_webhooks_per_tenant),
             clock,
@@ -208,6 +212,7 @@ async def mount(
                 ("orchestration-heartbeat", ownership.keep),
                 ("orchestration-claims", ownership.claim),
                 ("orchestration-news", ownership.hear),
+                ("orchestration-orphans", orphans.work),
                 ("orchestration-outbox", deliveries.work),
                 ("orchestration-removals", removals.work),
                 ("orchestration-calls", worker_tools.watch),
@@ -232,6 +237,7 @@ def _limits(settings: OrchestrationSettings) -> ExecutionLimits:
             recall_timeout_s=settings.recall_timeout_s,
             store_timeout_s=settings.store_timeout_s,
             inference_wait_s=settings.inference_wait_s,
+            max_agents=settings.max_agents,
         ),
     )
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from janus_kit.errors import FailedPrecondition, JanusError, ResourceExhausted
 from janus_orchestration.events import BudgetWarning
 from janus_orchestration.model import Budgets, Step, StepKind, Usage
+from janus_orchestration.state import CALLS
 
 MODEL_STEPS = "model_steps"
 TOOL_CALLS = "tool_calls"
@@ -41,23 +42,32 @@ def limits(*budgets: Budgets | None) -> Amounts:
 
 
 def used(steps: Iterable[Step]) -> Amounts:
-    """What these steps have used, those under way included."""
+    """What these steps have used, those under way and agents that were asked included."""
     found = list(steps)
-    usage = total(found) or Usage()
+    usage = _sum(found) or Usage()
     return {
         MODEL_STEPS: sum(step.kind is StepKind.MODEL_CALL for step in found),
-        TOOL_CALLS: sum(step.kind is StepKind.TOOL_CALL for step in found),
+        TOOL_CALLS: sum(step.kind in CALLS for step in found),
         TOKENS: usage.input_uncached + usage.cache_read + usage.cache_write + usage.output,
         COST: usage.cost_micro_usd or 0,
     }
 
 
 def total(steps: Iterable[Step]) -> Usage | None:
-    """The sum over the model calls; None when none has said what it used.
+    """The sum over the model calls; None when none has said what it used."""
+    return _sum(step for step in steps if step.kind is StepKind.MODEL_CALL)
 
-    The cost of a sum is unknown when that of a part is; a sum is an estimate
-    when a part is.
-    """
+
+def left(steps: Iterable[Step], most: Amounts) -> Budgets | None:
+    """What a run that these steps bring in may use of what is limited over all: tokens and money."""
+    amounts = used(steps)
+    # At least 1: 0 is no limit.
+    tokens, cost = (max(1, most[name] - amounts[name]) if name in most else 0 for name in (TOKENS, COST))
+    return Budgets(max_tokens=tokens, max_cost_micro_usd=cost) if tokens or cost else None
+
+
+def _sum(steps: Iterable[Step]) -> Usage | None:
+    """The cost of a sum is unknown when that of a part is; a sum is an estimate when a part is."""
     usages = [step.usage for step in steps if step.usage is not None]
     if not usages:
         return None

@@ -18,7 +18,7 @@ from janus_orchestration.model import NewMemory, PendingKind, RecalledHit, SideE
 from janus_orchestration.ports import Memory, ToolReport, ToolTask
 from janus_orchestration.tools import LONGEST_WAIT
 
-PREFIXES = ("memory.", "time.", "user.")
+PREFIXES = ("agent.", "memory.", "time.", "user.")
 """Names that begin so are nobody else's."""
 
 _TIMEOUT = timedelta(seconds=60)

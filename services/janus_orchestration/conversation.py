@@ -31,7 +31,9 @@ class Conversation:
         if self._is_loaded:
             return
         run = self._journal.run
-        self._own = await self._journal.read(lambda records: records.messages_of(run.id))
+        # What was said in the same turn before another agent handed it over belongs to it.
+        for run_id in await self._journal.turn():
+            self._own += await self._journal.messages_of(run_id)
         first = self._own[0].position if self._own else self._journal.thread.last_position + 1
         newest = await self._journal.read(
             lambda records: records.messages(

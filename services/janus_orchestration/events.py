@@ -71,12 +71,13 @@ class ToolCallRequested(Event):
 
 @dataclass(frozen=True, slots=True)
 class ToolCallStarted(Event):
-    """Somebody has begun a call; ``worker_id`` is empty for Janus itself."""
+    """Somebody has begun a call: a worker, or the agent of ``child_run``; empty for Janus itself."""
 
     kind: ClassVar[str] = "tool_call_started"
     call_id: str
     worker_id: str
     attempt: int
+    child_run: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,16 @@ class InputRequested(Event):
 
     kind: ClassVar[str] = "input_requested"
     pending: Pending
+
+
+@dataclass(frozen=True, slots=True)
+class Handoff(Event):
+    """Another agent goes on, in a run of its own."""
+
+    kind: ClassVar[str] = "handoff"
+    from_agent: str
+    to_agent: str
+    child_run: str
 
 
 @dataclass(frozen=True, slots=True)

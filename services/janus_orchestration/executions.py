@@ -212,6 +212,7 @@ class Executions:
             log,
             store=self._store,
             clock=self._clock,
+            children=self._helpers.children,
             starts_epoch=run.epoch > 1,
         )
         turn = Turn(

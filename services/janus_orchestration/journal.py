@@ -13,12 +13,17 @@ from typing import TypeVar
 from janus_kit.clock import Clock
 from janus_kit.ids import new_id
 from janus_orchestration import state, telemetry
+from janus_orchestration.agent_tools import ASK
+from janus_orchestration.children import Children
 from janus_orchestration.event_log import RunLog
 from janus_orchestration.events import Event
 from janus_orchestration.interrupt import CancelRequested
 from janus_orchestration.model import (
+    Ancestor,
+    Budgets,
     Message,
     Pending,
+    PendingKind,
     Recorded,
     Removal,
     Run,
@@ -27,6 +32,7 @@ from janus_orchestration.model import (
     StepKind,
     StoreDebt,
     Thread,
+    ThreadMessage,
     Usage,
 )
 from janus_orchestration.outage import waited_out
@@ -57,14 +63,18 @@ class Changes:
     joins: tuple[Message, ...] = ()
     # What joins the thread after it.
     outputs: tuple[Message, ...] = ()
-    # All that the run has put into the thread, and what waits, goes; memory is
-    # to forget what it may have of it in the space `owes`.
-    takes_back: bool = False
+    # All that these runs have put into the thread, and what waits, goes; memory
+    # is to forget what it may have of it in the space `owes`.
+    takes_back: tuple[str, ...] = ()
     # What the run waits for from now on, and the ids of what it goes on with.
     asks: tuple[Pending, ...] = ()
     takes: tuple[str, ...] = ()
     # Steps whose calls a person lets run once more, and for how many seconds.
     retries: tuple[tuple[int, float], ...] = ()
+    # What runs that are brought in with this may use.
+    left: Budgets | None = None
+    # The agent that goes on in the thread, and its run.
+    hands_over: tuple[str, str] | None = None
     finish_reason: int | None = None
     events: tuple[Event, ...] = ()
     # The space that memory is to have the thread's turns in; empty when they are
@@ -87,6 +97,7 @@ class Journal:
         *,
         store: Store,
         clock: Clock,
+        children: Children,
         starts_epoch: bool,
     ) -> None:
         self.tenant = tenant
@@ -96,6 +107,7 @@ class Journal:
         self.log = log
         self._store = store
         self._clock = clock
+        self._children = children
         # The first commit of a new epoch says where it begins.
         self._starts_epoch = starts_epoch
         # Events that were sent already and are journalled with the next commit.
@@ -162,6 +174,21 @@ class Journal:
 
         return await waited_out(reading)
 
+    async def lineage(self) -> list[Ancestor]:
+        """This run, and those above it."""
+        run = self.run
+        if not run.parent_run:
+            return [Ancestor(run.id, run.thread_id, run.agent)]
+        return await self.read(lambda records: records.lineage(run.id))
+
+    async def turn(self) -> list[str]:
+        """The runs that this turn of the thread had so far, this one last: each handed over to the next."""
+        return [each.run_id for each in reversed(await self.lineage()) if each.thread_id == self.run.thread_id]
+
+    async def messages_of(self, run_id: str) -> list[ThreadMessage]:
+        """What a run was asked and has committed."""
+        return await self.read(lambda records: records.messages_of(run_id))
+
     async def pending(self, after_step: int) -> list[Pending]:
         """What was asked because of later steps; what is due by now is decided first. Raises Fenced."""
 
@@ -220,12 +247,17 @@ class Journal:
                 await records.add_waiting_messages(run, [changes.waits], is_output=True)
             if changes.asks:
                 await records.add_pending(run.id, changes.asks)
+            for pending in changes.asks:
+                if pending.kind is PendingKind.AGENT:
+                    await self._children.ask(records, run, self.thread.subject, pending, changes.left)
             if held_back := [each.step for each in changes.asks if each.is_retry]:
                 await records.hold_calls(run.id, held_back)
             if changes.retries:
                 await records.reopen_calls(run.id, changes.retries)
             if changes.takes:
                 await records.take_pending(run.id, changes.takes)
+            if self._has_asked and (ends or changes.takes):
+                await records.orphan(run.id, all_of_them=ends)
             if thread is not None:
                 await self._write_thread(records, thread, run, changes, now)
             if recorded:
@@ -235,11 +267,26 @@ class Journal:
                 first = recorded[0].cursor.sequence if recorded else self.log.last.sequence + 1
                 await records.set_epoch_start(run.id, run.epoch, first)
             if ends:
-                await records.release_lease(run.id)
-                await records.pass_turn(run.thread_id, run.id)
+                await self._pass_on(records, run, changes)
             elif run.state in state.WAITING:
                 await records.let_go(run.id, run.epoch)
         return run
+
+    async def _pass_on(self, records: Records, run: Run, changes: Changes) -> None:
+        """What comes after the run."""
+        following = ""
+        if changes.hands_over is not None:
+            agent, following = changes.hands_over
+            await self._children.hand_over(records, run, self.thread, following, agent, changes.left)
+        elif run.parent_run:
+            await records.tell_asker(run.id)
+        await records.release_lease(run.id)
+        await records.pass_turn(run.thread_id, run.id, following)
+
+    @property
+    def _has_asked(self) -> bool:
+        """Whether other agents may be at work for the run."""
+        return any(step.kind is StepKind.TOOL_CALL and step.summary == ASK for step in self.steps.values())
 
     def _changed(self, held: Run, changes: Changes, recorded: list[Recorded], now: datetime) -> Run:
         """The run after the changes, by the state machine."""
@@ -277,7 +324,7 @@ class Journal:
 
     async def _write_thread(self, records: Records, thread: Thread, run: Run, changes: Changes, now: datetime) -> None:
         if changes.takes_back:
-            await self._take_back(records, thread, run, changes, now)
+            await self._take_back(records, thread, changes, now)
             return
         if changes.joins:
             joined = await records.commit_waiting_messages(run, thread, now)
@@ -288,8 +335,8 @@ class Journal:
         if changes.owes is not None:
             await self._owe(records, thread, changes)
 
-    async def _take_back(self, records: Records, thread: Thread, run: Run, changes: Changes, now: datetime) -> None:
-        gone = await records.take_back(run, thread, now)
+    async def _take_back(self, records: Records, thread: Thread, changes: Changes, now: datetime) -> None:
+        gone = await records.take_back(changes.takes_back, thread, now)
         if changes.owes and gone and gone[0].position <= thread.memory_position:
             ids = tuple(item.message.id for item in gone)
             removal = Removal(new_id("rem"), thread.id, changes.owes, ids)
@@ -307,7 +354,7 @@ class Journal:
 
 
 def _is_settled_call(step: Step) -> bool:
-    return step.kind is StepKind.TOOL_CALL and step.ended_at is not None
+    return step.kind in state.CALLS and step.ended_at is not None
 
 
 def _index(step: Step) -> int:

@@ -73,11 +73,12 @@ class WhenNoWorker(StrEnum):
 
 
 class PendingKind(StrEnum):
-    """What a run can wait for: a client's result, a person's consent, a person's answer."""
+    """What a run can wait for: a client's result, a person's consent or answer, the end of another agent's run."""
 
     TOOL = "tool"
     APPROVAL = "approval"
     INPUT = "input"
+    AGENT = "agent"
 
 
 class Verdict(StrEnum):
@@ -212,6 +213,8 @@ class AgentSpec:
     max_output_tokens: int | None = None
     tools: tuple[AgentTool, ...] = ()
     approval: ApprovalPolicy | None = None
+    handoffs: tuple[str, ...] = ()
+    sub_agents: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +242,7 @@ class Thread:
     active_run: str = ""
     forked_from: str = ""
     forked_at: str = ""
+    parent_run: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +304,15 @@ class Run:
     # How long it has waited for people, without the wait that is going on.
     waited: timedelta = timedelta()
     waiting_since: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ancestor:
+    """A run among those above another, itself included."""
+
+    run_id: str
+    thread_id: str
+    agent: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,8 +384,8 @@ class PromptMessage:
 class Tool:
     """A tool as whoever runs it describes it. An empty schema takes no arguments.
 
-    ``answered_by`` is TOOL or INPUT when nobody runs it: the client of the run
-    or the person answers its calls.
+    ``answered_by`` is set when nobody runs it: the client of the run, the person
+    or another agent answers its calls.
     """
 
     name: str
@@ -414,6 +427,8 @@ class Pending:
     is_retry: bool = False
     text: str = ""
     schema_json: str = ""
+    # The run whose end answers a call of another agent.
+    child_run: str = ""
     verdict: Verdict | None = None
     answer: bytes = b""
     answered_by: str = ""
@@ -433,6 +448,8 @@ class ToolOutput:
     text: str = ""
     is_error: bool = False
     wire: bytes = b""
+    hands_to: str = ""
+    """The agent that goes on when all calls of the answer have their results."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from janus_orchestration.events import Event
 from janus_orchestration.model import (
     Agent,
     AgentSpec,
+    Ancestor,
     Claim,
     Cursor,
     Failure,
@@ -71,6 +72,9 @@ class EventCodec(Protocol):
     def recalled(self, wire: bytes) -> Recalled:
         """What a recorded memory_recalled event said."""
 
+    def goes_on(self, wire: bytes) -> str:
+        """The run that a recorded handoff event names."""
+
     def failure(self, error: JanusError) -> Failure: ...
 
 
@@ -88,6 +92,9 @@ class ToolCodec(Protocol):
 
     def message(self, results: Sequence[bytes], at: datetime) -> Message:
         """The message that answers an answer's calls."""
+
+    def said(self, text: str, at: datetime) -> Message:
+        """A message of the user's side."""
 
 
 # -- Records in Postgres, a transaction at a time ------------------------------------
@@ -114,6 +121,9 @@ class AgentRecords(Protocol):
 
     async def remove_agent(self, name: str) -> None:
         """Take it out; its versions stay for runs that keep them."""
+
+    async def purposes(self, names: Sequence[str]) -> dict[str, str]:
+        """The descriptions of those that are there."""
 
 
 class ThreadRecords(Protocol):
@@ -163,11 +173,16 @@ class ThreadRecords(Protocol):
 
     async def set_memory_position(self, thread_id: str, position: int) -> None: ...
 
-    async def take_back(self, run: Run, thread: Thread, at: datetime) -> list[ThreadMessage]:
-        """Take a run's messages out of the thread, whose last ones they are, and what memory is owed of them.
+    async def take_back(self, run_ids: Sequence[str], thread: Thread, at: datetime) -> list[ThreadMessage]:
+        """Take the messages of runs out of the thread, whose last ones they are, and what memory is owed of them.
 
         ``thread`` must be locked. What was committed is returned.
         """
+
+    async def threads_below(self, thread_id: str) -> list[str]:
+        """Threads of agents that runs of this one asked, and so on."""
+
+    async def set_thread_agent(self, thread_id: str, agent: str) -> None: ...
 
 
 class RunRecords(Protocol):
@@ -208,8 +223,20 @@ class RunRecords(Protocol):
 
     async def notify_cancel(self, run_id: str) -> None: ...
 
-    async def pass_turn(self, thread_id: str, run_id: str) -> None:
-        """The run has ended: the thread's oldest waiting run gets the turn."""
+    async def pass_turn(self, thread_id: str, run_id: str, following: str = "") -> None:
+        """The run has ended: ``following`` gets the turn, else the thread's oldest waiting run."""
+
+    async def lineage(self, run_id: str) -> list[Ancestor]:
+        """The run, the run that brought it in, and so on to one that a client started."""
+
+    async def tell_asker(self, run_id: str) -> None:
+        """The run has ended, which answers the run that asked it. Locks that one."""
+
+    async def pass_question(self, run_id: str, child_run: str) -> None:
+        """What the run was asked, another one will answer. Locks the run that asked."""
+
+    async def orphan(self, run_id: str, *, all_of_them: bool) -> None:
+        """Runs that this one does not wait for any more, or any of its, are to be cancelled by a worker."""
 
 
 class JournalRecords(Protocol):
@@ -420,6 +447,9 @@ class Leases(Protocol):
 
     async def release(self, owner: str) -> None:
         """Let all go at once, for other replicas to take."""
+
+    async def orphaned(self, limit: int) -> list[tuple[str, str]]:
+        """(tenant, run) that nobody waits for any more and that are not cancelled yet."""
 
     def news(self) -> AsyncIterator[tuple[str, str]]:
         """("ready", "") when a run may be claimed, ("cancel", run id), ("answer", run id); all may be missed.

@@ -9,7 +9,7 @@ import json
 from datetime import datetime, timedelta
 
 from janus_kit.ids import new_id
-from janus_orchestration.events import ApprovalRequested, Event, InputRequested, ToolCallRequested
+from janus_orchestration.events import ApprovalRequested, Event, InputRequested, ToolCallRequested, ToolCallStarted
 from janus_orchestration.model import Pending, PendingKind, ToolCall, ToolOutput, Verdict
 from janus_orchestration.tools import BadArguments, Offered, arguments_of
 
@@ -43,6 +43,8 @@ def before_running(step: int, call: ToolCall, offered: Offered | None, consent: 
             schema = json.dumps(arguments["schema"], ensure_ascii=False) if "schema" in arguments else ""
             question = str(arguments["question"]).replace("\x00", "\ufffd")
             return _pending(PendingKind.INPUT, step, call, due, Verdict.EXPIRED, question, schema)
+        case PendingKind.AGENT:
+            return _pending(PendingKind.AGENT, step, call, due, Verdict.DECLINED)
     return None
 
 
@@ -78,6 +80,7 @@ def _pending(
         is_retry=is_retry,
         text=text,
         schema_json=schema_json,
+        child_run=new_id("run") if kind is PendingKind.AGENT else "",
     )
 
 
@@ -88,11 +91,15 @@ def told(pending: Pending, asked_in: int) -> Event:
             return ApprovalRequested(pending)
         case PendingKind.INPUT:
             return InputRequested(pending)
+        case PendingKind.AGENT:
+            return ToolCallStarted(pending.call.call_id, "", 1, pending.child_run)
     return ToolCallRequested(asked_in, pending.call, client_side=True)
 
 
 def declined(pending: Pending) -> ToolOutput:
-    """What the model reads of a call that may not run, or not run again."""
+    """What the model reads of a call that may not run, or not run again, or was not answered in time."""
+    if pending.kind is PendingKind.AGENT:
+        return ToolOutput("the agent did not answer in time", is_error=True)
     text = "the call was declined" if pending.in_time else "nobody consented to the call in time"
     if pending.is_retry:
         text = (
@@ -114,4 +121,6 @@ def left_open(pending: Pending | None, how: str) -> ToolOutput:
         return ToolOutput(f"the run {how} before the call was begun", is_error=True)
     if pending is not None and pending.kind is PendingKind.INPUT:
         return ToolOutput(f"the run {how} before the question was answered", is_error=True)
+    if pending is not None and pending.kind is PendingKind.AGENT:
+        return ToolOutput(f"the run {how} before the agent answered", is_error=True)
     return ToolOutput(f"the run {how} before the tool answered; whether it did anything is not known", is_error=True)

@@ -367,6 +367,8 @@ class Runs:
         await records.add_events(run.id, [event])
         if run.epoch > 1:
             await records.set_epoch_start(run.id, run.epoch, last)
+        if run.parent_run:
+            await records.tell_asker(run.id)
         await records.release_lease(run.id)
         await records.pass_turn(run.thread_id, run.id)
         telemetry.runs_finished.labels(telemetry.WORKFLOW, ended.state.value).inc()

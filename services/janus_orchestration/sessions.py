@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from janus_kit.auth.identity import Identity
 from janus_kit.errors import FailedPrecondition, JanusError, NotFound
 from janus_orchestration.answers import Answers, Reply
+from janus_orchestration.events import Handoff
 from janus_orchestration.idempotency import Once
 from janus_orchestration.model import Cursor
+from janus_orchestration.ports import EventCodec
 from janus_orchestration.runs import Asking, RunDetails, Runs
 from janus_orchestration.threads import Threads
 from janus_orchestration.watch import Batch
@@ -74,10 +76,11 @@ Told = Batch | Rejected
 class Sessions:
     """The sessions of all tenants."""
 
-    def __init__(self, threads: Threads, runs: Runs, answers: Answers) -> None:
+    def __init__(self, threads: Threads, runs: Runs, answers: Answers, codec: EventCodec) -> None:
         self._threads = threads
         self._runs = runs
         self._answers = answers
+        self._codec = codec
 
     async def converse(self, caller: Identity, config: Config, said: AsyncIterator[Said]) -> AsyncIterator[Told]:
         """What there is to tell, until the client has said all and its runs have ended.
@@ -86,7 +89,7 @@ class Sessions:
         it, OutOfRange for a cursor that this run never had.
         """
         await self._threads.get(caller.tenant, config.thread_id)
-        session = _Session(caller, config, said, self._threads, self._runs, self._answers)
+        session = _Session(caller, config, said, self._threads, self._runs, self._answers, self._codec)
         if config.resume_run:
             details = await self._runs.brief(caller.tenant, config.resume_run)
             if details.run.thread_id != config.thread_id:
@@ -105,6 +108,7 @@ class _Session:
     threads: Threads
     runs: Runs
     answers: Answers
+    codec: EventCodec
     out: asyncio.Queue[Told | _Over] = field(default_factory=lambda: asyncio.Queue(_MOST_WAITING))
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     # Whoever still has something to tell.
@@ -203,11 +207,23 @@ class _Session:
             await self.caught_up.wait()
             async for batch in batches:
                 yield batch
+                self._follow_on(batch)
+
+    def _follow_on(self, batch: Batch) -> None:
+        """Where another agent goes on, the session does too."""
+        for event in batch.events:
+            if event.kind != Handoff.kind:
+                continue
+            run_id = self.codec.goes_on(event.wire)
+            if run_id not in self.followed:
+                self.followed.add(run_id)
+                self._tell(self._started(self.runs.watch(self.caller.tenant, run_id, _START)))
 
     async def _resumed(self, events: AsyncIterator[Batch], last: int) -> AsyncIterator[Told]:
         async with aclosing(events) as batches:  # type: ignore[type-var]
             async for batch in batches:
                 yield batch
+                self._follow_on(batch)
                 if batch.events and batch.events[-1].cursor.sequence >= last:
                     self.caught_up.set()
         self.caught_up.set()

@@ -41,6 +41,8 @@ class IllegalTransition(Exception):
 
 
 TERMINAL = frozenset({RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED, RunState.EXPIRED})
+CALLS = frozenset({StepKind.TOOL_CALL, StepKind.HANDOFF})
+"""Steps that answer a call; one of `agent.handoff` that was heeded is a handoff once it has ended."""
 WAITING = frozenset({RunState.WAITING_TOOL, RunState.WAITING_APPROVAL, RunState.WAITING_INPUT})
 
 _TRANSITIONS: dict[tuple[RunState, Trigger], RunState] = {
@@ -99,8 +101,9 @@ def next_step(journal: Sequence[Step], *, recalls: bool, stores: bool) -> StepKi
     """What a run does next, by its journal alone; None when only its end is left.
 
     It recalls, then asks the model and runs the tools that the answer asked
-    for, over and over, until an answer asks for none; then it stores. A step
-    without an end was cut by the death of an owner and is done again.
+    for, over and over, until an answer asks for none, or hands over to another
+    agent; then it stores. A step without an end was cut by the death of an owner
+    and is done again.
     """
     asked = _last_model_call(journal)
     if asked is None:
@@ -109,8 +112,11 @@ def next_step(journal: Sequence[Step], *, recalls: bool, stores: bool) -> StepKi
         return StepKind.RECALL if recalls and not has_recalled else StepKind.MODEL_CALL
     if asked.ended_at is None:
         return StepKind.MODEL_CALL
-    if calls := tool_calls(journal):
-        return StepKind.TOOL_CALL if any(step.ended_at is None for step in calls) else StepKind.MODEL_CALL
+    calls = tool_calls(journal)
+    if any(step.ended_at is None for step in calls):
+        return StepKind.TOOL_CALL
+    if calls and handed_to(journal) is None:
+        return StepKind.MODEL_CALL
     has_stored = any(step.kind is StepKind.STORE and step.ended_at is not None for step in journal)
     return StepKind.STORE if stores and not has_stored else None
 
@@ -123,8 +129,13 @@ def tool_calls(journal: Sequence[Step]) -> list[Step]:
     asked = _last_model_call(journal)
     if asked is None:
         return []
-    found = [step for step in journal if step.kind is StepKind.TOOL_CALL and step.index > asked.index]
+    found = [step for step in journal if step.kind in CALLS and step.index > asked.index]
     return sorted(found, key=lambda step: step.index)
+
+
+def handed_to(journal: Sequence[Step]) -> str | None:
+    """The agent that goes on after the run."""
+    return next((step.summary for step in journal if step.kind is StepKind.HANDOFF), None)
 
 
 def _last_model_call(journal: Sequence[Step]) -> Step | None:

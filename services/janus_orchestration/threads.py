@@ -132,6 +132,7 @@ class Threads:
                     active_run="",
                     forked_from=source.id,
                     forked_at=last.message.id if last is not None else "",
+                    parent_run="",
                 )
                 await _add(records, forked)
                 if last is not None:
@@ -175,6 +176,12 @@ class Threads:
                     removals.extend(await _removals(records, thread))
                 elif await records.debts(thread_id):
                     raise Unavailable("memory", "memory has yet to get turns of the thread")
+                # What agents were asked because of it goes with it; memory has none of that.
+                for below in await records.threads_below(thread_id):
+                    asked = await records.lock_thread(below)
+                    if asked is not None:
+                        await _require_idle(records, asked)
+                        run_ids.extend(await records.remove_thread(below))
                 run_ids.extend(await records.remove_thread(thread_id))
 
             await once(records, key, work)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from janus_kit.clock import Clock
-from janus_orchestration import budgets, questions, state, telemetry
+from janus_orchestration import budgets, children, questions, state, telemetry
 from janus_orchestration.calling import (
     Answered,
     Assignment,
@@ -49,6 +49,7 @@ from janus_orchestration.model import (
     ThreadMessage,
     ToolCall,
     ToolOutput,
+    Usage,
     Verdict,
 )
 from janus_orchestration.ports import ToolCodec
@@ -103,6 +104,9 @@ class ToolRound:
         # By step: what its call waits for, and the arguments that a person has consented to.
         self._waiting: dict[int, Pending] = {}
         self._consents: dict[int, bytes] = {}
+        # By step: what an agent that was asked has used, and the agent that is handed over to.
+        self._usages: dict[int, Usage] = {}
+        self._hands_to: dict[int, str] = {}
         self._room = MOST_BYTES
         self._calls: Calls | None = None
 
@@ -113,6 +117,7 @@ class ToolRound:
         calls: Sequence[ToolCall],
         offered: Mapping[str, Offered],
         events: Sequence[Event],
+        finish_reason: int,
     ) -> None:
         """Journal an answer that asks for tools, and its calls. ``asked`` is the model call's step as it ends."""
         journal = self._journal
@@ -123,6 +128,7 @@ class ToolRound:
         ]
         self._asked = _Asked(asked.index, answer, {step.index: call for step, call in zip(steps, calls, strict=True)})
         self._offered, self._results, self._waiting, self._consents = offered, {}, {}, {}
+        self._usages, self._hands_to = {}, {}
         self._room = MOST_BYTES - len(answer.wire)
         before, after = budgets.used(journal.with_steps(asked)), budgets.used(journal.with_steps(asked, *steps))
         if not budgets.refusal(journal.with_steps(asked, *steps), self._limits):
@@ -141,6 +147,8 @@ class ToolRound:
                 steps=(asked, *steps),
                 waits=answer,
                 asks=tuple(self._waiting.values()),
+                left=budgets.left(journal.with_steps(asked, *steps), self._limits),
+                finish_reason=finish_reason,
                 events=(*events, *requested, *told, *warned),
             )
         )
@@ -195,7 +203,7 @@ class ToolRound:
             pending = asked_about.get(step.index)
             if step.index in self._results:
                 continue
-            if pending is not None and (given := self._given(pending)) is not None:
+            if pending is not None and (given := await self._given(pending)) is not None:
                 self._keep(pending.call, step, given)
             else:
                 open_result = questions.left_open(pending, how)
@@ -226,7 +234,7 @@ class ToolRound:
                         await self._journal.say(ToolCallProgress(call_id, fraction, message), keep=False)
                     case Done(step, output):
                         call = asked.calls[step.index]
-                        self._keep(call, step, self._codec.result(call.call_id, output))
+                        self._keep(call, step, self._codec.result(call.call_id, self._heeded(step, output)))
                     case Unknown(step, why):
                         await self._journal.commit(self._asking(asked, [self._another_try(asked, step, why)]))
                     case Answered():
@@ -260,6 +268,7 @@ class ToolRound:
                 trigger=Trigger.RESUME if self._journal.is_waiting else None,
                 steps=(*heard.steps, *again),
                 asks=(*heard.asks, *asking.asks),
+                left=asking.left,
                 events=(*heard.events, *asking.events),
             ),
         )
@@ -295,7 +304,7 @@ class ToolRound:
             telemetry.run_answers.labels(each.kind.value, each.verdict.value if each.in_time else "expired").inc()
             if each.kind is PendingKind.APPROVAL:
                 events.append(ApprovalResolved(each.id, each.verdict, each.answered_by, each.answer.decode()))
-            if (given := self._given(each)) is not None:
+            if (given := await self._given(each)) is not None:
                 self._keep(each.call, step, given)
                 continue
             if each.is_retry:
@@ -312,6 +321,7 @@ class ToolRound:
                 steps=tuple(again),
                 retries=tuple(retries),
                 asks=asking.asks,
+                left=asking.left,
                 takes=tuple(takes),
                 events=(*events, *asking.events),
             ),
@@ -329,12 +339,18 @@ class ToolRound:
 
     def _asking(self, asked: _Asked, asks: Sequence[Pending]) -> Changes:
         self._waiting.update((each.step, each) for each in asks)
-        return Changes(asks=tuple(asks), events=tuple(questions.told(each, asked.step) for each in asks))
+        left = budgets.left(self._journal.steps.values(), self._limits)
+        return Changes(asks=tuple(asks), left=left, events=tuple(questions.told(each, asked.step) for each in asks))
 
-    def _given(self, pending: Pending) -> bytes | None:
+    async def _given(self, pending: Pending) -> bytes | None:
         """The result that a verdict makes; None where there is none, or the call is to run."""
         call_id = pending.call.call_id
         match pending.verdict:
+            case Verdict.ANSWERED if pending.kind is PendingKind.AGENT:
+                output, run = await self._journal.read(lambda records: children.answer_of(records, pending))
+                if run is not None and run.usage is not None:
+                    self._usages[pending.step] = run.usage
+                return self._codec.result(call_id, output)
             case Verdict.DECLINED:
                 return self._codec.result(call_id, questions.declined(pending))
             case Verdict.ANSWERED if pending.kind is PendingKind.INPUT:
@@ -358,6 +374,25 @@ class ToolRound:
         self._results[step.index] = result
         self._room -= len(result)
 
+    def _heeded(self, step: Step, output: ToolOutput) -> ToolOutput:
+        """What the model is told; a conversation is handed over once."""
+        if not output.hands_to:
+            return output
+        if self._hands_to or state.handed_to(list(self._journal.steps.values())) is not None:
+            return ToolOutput("the conversation has been handed over already", is_error=True)
+        self._hands_to[step.index] = output.hands_to
+        return output
+
+    def _warnings(self, ended: Sequence[Step]) -> tuple[Event, ...]:
+        """Of budgets that come to their 80 % by what agents that were asked have used."""
+        before, after = self._journal.steps.values(), self._journal.with_steps(*ended)
+        return budgets.warnings(budgets.used(before), budgets.used(after), self._limits)
+
+    def _ended(self, step: Step) -> Step:
+        ended = self._journal.ended(step, usage=self._usages.get(step.index))
+        agent = self._hands_to.get(step.index)
+        return ended if agent is None else replace(ended, kind=StepKind.HANDOFF, summary=agent)
+
     async def _commit(self, asked: _Asked, more: Changes = _NOTHING) -> tuple[ThreadMessage, ...]:
         """Journal the results that have come; with the last of them, what joins the thread."""
         ready = [step for step in self._left() if step.index in self._results]
@@ -373,15 +408,17 @@ class ToolRound:
 
     def _changes(self, asked: _Asked, ready: Sequence[Step], more: Changes) -> Changes:
         now = self._clock.now()
+        ended = [self._ended(step) for step in ready]
         changes = replace(
             more,
-            steps=(*more.steps, *(self._journal.ended(step) for step in ready)),
+            steps=(*more.steps, *ended),
             events=(
                 *more.events,
                 *(
                     ToolCallCompleted(self._results[step.index], max(now, step.started_at) - step.started_at)
                     for step in ready
                 ),
+                *self._warnings(ended),
             ),
         )
         if len(ready) < len(self._left()):

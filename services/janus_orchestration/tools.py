@@ -65,11 +65,14 @@ class Toolbox:
         }
         policy = agent.approval or ApprovalPolicy()
         return {
-            wanted.name: _offered(wanted, policy, *found[wanted.name]) for wanted in agent.tools if wanted.name in found
+            wanted.name: as_granted(wanted, policy, *found[wanted.name])
+            for wanted in agent.tools
+            if wanted.name in found
         }
 
 
-def _offered(wanted: AgentTool, policy: ApprovalPolicy, tool: Tool, source: ToolSource | None) -> Offered:
+def as_granted(wanted: AgentTool, policy: ApprovalPolicy, tool: Tool, source: ToolSource | None) -> Offered:
+    """A tool with what its agent says about it."""
     timeout = wanted.timeout or tool.timeout
     return Offered(
         tool,

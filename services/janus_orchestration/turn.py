@@ -9,14 +9,18 @@ from dataclasses import dataclass, replace
 
 from janus_kit.clock import Clock
 from janus_kit.errors import DeadlineExceeded, InvalidArgument, JanusError, Unimplemented
+from janus_kit.ids import new_id
 from janus_kit.telemetry.logging import get_logger
-from janus_orchestration import budgets, telemetry
+from janus_orchestration import agent_tools, budgets, telemetry
 from janus_orchestration import prompt as prompts
+from janus_orchestration.agents import DEFAULT_AGENT
+from janus_orchestration.children import Children
 from janus_orchestration.conversation import Conversation
 from janus_orchestration.deliveries import Deliveries
 from janus_orchestration.events import (
     AttemptRestarted,
     Event,
+    Handoff,
     MessageCommitted,
     RunCancelled,
     RunCompleted,
@@ -45,7 +49,7 @@ from janus_orchestration.outage import waited_out
 from janus_orchestration.ports import EventCodec, Memory, Model, ToolCodec
 from janus_orchestration.recalling import Recalling, summarizes
 from janus_orchestration.removals import Removals
-from janus_orchestration.state import Trigger, next_step
+from janus_orchestration.state import Trigger, handed_to, next_step
 from janus_orchestration.tool_round import ToolRound, WaitedTooLong
 from janus_orchestration.tools import Offered, Toolbox
 
@@ -63,6 +67,7 @@ class TurnLimits:
     recall_timeout_s: float
     store_timeout_s: float
     inference_wait_s: float
+    max_agents: int
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class Helpers:
     toolbox: Toolbox
     deliveries: Deliveries
     removals: Removals
+    children: Children
     events: EventCodec
     tools: ToolCodec
     clock: Clock
@@ -112,6 +118,7 @@ class Turn:
         )
         self._answer: Message | None = None
         self._storing: Step | None = None
+        self._agent_tools: dict[str, Offered] | None = None
         # What the recall changes; committed together with the model call's start.
         self._uncommitted = Changes()
 
@@ -207,7 +214,7 @@ class Turn:
         ended = journal.ended(step, usage=answer.usage, summary=answer.model)
         warned = self._warnings(ended)
         if answer.message is not None and (calls := self._helpers.tools.calls(answer.message)):
-            await self._round.begin(ended, answer.message, calls, offered, warned)
+            await self._round.begin(ended, answer.message, calls, offered, warned, answer.finish_reason)
             return
         self._answer = answer.message
         changes = Changes(
@@ -217,7 +224,7 @@ class Turn:
             events=warned,
             owes=self._space(),
         )
-        if self._spec.memory.do_not_store:
+        if not self._space():
             await self._complete(changes)
             return
         self._storing = journal.begun(StepKind.STORE)
@@ -251,6 +258,9 @@ class Turn:
         """Have memory take the turns, or leave it to the outbox and say so; then the run is done."""
         journal = self._journal
         step = self._storing or journal.begun(StepKind.STORE)
+        if step.index not in journal.steps:
+            # After a handoff nothing was owed yet.
+            await journal.commit(Changes(steps=(step,), owes=self._space(), owes_after_s=_OUTBOX_DELAY_S))
         try:
             async with self._interrupt.may_cut():
                 degraded = await self._helpers.deliveries.settle(
@@ -273,11 +283,19 @@ class Turn:
             finish_reason = journal.run.finish_reason
         usage = budgets.total(journal.with_steps(*changes.steps)) or Usage()
         committed = await self._committed(degraded, journal.thread.last_position + len(changes.outputs))
+        events: tuple[Event, ...] = (*changes.events, *committed)
+        steps = journal.with_steps(*changes.steps)
+        hands_over = None
+        if (agent := handed_to(steps)) is not None:
+            hands_over = (agent, new_id("run"))
+            events = (*events, Handoff(journal.run.agent, *hands_over))
         await journal.commit(
             replace(
                 changes,
                 trigger=Trigger.COMPLETE,
-                events=(*changes.events, *committed, RunCompleted(usage, finish_reason)),
+                hands_over=hands_over,
+                left=budgets.left(steps, self._budget),
+                events=(*events, RunCompleted(usage, finish_reason)),
                 ending=Ending(usage),
             )
         )
@@ -311,7 +329,9 @@ class Turn:
     async def _roll_back(self, reason: str) -> None:
         """End with nothing of the run left in the thread, nor in memory if that answers."""
         journal = self._journal
-        made = await journal.read(lambda records: records.messages_of(journal.run.id))
+        turn = await journal.turn()
+        # Those who handed over to it said the first of them.
+        made = [item for run_id in turn for item in await journal.messages_of(run_id)]
         space = self._space()
         if space and made and made[0].position <= journal.thread.memory_position:
             scope = MemoryScope(space, thread=journal.run.thread_id)
@@ -328,7 +348,7 @@ class Turn:
             Changes(
                 trigger=Trigger.CONFIRM_CANCEL,
                 steps=steps,
-                takes_back=True,
+                takes_back=tuple(turn),
                 events=(RunCancelled(reason, spent, rolled_back=True),),
                 owes=space,
                 ending=Ending(spent),
@@ -374,8 +394,7 @@ class Turn:
         if position is None and self._journal.step(StepKind.STORE) is None:
             return ()
         if self._answer is None:
-            run_id = self._journal.run.id
-            made = await self._journal.read(lambda records: records.messages_of(run_id))
+            made = await self._journal.messages_of(self._journal.run.id)
             # One that asked for tools is followed by their results, and was told of with them.
             if made and made[-1].is_output and made[-1].message.role is Role.ASSISTANT:
                 self._answer = made[-1].message
@@ -388,11 +407,24 @@ class Turn:
 
     async def _offered(self) -> dict[str, Offered]:
         toolbox, tenant = self._helpers.toolbox, self._journal.tenant
-        return await waited_out(lambda: toolbox.offered(tenant, self._spec))
+        found = await waited_out(lambda: toolbox.offered(tenant, self._spec))
+        return {**found, **await self._others()}
+
+    async def _others(self) -> dict[str, Offered]:
+        """The tools that bring other agents in; the same for all of the run."""
+        spec, journal = self._spec, self._journal
+        if self._agent_tools is None:
+            self._agent_tools = {}
+            if names := [*spec.handoffs, *spec.sub_agents]:
+                there = {DEFAULT_AGENT: ""} | await journal.read(lambda records: records.purposes(names))
+                at_work = [each.agent for each in await journal.lineage()]
+                self._agent_tools = agent_tools.offered(spec, there, at_work, self._limits.max_agents)
+        return self._agent_tools
 
     def _space(self) -> str:
+        """Where the turns are stored; empty for nowhere. What an agent was asked, nobody has said."""
         policy = self._spec.memory
-        return "" if policy.do_not_store else policy.space
+        return "" if policy.do_not_store or self._journal.thread.parent_run else policy.space
 
 
 def _as_asked(error: InvalidArgument, owner: str) -> InvalidArgument:

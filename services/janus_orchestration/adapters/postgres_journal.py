@@ -82,7 +82,7 @@ class PostgresJournal:
         await self._connection.executemany(
             "INSERT INTO orchestration.step (tenant, run_id, index, kind, attempts, after_epoch, after_sequence, "
             "started_at, ended_at, usage, error, summary) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) "
-            "ON CONFLICT (tenant, run_id, index) DO UPDATE SET attempts = excluded.attempts, "
+            "ON CONFLICT (tenant, run_id, index) DO UPDATE SET kind = excluded.kind, attempts = excluded.attempts, "
             "ended_at = excluded.ended_at, usage = excluded.usage, error = excluded.error, "
             "summary = excluded.summary",
             [

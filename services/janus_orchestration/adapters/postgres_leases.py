@@ -45,6 +45,13 @@ class PostgresLeases:
             )
             await connection.execute("SELECT pg_notify($1, '')", READY_CHANNEL)
 
+    async def orphaned(self, limit: int) -> list[tuple[str, str]]:
+        async with self._database.worker() as connection:
+            found = await connection.fetch(
+                "SELECT tenant, run_id FROM orchestration.run_lease WHERE orphaned AND NOT cancel LIMIT $1", limit
+            )
+        return [(row["tenant"], row["run_id"]) for row in found]
+
     async def news(self) -> AsyncIterator[tuple[str, str]]:
         names = {READY_CHANNEL: "ready", CANCEL_CHANNEL: "cancel", ANSWER_CHANNEL: "answer"}
         async for channel, payload in self._database.listen(*names):

@@ -17,8 +17,8 @@ class PostgresPending:
     async def add_pending(self, run_id: str, pending: Sequence[Pending]) -> None:
         await self._connection.executemany(
             "INSERT INTO orchestration.pending (tenant, run_id, id, step, kind, call_id, tool, arguments, "
-            "arguments_sha256, is_retry, text, schema, expires_at, on_expiry) "
-            "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+            "arguments_sha256, is_retry, text, schema, expires_at, on_expiry, child_run) "
+            "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
             [
                 (
                     self._tenant,
@@ -35,6 +35,7 @@ class PostgresPending:
                     each.schema_json,
                     each.expires_at,
                     each.on_expiry.value,
+                    each.child_run or None,
                 )
                 for each in pending
             ],
@@ -105,6 +106,50 @@ class PostgresPending:
             self._tenant,
             run_id,
             list(ids),
+        )
+
+    async def tell_asker(self, run_id: str) -> None:
+        asker = await self._lock_asker(run_id)
+        if asker is None:
+            return
+        await self._connection.execute(
+            "UPDATE orchestration.pending SET verdict = 'answered', answered_at = clock_timestamp() "
+            "WHERE tenant = $1 AND run_id = $2 AND child_run = $3 AND verdict IS NULL",
+            self._tenant,
+            asker,
+            run_id,
+        )
+        await self.wake(asker)
+
+    async def pass_question(self, run_id: str, child_run: str) -> None:
+        asker = await self._lock_asker(run_id)
+        if asker is not None:
+            await self._connection.execute(
+                "UPDATE orchestration.pending SET child_run = $4 WHERE tenant = $1 AND run_id = $2 AND child_run = $3",
+                self._tenant,
+                asker,
+                run_id,
+                child_run,
+            )
+
+    async def _lock_asker(self, run_id: str) -> str | None:
+        """The run that waits for this one. It is locked after those below it, by everybody."""
+        asker: str | None = await self._connection.fetchval(
+            "SELECT id FROM orchestration.run WHERE tenant = $1 AND id = (SELECT run_id FROM orchestration.pending "
+            "WHERE tenant = $1 AND child_run = $2) FOR UPDATE",
+            self._tenant,
+            run_id,
+        )
+        return asker
+
+    async def orphan(self, run_id: str, *, all_of_them: bool) -> None:
+        await self._connection.execute(
+            "UPDATE orchestration.run_lease l SET orphaned = true FROM orchestration.pending p "
+            "WHERE p.tenant = $1 AND p.run_id = $2 AND (p.is_taken OR $3) "
+            "AND l.tenant = $1 AND l.run_id = p.child_run AND NOT l.orphaned",
+            self._tenant,
+            run_id,
+            all_of_them,
         )
 
     async def let_go(self, run_id: str, epoch: int) -> None:

@@ -6,7 +6,7 @@ from datetime import datetime
 from janus_kit.errors import AlreadyExists
 from janus_kit.postgres import Connection
 from janus_orchestration.adapters import rows
-from janus_orchestration.model import Message, Run, RunState, Thread, ThreadMessage
+from janus_orchestration.model import Ancestor, Message, Run, RunState, Thread, ThreadMessage
 from janus_orchestration.state import TERMINAL
 
 READY_CHANNEL = "janus_orchestration_ready"
@@ -59,7 +59,7 @@ class PostgresRuns:
         if owner is None:
             await self._connection.execute("SELECT pg_notify($1, '')", READY_CHANNEL)
 
-    async def pass_turn(self, thread_id: str, run_id: str) -> None:
+    async def pass_turn(self, thread_id: str, run_id: str, following: str = "") -> None:
         status: str = await self._connection.execute(
             "UPDATE orchestration.thread SET active_run = NULL WHERE tenant = $1 AND id = $2 AND active_run = $3",
             self._tenant,
@@ -68,15 +68,28 @@ class PostgresRuns:
         )
         if status.endswith(" 0"):
             return
-        following = await self._connection.fetchrow(
+        row = await self._connection.fetchrow(
             "SELECT id, epoch FROM orchestration.run WHERE tenant = $1 AND thread_id = $2 AND state = 'queued' "
-            "AND id <> $3 ORDER BY enqueued LIMIT 1 FOR UPDATE",
+            "AND id <> $3 ORDER BY id = $4 DESC, enqueued LIMIT 1 FOR UPDATE",
             self._tenant,
             thread_id,
             run_id,
+            following,
         )
-        if following is not None:
-            await self._give_turn(thread_id, following["id"], following["epoch"], None, 0.0)
+        if row is not None:
+            await self._give_turn(thread_id, row["id"], row["epoch"], None, 0.0)
+
+    async def lineage(self, run_id: str) -> list[Ancestor]:
+        found = await self._connection.fetch(
+            "WITH RECURSIVE line AS ("
+            "SELECT id, thread_id, agent, parent_run, 0 AS up FROM orchestration.run WHERE tenant = $1 AND id = $2 "
+            "UNION ALL SELECT r.id, r.thread_id, r.agent, r.parent_run, line.up + 1 FROM line "
+            "JOIN orchestration.run r ON r.tenant = $1 AND r.id = line.parent_run"
+            ") SELECT id, thread_id, agent FROM line ORDER BY up",
+            self._tenant,
+            run_id,
+        )
+        return [Ancestor(row["id"], row["thread_id"], row["agent"]) for row in found]
 
     async def run(self, run_id: str) -> Run | None:
         return await self._run(run_id, "")

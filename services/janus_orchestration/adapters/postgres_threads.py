@@ -41,6 +41,32 @@ class PostgresConversations:
         )
         return None if row is None else rows.agent_from(row)
 
+    async def purposes(self, names: Sequence[str]) -> dict[str, str]:
+        found = await self._connection.fetch(
+            "SELECT name, v.spec->>'description' AS purpose FROM orchestration.agent "
+            "JOIN orchestration.agent_version v USING (tenant, name, version) "
+            "WHERE tenant = $1 AND name = ANY($2::text[])",
+            self._tenant,
+            list(names),
+        )
+        return {row["name"]: row["purpose"] for row in found}
+
+    async def threads_below(self, thread_id: str) -> list[str]:
+        found = await self._connection.fetch(
+            "WITH RECURSIVE below AS (SELECT $2::text AS id UNION SELECT t.id FROM below "
+            "JOIN orchestration.run r ON r.tenant = $1 AND r.thread_id = below.id "
+            "JOIN orchestration.thread t ON t.tenant = $1 AND t.parent_run = r.id"
+            ") SELECT id FROM below WHERE id <> $2 ORDER BY id",
+            self._tenant,
+            thread_id,
+        )
+        return [row["id"] for row in found]
+
+    async def set_thread_agent(self, thread_id: str, agent: str) -> None:
+        await self._connection.execute(
+            "UPDATE orchestration.thread SET agent = $3 WHERE tenant = $1 AND id = $2", self._tenant, thread_id, agent
+        )
+
     async def agents(self, after: str, limit: int) -> list[Agent]:
         found = await self._connection.fetch(
             "SELECT v.version, v.spec, v.created_at FROM orchestration.agent a "
@@ -106,8 +132,8 @@ class PostgresConversations:
     async def add_thread(self, thread: Thread) -> bool:
         status: str = await self._connection.execute(
             "INSERT INTO orchestration.thread "
-            "(tenant, id, agent, subject, title, metadata, created_at, updated_at, forked_from, forked_at) "
-            "VALUES ($1, $2, $3, $4, $5, $6, $7, $7, $8, $9) ON CONFLICT DO NOTHING",
+            "(tenant, id, agent, subject, title, metadata, created_at, updated_at, forked_from, forked_at, parent_run) "
+            "VALUES ($1, $2, $3, $4, $5, $6, $7, $7, $8, $9, $10) ON CONFLICT DO NOTHING",
             self._tenant,
             thread.id,
             thread.agent,
@@ -117,12 +143,13 @@ class PostgresConversations:
             thread.created_at,
             thread.forked_from,
             thread.forked_at,
+            thread.parent_run or None,
         )
         return status.endswith(" 1")
 
     async def threads(self, subject: str, agent: str, after: tuple[datetime, str] | None, limit: int) -> list[Thread]:
         values: list[object] = [self._tenant, limit]
-        where = ["tenant = $1"]
+        where = ["tenant = $1", "parent_run IS NULL"]
         for column, value in (("subject", subject), ("agent", agent)):
             if value:
                 values.append(value)
@@ -266,13 +293,13 @@ class PostgresConversations:
             position,
         )
 
-    async def take_back(self, run: Run, thread: Thread, at: datetime) -> list[ThreadMessage]:
+    async def take_back(self, run_ids: Sequence[str], thread: Thread, at: datetime) -> list[ThreadMessage]:
         found = await self._connection.fetch(
-            "DELETE FROM orchestration.message WHERE tenant = $1 AND thread_id = $2 AND run_id = $3 "  # noqa: S608
-            f"RETURNING {_MESSAGE}",
+            "DELETE FROM orchestration.message "  # noqa: S608 - constants only
+            f"WHERE tenant = $1 AND thread_id = $2 AND run_id = ANY($3::text[]) RETURNING {_MESSAGE}",
             self._tenant,
             thread.id,
-            run.id,
+            list(run_ids),
         )
         committed = sorted(
             (rows.message_from(row) for row in found if row["position"] is not None), key=lambda item: item.position

@@ -39,7 +39,7 @@ Row = Any  # asyncpg.Record, which is untyped
 
 THREAD_COLUMNS = (
     "id, agent, subject, title, metadata, created_at, updated_at, last_position, memory_position, active_run, "
-    "forked_from, forked_at"
+    "forked_from, forked_at, parent_run"
 )
 RUN_COLUMNS = (
     "id, thread_id, agent, agent_version, state, options, subject, cancel_on_disconnect, parent_run, epoch, "
@@ -48,7 +48,7 @@ RUN_COLUMNS = (
 )
 PENDING_COLUMNS = (
     "id, step, kind, call_id, tool, arguments, arguments_sha256, is_retry, text, schema, expires_at, on_expiry, "
-    "verdict, answer, answered_by, answered_at, is_taken"
+    "child_run, verdict, answer, answered_by, answered_at, is_taken"
 )
 
 
@@ -86,6 +86,8 @@ def spec_from(text: str) -> AgentSpec:
     value["double_texting"] = DoubleTexting(value["double_texting"]) if value["double_texting"] else None
     value["tools"] = tuple(map(_tool_from, value.get("tools", ())))
     value["approval"] = _approval_from(value.get("approval"))
+    for name in ("handoffs", "sub_agents"):
+        value[name] = tuple(value.get(name, ()))
     return AgentSpec(**value)
 
 
@@ -153,6 +155,7 @@ def thread_from(row: Row) -> Thread:
         active_run=row["active_run"] or "",
         forked_from=row["forked_from"],
         forked_at=row["forked_at"],
+        parent_run=row["parent_run"] or "",
     )
 
 
@@ -228,6 +231,7 @@ def pending_from(row: Row) -> Pending:
         is_retry=row["is_retry"],
         text=row["text"],
         schema_json=row["schema"],
+        child_run=row["child_run"] or "",
         verdict=Verdict(row["verdict"]) if row["verdict"] else None,
         answer=row["answer"] or b"",
         answered_by=row["answered_by"],

@@ -6,6 +6,7 @@ from datetime import timedelta
 from janus_api.inference.v1 import request_pb2
 from janus_api.orchestration.v1 import agent_pb2 as pb
 from janus_kit.validate import Violations
+from janus_orchestration.agent_tools import ASK, HANDOFF
 from janus_orchestration.builtin_tools import PREFIXES
 from janus_orchestration.model import (
     Agent,
@@ -25,6 +26,7 @@ from janus_orchestration.wire.tools import check_description, check_tool_name
 _MAX_INSTRUCTIONS = 256 * 1024
 _MAX_TOKENS = 1_000_000
 _MAX_TOOLS = 128
+_MAX_OTHERS = 32
 _MIN_CONSENT, _MIN_WAIT, _MAX_WAIT = timedelta(seconds=1), timedelta(milliseconds=10), timedelta(days=90)
 # A tool that nobody runs: time for one call is time for people.
 _ASKS = "user.ask"
@@ -84,6 +86,8 @@ def spec_from(agent: pb.Agent) -> AgentSpec:
     budgets = budgets_from(check, "agent.budgets", agent.budgets) if agent.HasField("budgets") else None
     tools = _tools_from(check, agent.tools)
     approval = _approval_from(check, agent) if agent.HasField("approval") else None
+    _check_others(check, agent.name, "agent.handoffs", agent.handoffs)
+    _check_others(check, agent.name, "agent.sub_agents", agent.sub_agents)
     check.done()
     _refuse_unbuilt(agent)
     return AgentSpec(
@@ -100,11 +104,12 @@ def spec_from(agent: pb.Agent) -> AgentSpec:
         max_output_tokens=agent.max_output_tokens if agent.HasField("max_output_tokens") else None,
         tools=tools,
         approval=approval,
+        handoffs=tuple(agent.handoffs),
+        sub_agents=tuple(agent.sub_agents),
     )
 
 
 def _refuse_unbuilt(agent: pb.Agent) -> None:
-    refuse("agent.handoffs", bool(agent.handoffs))
     refuse("agent.memory.extract", agent.memory.extract)
 
 
@@ -144,10 +149,22 @@ def _check_client_side(check: Violations, where: str, tool: pb.AgentTool) -> Non
     check.require(is_empty, f"{where}.parameters_schema_json", "must be empty unless client_side")
 
 
+def _check_others(check: Violations, own: str, where: str, names: Sequence[str]) -> None:
+    """Agents that may be brought in."""
+    if not check.count(where, names, at_most=_MAX_OTHERS):
+        return
+    for place, name in enumerate(names):
+        check.id(f"{where}[{place}]", name)
+        check.require(name != own, f"{where}[{place}]", "must not be the agent itself")
+        check.require(name not in names[:place], f"{where}[{place}]", "must be unique")
+
+
 def _approval_from(check: Violations, agent: pb.Agent) -> ApprovalPolicy:
     policy, where = agent.approval, "agent.approval"
     if check.count(f"{where}.tools", policy.tools, at_most=_MAX_TOOLS):
         names = {tool.name for tool in agent.tools}
+        names |= {HANDOFF} if agent.handoffs else set()
+        names |= {ASK} if agent.sub_agents else set()
         for place, name in enumerate(policy.tools):
             check.require(name in names, f"{where}.tools[{place}]", "must name a tool of the agent")
     known = policy.on_expiry in pb.ApprovalDecision.values()
@@ -229,6 +246,8 @@ def agent_to(agent: Agent) -> pb.Agent:
         ),
         max_output_tokens=spec.max_output_tokens,
         tools=map(_tool_to, spec.tools),
+        handoffs=spec.handoffs,
+        sub_agents=spec.sub_agents,
         version=agent.version,
         created_at=timestamp(agent.created_at),
     )

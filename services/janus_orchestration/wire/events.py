@@ -42,6 +42,9 @@ class ProtobufEvents:
             recalled.summary,
         )
 
+    def goes_on(self, wire: bytes) -> str:
+        return pb.RunEvent.FromString(wire).handoff.child_run_id
+
     def failure(self, error: JanusError) -> Failure:
         return Failure(
             to_status(error).SerializeToString(deterministic=True),
@@ -77,6 +80,7 @@ def _fill(message: pb.RunEvent, event: events.Event) -> None:
             message.tool_call_started.call_id = event.call_id
             message.tool_call_started.worker_id = event.worker_id
             message.tool_call_started.attempt = event.attempt
+            message.tool_call_started.child_run_id = event.child_run
         case events.ToolCallProgress():
             message.tool_call_progress.call_id = event.call_id
             message.tool_call_progress.message = event.message
@@ -96,6 +100,10 @@ def _fill(message: pb.RunEvent, event: events.Event) -> None:
         case events.InputRequested(pending=pending):
             message.input_requested.input.CopyFrom(input_to(pending))
             message.input_requested.expires_at.CopyFrom(timestamp(pending.expires_at))
+        case events.Handoff():
+            message.handoff.from_agent = event.from_agent
+            message.handoff.to_agent = event.to_agent
+            message.handoff.child_run_id = event.child_run
         case events.BudgetWarning():
             message.budget_warning.budget = event.budget
             message.budget_warning.used = event.used

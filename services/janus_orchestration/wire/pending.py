@@ -29,6 +29,9 @@ def pending_to(pending: Pending) -> run_pb2.PendingCall:
             message.approval.CopyFrom(approval_to(pending))
         case PendingKind.INPUT:
             message.input.CopyFrom(input_to(pending))
+        case PendingKind.AGENT:
+            message.agent.call.CopyFrom(call_to(pending.call))
+            message.agent.child_run_id = pending.child_run
     return message
 
 

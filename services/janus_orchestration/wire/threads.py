@@ -63,6 +63,7 @@ def thread_to(thread: Thread) -> thread_pb2.Thread:
         forked_from_thread_id=thread.forked_from,
         forked_at_message_id=thread.forked_at,
         active_run_id=thread.active_run,
+        parent_run_id=thread.parent_run,
     )
 
 

@@ -59,6 +59,10 @@ class ProtobufTools:
         result = event_pb2.RunEvent.FromString(event).tool_call_completed.result
         return result.call_id, result.SerializeToString(deterministic=True)
 
+    def said(self, text: str, at: datetime) -> Message:
+        parts = [message_pb2.Part(text=text.replace("\x00", "\ufffd"))]
+        return completed(message_pb2.Message(role=message_pb2.ROLE_USER, parts=parts), at)
+
     def message(self, results: Sequence[bytes], at: datetime) -> Message:
         message = message_pb2.Message(role=message_pb2.ROLE_TOOL)
         for result in results:

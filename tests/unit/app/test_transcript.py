@@ -62,6 +62,20 @@ def test_what_a_restarted_attempt_had_said_is_dropped(transcript: Transcript) ->
     assert transcript.answer == "whole"
 
 
+def test_after_a_handoff_the_run_that_goes_on_is_followed_from_its_beginning(
+    transcript: Transcript, screen: io.StringIO
+) -> None:
+    transcript.show(pb.RunEvent(run_id="run_1", cursor=run_pb2.Cursor(epoch=1, sequence=9)))
+    assert transcript.hand_on() == ""
+    assert transcript.run_id == "run_1"
+    transcript.show(pb.RunEvent(handoff=pb.Handoff(to_agent="billing", child_run_id="run_2")))
+    transcript.show(pb.RunEvent(run_completed=pb.RunCompleted()))
+    assert "billing goes on" in screen.getvalue()
+    assert (transcript.hand_on(), transcript.run_id, transcript.cursor.sequence) == ("run_2", "run_2", 0)
+    assert not transcript.ended
+    assert transcript.hand_on() == ""
+
+
 def test_tools_are_shown_and_what_was_said_before_them_is_not_the_answer(
     transcript: Transcript, screen: io.StringIO
 ) -> None:

@@ -107,6 +107,7 @@ TestWandering.settings = settings(max_examples=200, stateful_step_count=30, dead
 
 
 RECALL, MODEL, TOOL, STORE = StepKind.RECALL, StepKind.MODEL_CALL, StepKind.TOOL_CALL, StepKind.STORE
+HANDOFF = StepKind.HANDOFF
 
 
 def journal(*kinds: StepKind, cut: int = 0) -> list[Step]:
@@ -134,6 +135,9 @@ def journal(*kinds: StepKind, cut: int = 0) -> list[Step]:
         (journal(MODEL, TOOL, MODEL, cut=1), MODEL),
         (journal(MODEL, TOOL, MODEL), STORE),
         (journal(MODEL, TOOL, MODEL, TOOL, cut=1), TOOL),
+        (journal(MODEL, HANDOFF, TOOL, cut=1), TOOL),
+        (journal(MODEL, HANDOFF, TOOL), STORE),
+        (journal(MODEL, TOOL, MODEL, HANDOFF, STORE), None),
     ],
 )
 def test_the_journal_alone_says_what_is_next(steps: list[Step], expected: StepKind | None) -> None:

@@ -206,7 +206,15 @@ class Owner:
         log: Any = Log(disk.run)
         steps = list(disk.steps.values())
         self.journal = Journal(
-            "tenant", disk.run, disk.thread, steps, log, store=nothing, clock=Clock(), starts_epoch=True
+            "tenant",
+            disk.run,
+            disk.thread,
+            steps,
+            log,
+            store=nothing,
+            clock=Clock(),
+            children=nothing,
+            starts_epoch=True,
         )
         self.interrupt = Interrupt()
         self.round = ToolRound(
@@ -328,7 +336,7 @@ class Waiting(RuleBasedStateMachine):
         await owner.journal.commit(Changes(steps=(begun,)))
         self.commits_left, self.dies_after = (None if dies is None else 0), dies == "after"
         calls = ProtobufTools().calls(answer)
-        await owner.round.begin(replace(begun, ended_at=NOW), answer, calls, self.offered, [])
+        await owner.round.begin(replace(begun, ended_at=NOW), answer, calls, self.offered, [], 0)
 
     @precondition(lambda self: not self.is_over() and (self.is_open() or self.disk.run.state is RunState.CANCELLING))
     @rule(

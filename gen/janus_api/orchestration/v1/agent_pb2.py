@@ -27,29 +27,29 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from janus_api.inference.v1 import request_pb2 as janus_dot_inference_dot_v1_dot_request__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"janus/orchestration/v1/agent.proto\x12\x16janus.orchestration.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a janus/inference/v1/request.proto\"\xd4\x04\n\x05\x41gent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x14\n\x0cinstructions\x18\x03 \x01(\t\x12\x30\n\x05tools\x18\x04 \x03(\x0b\x32!.janus.orchestration.v1.AgentTool\x12\x34\n\x06memory\x18\x05 \x01(\x0b\x32$.janus.orchestration.v1.MemoryPolicy\x12\x30\n\x07\x62udgets\x18\x06 \x01(\x0b\x32\x1f.janus.orchestration.v1.Budgets\x12\x38\n\x08\x61pproval\x18\x07 \x01(\x0b\x32&.janus.orchestration.v1.ApprovalPolicy\x12\x10\n\x08handoffs\x18\x08 \x03(\t\x12=\n\x0e\x64ouble_texting\x18\t \x01(\x0e\x32%.janus.orchestration.v1.DoubleTexting\x12.\n\x08sampling\x18\n \x01(\x0b\x32\x1c.janus.inference.v1.Sampling\x12\x37\n\treasoning\x18\x0b \x01(\x0b\x32$.janus.inference.v1.ReasoningOptions\x12\x1e\n\x11max_output_tokens\x18\x0c \x01(\x05H\x00\x88\x01\x01\x12\x13\n\x0b\x64\x65scription\x18\r \x01(\t\x12\x0f\n\x07version\x18\x0e \x01(\x03\x12.\n\ncreated_at\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x14\n\x12_max_output_tokens\"\xfe\x01\n\tAgentTool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12<\n\x0ewhen_no_worker\x18\x02 \x01(\x0e\x32$.janus.orchestration.v1.WhenNoWorker\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0fmax_concurrency\x18\x04 \x01(\x05\x12\x13\n\x0b\x63lient_side\x18\x05 \x01(\x08\x12\x13\n\x0b\x64\x65scription\x18\x06 \x01(\t\x12\x1e\n\x16parameters_schema_json\x18\x07 \x01(\t\x12\x16\n\x0eneeds_approval\x18\x08 \x01(\x08\"\xec\x01\n\x0cMemoryPolicy\x12\r\n\x05space\x18\x01 \x01(\t\x12\x19\n\x0crecall_limit\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x39\n\x0crecall_scope\x18\x03 \x01(\x0e\x32#.janus.orchestration.v1.RecallScope\x12\x15\n\rwindow_tokens\x18\x04 \x01(\x05\x12\x15\n\rrecall_tokens\x18\x05 \x01(\x05\x12\x14\n\x0c\x64o_not_store\x18\x06 \x01(\x08\x12\x0f\n\x07\x65xtract\x18\x07 \x01(\x08\x12\x11\n\tsummarize\x18\x08 \x01(\x08\x42\x0f\n\r_recall_limit\"\x9c\x01\n\x07\x42udgets\x12\x17\n\x0fmax_model_steps\x18\x01 \x01(\x05\x12\x12\n\nmax_tokens\x18\x02 \x01(\x03\x12\x1a\n\x12max_cost_micro_usd\x18\x03 \x01(\x03\x12\x30\n\rmax_wall_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0emax_tool_calls\x18\x05 \x01(\x05\"\x8e\x01\n\x0e\x41pprovalPolicy\x12\r\n\x05tools\x18\x01 \x03(\t\x12\x30\n\rexpires_after\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12;\n\ton_expiry\x18\x03 \x01(\x0e\x32(.janus.orchestration.v1.ApprovalDecision*`\n\x0cWhenNoWorker\x12\x1e\n\x1aWHEN_NO_WORKER_UNSPECIFIED\x10\x00\x12\x17\n\x13WHEN_NO_WORKER_FAIL\x10\x01\x12\x17\n\x13WHEN_NO_WORKER_WAIT\x10\x02*v\n\x0bRecallScope\x12\x1c\n\x18RECALL_SCOPE_UNSPECIFIED\x10\x00\x12\x18\n\x14RECALL_SCOPE_SUBJECT\x10\x01\x12\x17\n\x13RECALL_SCOPE_THREAD\x10\x02\x12\x16\n\x12RECALL_SCOPE_SPACE\x10\x03*u\n\x10\x41pprovalDecision\x12!\n\x1d\x41PPROVAL_DECISION_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x41PPROVAL_DECISION_APPROVED\x10\x01\x12\x1e\n\x1a\x41PPROVAL_DECISION_DECLINED\x10\x02*\xa1\x01\n\rDoubleTexting\x12\x1e\n\x1a\x44OUBLE_TEXTING_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44OUBLE_TEXTING_ENQUEUE\x10\x01\x12\x19\n\x15\x44OUBLE_TEXTING_REJECT\x10\x02\x12\x1c\n\x18\x44OUBLE_TEXTING_INTERRUPT\x10\x03\x12\x1b\n\x17\x44OUBLE_TEXTING_ROLLBACK\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"janus/orchestration/v1/agent.proto\x12\x16janus.orchestration.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a janus/inference/v1/request.proto\"\xe8\x04\n\x05\x41gent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x14\n\x0cinstructions\x18\x03 \x01(\t\x12\x30\n\x05tools\x18\x04 \x03(\x0b\x32!.janus.orchestration.v1.AgentTool\x12\x34\n\x06memory\x18\x05 \x01(\x0b\x32$.janus.orchestration.v1.MemoryPolicy\x12\x30\n\x07\x62udgets\x18\x06 \x01(\x0b\x32\x1f.janus.orchestration.v1.Budgets\x12\x38\n\x08\x61pproval\x18\x07 \x01(\x0b\x32&.janus.orchestration.v1.ApprovalPolicy\x12\x10\n\x08handoffs\x18\x08 \x03(\t\x12=\n\x0e\x64ouble_texting\x18\t \x01(\x0e\x32%.janus.orchestration.v1.DoubleTexting\x12.\n\x08sampling\x18\n \x01(\x0b\x32\x1c.janus.inference.v1.Sampling\x12\x37\n\treasoning\x18\x0b \x01(\x0b\x32$.janus.inference.v1.ReasoningOptions\x12\x1e\n\x11max_output_tokens\x18\x0c \x01(\x05H\x00\x88\x01\x01\x12\x13\n\x0b\x64\x65scription\x18\r \x01(\t\x12\x0f\n\x07version\x18\x0e \x01(\x03\x12.\n\ncreated_at\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsub_agents\x18\x10 \x03(\tB\x14\n\x12_max_output_tokens\"\xfe\x01\n\tAgentTool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12<\n\x0ewhen_no_worker\x18\x02 \x01(\x0e\x32$.janus.orchestration.v1.WhenNoWorker\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0fmax_concurrency\x18\x04 \x01(\x05\x12\x13\n\x0b\x63lient_side\x18\x05 \x01(\x08\x12\x13\n\x0b\x64\x65scription\x18\x06 \x01(\t\x12\x1e\n\x16parameters_schema_json\x18\x07 \x01(\t\x12\x16\n\x0eneeds_approval\x18\x08 \x01(\x08\"\xec\x01\n\x0cMemoryPolicy\x12\r\n\x05space\x18\x01 \x01(\t\x12\x19\n\x0crecall_limit\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x39\n\x0crecall_scope\x18\x03 \x01(\x0e\x32#.janus.orchestration.v1.RecallScope\x12\x15\n\rwindow_tokens\x18\x04 \x01(\x05\x12\x15\n\rrecall_tokens\x18\x05 \x01(\x05\x12\x14\n\x0c\x64o_not_store\x18\x06 \x01(\x08\x12\x0f\n\x07\x65xtract\x18\x07 \x01(\x08\x12\x11\n\tsummarize\x18\x08 \x01(\x08\x42\x0f\n\r_recall_limit\"\x9c\x01\n\x07\x42udgets\x12\x17\n\x0fmax_model_steps\x18\x01 \x01(\x05\x12\x12\n\nmax_tokens\x18\x02 \x01(\x03\x12\x1a\n\x12max_cost_micro_usd\x18\x03 \x01(\x03\x12\x30\n\rmax_wall_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0emax_tool_calls\x18\x05 \x01(\x05\"\x8e\x01\n\x0e\x41pprovalPolicy\x12\r\n\x05tools\x18\x01 \x03(\t\x12\x30\n\rexpires_after\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12;\n\ton_expiry\x18\x03 \x01(\x0e\x32(.janus.orchestration.v1.ApprovalDecision*`\n\x0cWhenNoWorker\x12\x1e\n\x1aWHEN_NO_WORKER_UNSPECIFIED\x10\x00\x12\x17\n\x13WHEN_NO_WORKER_FAIL\x10\x01\x12\x17\n\x13WHEN_NO_WORKER_WAIT\x10\x02*v\n\x0bRecallScope\x12\x1c\n\x18RECALL_SCOPE_UNSPECIFIED\x10\x00\x12\x18\n\x14RECALL_SCOPE_SUBJECT\x10\x01\x12\x17\n\x13RECALL_SCOPE_THREAD\x10\x02\x12\x16\n\x12RECALL_SCOPE_SPACE\x10\x03*u\n\x10\x41pprovalDecision\x12!\n\x1d\x41PPROVAL_DECISION_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x41PPROVAL_DECISION_APPROVED\x10\x01\x12\x1e\n\x1a\x41PPROVAL_DECISION_DECLINED\x10\x02*\xa1\x01\n\rDoubleTexting\x12\x1e\n\x1a\x44OUBLE_TEXTING_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44OUBLE_TEXTING_ENQUEUE\x10\x01\x12\x19\n\x15\x44OUBLE_TEXTING_REJECT\x10\x02\x12\x1c\n\x18\x44OUBLE_TEXTING_INTERRUPT\x10\x03\x12\x1b\n\x17\x44OUBLE_TEXTING_ROLLBACK\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'janus.orchestration.v1.agent_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WHENNOWORKER']._serialized_start=1560
-  _globals['_WHENNOWORKER']._serialized_end=1656
-  _globals['_RECALLSCOPE']._serialized_start=1658
-  _globals['_RECALLSCOPE']._serialized_end=1776
-  _globals['_APPROVALDECISION']._serialized_start=1778
-  _globals['_APPROVALDECISION']._serialized_end=1895
-  _globals['_DOUBLETEXTING']._serialized_start=1898
-  _globals['_DOUBLETEXTING']._serialized_end=2059
+  _globals['_WHENNOWORKER']._serialized_start=1580
+  _globals['_WHENNOWORKER']._serialized_end=1676
+  _globals['_RECALLSCOPE']._serialized_start=1678
+  _globals['_RECALLSCOPE']._serialized_end=1796
+  _globals['_APPROVALDECISION']._serialized_start=1798
+  _globals['_APPROVALDECISION']._serialized_end=1915
+  _globals['_DOUBLETEXTING']._serialized_start=1918
+  _globals['_DOUBLETEXTING']._serialized_end=2079
   _globals['_AGENT']._serialized_start=162
-  _globals['_AGENT']._serialized_end=758
-  _globals['_AGENTTOOL']._serialized_start=761
-  _globals['_AGENTTOOL']._serialized_end=1015
-  _globals['_MEMORYPOLICY']._serialized_start=1018
-  _globals['_MEMORYPOLICY']._serialized_end=1254
-  _globals['_BUDGETS']._serialized_start=1257
-  _globals['_BUDGETS']._serialized_end=1413
-  _globals['_APPROVALPOLICY']._serialized_start=1416
-  _globals['_APPROVALPOLICY']._serialized_end=1558
+  _globals['_AGENT']._serialized_end=778
+  _globals['_AGENTTOOL']._serialized_start=781
+  _globals['_AGENTTOOL']._serialized_end=1035
+  _globals['_MEMORYPOLICY']._serialized_start=1038
+  _globals['_MEMORYPOLICY']._serialized_end=1274
+  _globals['_BUDGETS']._serialized_start=1277
+  _globals['_BUDGETS']._serialized_end=1433
+  _globals['_APPROVALPOLICY']._serialized_start=1436
+  _globals['_APPROVALPOLICY']._serialized_end=1578
 # @@protoc_insertion_point(module_scope)

@@ -164,6 +164,7 @@ class Agent(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
+    SUB_AGENTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1 to 128 characters of `[A-Za-z0-9._:-]`, starting with a letter or digit.
     Required.
@@ -180,7 +181,7 @@ class Agent(_message.Message):
     """Most output tokens of one model call, 1 to 1,000,000. Unset: the model's."""
     description: _builtins.str
     """What it is for; at most 1,024 characters. Shown to agents that may hand
-    over to it. Empty: none.
+    over to it or ask it. Empty: none.
     """
     version: _builtins.int
     """From 1. Output only."""
@@ -204,7 +205,10 @@ class Agent(_message.Message):
 
     @_builtins.property
     def handoffs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Agents that it may hand the conversation to, at most 32 names. Empty: none."""
+        """Agents that it may hand the conversation to, at most 32 names, unique and not
+        its own; they must be there when it is put. The model is given the tool
+        `agent.handoff` for them. Empty: none.
+        """
 
     @_builtins.property
     def sampling(self) -> _request_pb2.Sampling:
@@ -217,6 +221,13 @@ class Agent(_message.Message):
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When this version was put. Output only."""
+
+    @_builtins.property
+    def sub_agents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Agents that it may ask to do something and go on with what they answer, at
+        most 32 names, unique and not its own; they must be there when it is put.
+        The model is given the tool `agent.ask` for them. Empty: none.
+        """
 
     def __init__(
         self,
@@ -236,10 +247,11 @@ class Agent(_message.Message):
         description: _builtins.str = ...,
         version: _builtins.int = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
+        sub_agents: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "approval", b"approval", "budgets", b"budgets", "created_at", b"created_at", "max_output_tokens", b"max_output_tokens", "memory", b"memory", "reasoning", b"reasoning", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "approval", b"approval", "budgets", b"budgets", "created_at", b"created_at", "description", b"description", "double_texting", b"double_texting", "handoffs", b"handoffs", "instructions", b"instructions", "max_output_tokens", b"max_output_tokens", "memory", b"memory", "model", b"model", "name", b"name", "reasoning", b"reasoning", "sampling", b"sampling", "tools", b"tools", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "approval", b"approval", "budgets", b"budgets", "created_at", b"created_at", "description", b"description", "double_texting", b"double_texting", "handoffs", b"handoffs", "instructions", b"instructions", "max_output_tokens", b"max_output_tokens", "memory", b"memory", "model", b"model", "name", b"name", "reasoning", b"reasoning", "sampling", b"sampling", "sub_agents", b"sub_agents", "tools", b"tools", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_output_tokens: _TypeAlias = _typing.Literal["max_output_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_output_tokens: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens"]  # noqa: Y015
@@ -272,8 +284,8 @@ class AgentTool(_message.Message):
     """Most calls at the same time in one run, 1 to 64. 0: 8."""
     client_side: _builtins.bool
     """The client of the run answers it with SubmitToolResults; the two fields
-    below describe it. Not for names that begin with `memory.`, `time.` or
-    `user.`. Default false.
+    below describe it. Not for names that begin with `agent.`, `memory.`,
+    `time.` or `user.`. Default false.
     """
     description: _builtins.str
     """For a client-side tool: what the model is told, at most 16 KiB. Empty
@@ -428,8 +440,8 @@ class ApprovalPolicy(_message.Message):
     """
     @_builtins.property
     def tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of tools of the agent whose every call needs it, at most 128. Empty:
-        none.
+        """Names of tools of the agent whose every call needs it, `agent.handoff` and
+        `agent.ask` among them where it has them, at most 128. Empty: none.
         """
 
     @_builtins.property

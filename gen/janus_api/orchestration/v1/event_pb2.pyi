@@ -364,22 +364,26 @@ class ToolCallStarted(_message.Message):
     CALL_ID_FIELD_NUMBER: _builtins.int
     WORKER_ID_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
+    CHILD_RUN_ID_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     """The call."""
     worker_id: _builtins.str
     """Id of the worker; empty for built-in tools."""
     attempt: _builtins.int
     """Number of the try, from 1."""
+    child_run_id: _builtins.str
+    """With `agent.ask`: the run of the other agent, for WatchRun. Empty otherwise."""
     def __init__(
         self,
         *,
         call_id: _builtins.str = ...,
         worker_id: _builtins.str = ...,
         attempt: _builtins.int = ...,
+        child_run_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "call_id", b"call_id", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "call_id", b"call_id", "child_run_id", b"child_run_id", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -543,7 +547,10 @@ Global___InputRequested: _TypeAlias = InputRequested  # noqa: Y015
 
 @_typing.final
 class Handoff(_message.Message):
-    """Another agent goes on, in a run of its own."""
+    """Another agent goes on, in a run of its own in the same thread, before any that
+    wait there. From now on the thread is with that agent. This run ends with the
+    next event.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -773,7 +780,8 @@ class RunCancelled(_message.Message):
     """In the words of who cancelled; may be empty."""
     rolled_back: _builtins.bool
     """The run's messages were taken out of the thread, those of its
-    message_committed events too, and out of memory. Default false.
+    message_committed events too, and out of memory; with them those of runs
+    that handed over to it. Default false.
     """
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage:

@@ -236,7 +236,8 @@ class OrchestrationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListThreads(self, request, context):
-        """Conversations, last used first. One that is used while its list is read is
+        """Conversations with clients, last used first; the threads of agents that were
+        asked are named by their runs. One that is used while its list is read is
         first from then on: on no later page, and on none twice.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

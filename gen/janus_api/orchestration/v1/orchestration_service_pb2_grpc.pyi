@@ -56,7 +56,8 @@ class OrchestrationServiceStub:
     GetThread: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.GetThreadRequest, _orchestration_service_pb2.GetThreadResponse]
     """One conversation."""
     ListThreads: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListThreadsRequest, _orchestration_service_pb2.ListThreadsResponse]
-    """Conversations, last used first. One that is used while its list is read is
+    """Conversations with clients, last used first; the threads of agents that were
+    asked are named by their runs. One that is used while its list is read is
     first from then on: on no later page, and on none twice.
     """
     ListMessages: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListMessagesRequest, _orchestration_service_pb2.ListMessagesResponse]
@@ -164,7 +165,8 @@ class OrchestrationServiceAsyncStub(OrchestrationServiceStub):
     GetThread: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.GetThreadRequest, _orchestration_service_pb2.GetThreadResponse]  # type: ignore[assignment]
     """One conversation."""
     ListThreads: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListThreadsRequest, _orchestration_service_pb2.ListThreadsResponse]  # type: ignore[assignment]
-    """Conversations, last used first. One that is used while its list is read is
+    """Conversations with clients, last used first; the threads of agents that were
+    asked are named by their runs. One that is used while its list is read is
     first from then on: on no later page, and on none twice.
     """
     ListMessages: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListMessagesRequest, _orchestration_service_pb2.ListMessagesResponse]  # type: ignore[assignment]
@@ -311,7 +313,8 @@ class OrchestrationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestration_service_pb2.ListThreadsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_orchestration_service_pb2.ListThreadsResponse, _abc.Awaitable[_orchestration_service_pb2.ListThreadsResponse]]:
-        """Conversations, last used first. One that is used while its list is read is
+        """Conversations with clients, last used first; the threads of agents that were
+        asked are named by their runs. One that is used while its list is read is
         first from then on: on no later page, and on none twice.
         """
 

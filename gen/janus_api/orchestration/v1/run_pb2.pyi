@@ -36,7 +36,7 @@ class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.Val
     RUN_STATE_RUNNING: _RunState.ValueType  # 2
     """An owner works on it."""
     RUN_STATE_WAITING_TOOL: _RunState.ValueType  # 3
-    """It waits for results of client-side tools alone."""
+    """It waits for results of client-side tools, or of other agents, alone."""
     RUN_STATE_WAITING_APPROVAL: _RunState.ValueType  # 4
     """It waits for a person's consent, maybe for more."""
     RUN_STATE_WAITING_INPUT: _RunState.ValueType  # 5
@@ -62,7 +62,7 @@ RUN_STATE_QUEUED: RunState.ValueType  # 1
 RUN_STATE_RUNNING: RunState.ValueType  # 2
 """An owner works on it."""
 RUN_STATE_WAITING_TOOL: RunState.ValueType  # 3
-"""It waits for results of client-side tools alone."""
+"""It waits for results of client-side tools, or of other agents, alone."""
 RUN_STATE_WAITING_APPROVAL: RunState.ValueType  # 4
 """It waits for a person's consent, maybe for more."""
 RUN_STATE_WAITING_INPUT: RunState.ValueType  # 5
@@ -96,7 +96,7 @@ class _StepKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StepKind.Val
     STEP_KIND_STORE: _StepKind.ValueType  # 4
     """Commits messages to the thread and to memory."""
     STEP_KIND_HANDOFF: _StepKind.ValueType  # 5
-    """Starts another agent's run."""
+    """Hands the conversation over to another agent."""
 
 class StepKind(_StepKind, metaclass=_StepKindEnumTypeWrapper):
     """Kinds of steps."""
@@ -112,7 +112,7 @@ STEP_KIND_TOOL_CALL: StepKind.ValueType  # 3
 STEP_KIND_STORE: StepKind.ValueType  # 4
 """Commits messages to the thread and to memory."""
 STEP_KIND_HANDOFF: StepKind.ValueType  # 5
-"""Starts another agent's run."""
+"""Hands the conversation over to another agent."""
 Global___StepKind: _TypeAlias = StepKind  # noqa: Y015
 
 @_typing.final
@@ -171,7 +171,7 @@ class Run(_message.Message):
     state: Global___RunState.ValueType
     """How it is."""
     parent_run_id: _builtins.str
-    """Run that started it; empty when a client did."""
+    """Run that handed over to it, or asked it; empty when a client started it."""
     takeovers: _builtins.int
     """How often an owner took it over after the one before died, 0 or more."""
     @_builtins.property
@@ -188,7 +188,7 @@ class Run(_message.Message):
 
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage:
-        """Sum over its model calls."""
+        """Sum over its own model calls, without those of runs that it started."""
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
@@ -310,7 +310,9 @@ class Step(_message.Message):
 
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage:
-        """With a model call: what it cost. Unset otherwise."""
+        """With a model call: what it cost; with a call of `agent.ask`: what the run
+        cost that answered it. Unset otherwise.
+        """
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
@@ -345,6 +347,7 @@ class PendingCall(_message.Message):
     TOOL_FIELD_NUMBER: _builtins.int
     APPROVAL_FIELD_NUMBER: _builtins.int
     INPUT_FIELD_NUMBER: _builtins.int
+    AGENT_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tool(self) -> Global___PendingTool:
@@ -359,6 +362,10 @@ class PendingCall(_message.Message):
         """Answer with ProvideInput."""
 
     @_builtins.property
+    def agent(self) -> Global___PendingAgent:
+        """Another agent answers it."""
+
+    @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """Not awaited any more after that. Always set."""
 
@@ -368,17 +375,46 @@ class PendingCall(_message.Message):
         tool: Global___PendingTool | None = ...,
         approval: Global___PendingApproval | None = ...,
         input: Global___PendingInput | None = ...,
+        agent: Global___PendingAgent | None = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["approval", b"approval", "expires_at", b"expires_at", "input", b"input", "kind", b"kind", "tool", b"tool"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "approval", b"approval", "expires_at", b"expires_at", "input", b"input", "kind", b"kind", "tool", b"tool"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval", b"approval", "expires_at", b"expires_at", "input", b"input", "kind", b"kind", "tool", b"tool"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "approval", b"approval", "expires_at", b"expires_at", "input", b"input", "kind", b"kind", "tool", b"tool"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["tool", "approval", "input"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["tool", "approval", "input", "agent"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___PendingCall: _TypeAlias = PendingCall  # noqa: Y015
+
+@_typing.final
+class PendingAgent(_message.Message):
+    """A call of `agent.ask`: the end of another run answers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALL_FIELD_NUMBER: _builtins.int
+    CHILD_RUN_ID_FIELD_NUMBER: _builtins.int
+    child_run_id: _builtins.str
+    """Run that works on it, in a thread of its own."""
+    @_builtins.property
+    def call(self) -> _message_pb2.ToolCall:
+        """The call."""
+
+    def __init__(
+        self,
+        *,
+        call: _message_pb2.ToolCall | None = ...,
+        child_run_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "child_run_id", b"child_run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PendingAgent: _TypeAlias = PendingAgent  # noqa: Y015
 
 @_typing.final
 class PendingTool(_message.Message):

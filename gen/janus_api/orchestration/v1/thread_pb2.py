@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from janus_api.content.v1 import message_pb2 as janus_dot_content_dot_v1_dot_message__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#janus/orchestration/v1/thread.proto\x12\x16janus.orchestration.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ejanus/content/v1/message.proto\"\x8e\x02\n\x06Thread\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05\x61gent\x18\x02 \x01(\t\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\r\n\x05title\x18\x04 \x01(\t\x12\x15\n\rmetadata_json\x18\x05 \x01(\t\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\x15\x66orked_from_thread_id\x18\x08 \x01(\t\x12\x1c\n\x14\x66orked_at_message_id\x18\t \x01(\t\x12\x15\n\ractive_run_id\x18\n \x01(\t\"]\n\rThreadMessage\x12*\n\x07message\x18\x01 \x01(\x0b\x32\x19.janus.content.v1.Message\x12\x10\n\x08position\x18\x02 \x01(\x03\x12\x0e\n\x06run_id\x18\x03 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#janus/orchestration/v1/thread.proto\x12\x16janus.orchestration.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ejanus/content/v1/message.proto\"\xa5\x02\n\x06Thread\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05\x61gent\x18\x02 \x01(\t\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\r\n\x05title\x18\x04 \x01(\t\x12\x15\n\rmetadata_json\x18\x05 \x01(\t\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\x15\x66orked_from_thread_id\x18\x08 \x01(\t\x12\x1c\n\x14\x66orked_at_message_id\x18\t \x01(\t\x12\x15\n\ractive_run_id\x18\n \x01(\t\x12\x15\n\rparent_run_id\x18\x0b \x01(\t\"]\n\rThreadMessage\x12*\n\x07message\x18\x01 \x01(\x0b\x32\x19.janus.content.v1.Message\x12\x10\n\x08position\x18\x02 \x01(\x03\x12\x0e\n\x06run_id\x18\x03 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +34,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'janus.orchestration.v1.thre
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_THREAD']._serialized_start=129
-  _globals['_THREAD']._serialized_end=399
-  _globals['_THREADMESSAGE']._serialized_start=401
-  _globals['_THREADMESSAGE']._serialized_end=494
+  _globals['_THREAD']._serialized_end=422
+  _globals['_THREADMESSAGE']._serialized_start=424
+  _globals['_THREADMESSAGE']._serialized_end=517
 # @@protoc_insertion_point(module_scope)

@@ -34,6 +34,7 @@ class Thread(_message.Message):
     FORKED_FROM_THREAD_ID_FIELD_NUMBER: _builtins.int
     FORKED_AT_MESSAGE_ID_FIELD_NUMBER: _builtins.int
     ACTIVE_RUN_ID_FIELD_NUMBER: _builtins.int
+    PARENT_RUN_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """1 to 128 characters of `[A-Za-z0-9._:-]`, starting with a letter or digit.
     Empty in a request: given by the server.
@@ -58,6 +59,10 @@ class Thread(_message.Message):
     """
     active_run_id: _builtins.str
     """Run that is going on; empty when none is. Output only."""
+    parent_run_id: _builtins.str
+    """Run of another thread that had an agent asked here; empty for a conversation
+    with a client. Output only.
+    """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was made. Output only."""
@@ -79,10 +84,11 @@ class Thread(_message.Message):
         forked_from_thread_id: _builtins.str = ...,
         forked_at_message_id: _builtins.str = ...,
         active_run_id: _builtins.str = ...,
+        parent_run_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_run_id", b"active_run_id", "agent", b"agent", "created_at", b"created_at", "forked_at_message_id", b"forked_at_message_id", "forked_from_thread_id", b"forked_from_thread_id", "id", b"id", "metadata_json", b"metadata_json", "subject", b"subject", "title", b"title", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_run_id", b"active_run_id", "agent", b"agent", "created_at", b"created_at", "forked_at_message_id", b"forked_at_message_id", "forked_from_thread_id", b"forked_from_thread_id", "id", b"id", "metadata_json", b"metadata_json", "parent_run_id", b"parent_run_id", "subject", b"subject", "title", b"title", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
