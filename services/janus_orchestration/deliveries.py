@@ -74,6 +74,8 @@ class Deliveries:
                         request_id = f"{debt.run_id}:store:{part[0].position}-{part[-1].position}"
                         stored = await self._memory.append(scope, part, request_id, timeout_s)
                         degraded.update(dict.fromkeys(stored.degraded))
+                        if debt.extract:
+                            await self._extract(scope, part, debt, timeout_s)
             except JanusError as error:
                 if not _is_refusal(error):
                     raise
@@ -83,6 +85,20 @@ class Deliveries:
             async with self._store.tenant(tenant) as records:
                 await records.pay_debt(debt)
         return tuple(degraded)
+
+    async def _extract(
+        self, scope: MemoryScope, part: Sequence[ThreadMessage], debt: StoreDebt, timeout_s: float
+    ) -> None:
+        """Have facts made of turns that memory has now. Where that is refused they stay turns."""
+        ids = [item.message.id for item in part]
+        request_id = f"{debt.run_id}:extract:{part[0].position}-{part[-1].position}"
+        try:
+            await self._memory.extract(scope, ids, request_id, timeout_s)
+        except JanusError as error:
+            if not _is_refusal(error):
+                raise
+            telemetry.extractions_refused.labels(error.code).inc()
+            _log.warning("extraction_refused", run_id=debt.run_id, code=error.code, reason=error.reason)
 
     async def _put_aside(self, tenant: str, debt: StoreDebt, error: JanusError) -> None:
         telemetry.store_debts_dead.labels(error.code).inc()

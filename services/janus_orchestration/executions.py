@@ -213,6 +213,7 @@ class Executions:
             store=self._store,
             clock=self._clock,
             children=self._helpers.children,
+            extracts=agent.spec.memory.extract,
             starts_epoch=run.epoch > 1,
         )
         turn = Turn(

@@ -98,6 +98,7 @@ class Journal:
         store: Store,
         clock: Clock,
         children: Children,
+        extracts: bool,
         starts_epoch: bool,
     ) -> None:
         self.tenant = tenant
@@ -108,6 +109,8 @@ class Journal:
         self._store = store
         self._clock = clock
         self._children = children
+        # Whether memory is to turn what it is owed into facts.
+        self._extracts = extracts
         # The first commit of a new epoch says where it begins.
         self._starts_epoch = starts_epoch
         # Events that were sent already and are journalled with the next commit.
@@ -348,7 +351,7 @@ class Journal:
         if position <= thread.memory_position:
             return
         if changes.owes:
-            debt = StoreDebt(thread.id, thread.memory_position + 1, position, self.run.id, changes.owes)
+            debt = StoreDebt(thread.id, thread.memory_position + 1, position, self.run.id, changes.owes, self._extracts)
             await records.add_debt(debt, changes.owes_after_s)
         await records.set_memory_position(thread.id, position)
 

@@ -154,6 +154,7 @@ class MemoryPolicy:
     window_tokens: int = 8_192
     recall_tokens: int = 2_048
     do_not_store: bool = False
+    extract: bool = False
     summarize: bool = False
 
 
@@ -528,13 +529,14 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class StoreDebt:
-    """Messages of a thread that memory has yet to get, both positions included."""
+    """Messages of a thread that memory has yet to get, both positions included; and whether to extract facts."""
 
     thread_id: str
     from_position: int
     to_position: int
     run_id: str
     space: str
+    extract: bool = False
 
 
 @dataclass(frozen=True, slots=True)

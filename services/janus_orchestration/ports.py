@@ -607,6 +607,9 @@ class Memory(Protocol):
         self, scope: MemoryScope, messages: Sequence[ThreadMessage], request_id: str, timeout_s: float
     ) -> Stored: ...
 
+    async def extract(self, scope: MemoryScope, message_ids: Sequence[str], request_id: str, timeout_s: float) -> None:
+        """Begin to turn turns of the scope's thread into facts, once."""
+
     async def forget(self, scope: MemoryScope, message_ids: Sequence[str], timeout_s: float) -> None:
         """Take turns of the scope's thread out; what is not there is gone already."""
 

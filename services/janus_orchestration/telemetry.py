@@ -32,6 +32,9 @@ store_debts_paid = Counter(
 store_debts_dead = Counter(
     "janus_run_memory_stores_refused_total", "Writes of turns that memory refused for good.", ["code"]
 )
+extractions_refused = Counter(
+    "janus_run_memory_extractions_refused_total", "Turns that memory has and was not to make facts of.", ["code"]
+)
 schedule_runs = Counter("janus_schedule_runs_total", "Due times of schedules, by what became of them.", ["outcome"])
 schedule_lateness = Histogram(
     "janus_schedule_lateness_seconds",

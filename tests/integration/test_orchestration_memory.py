@@ -21,12 +21,14 @@ from tests.fakes.orchestration_service import (
 )
 from tests.fakes.peers.inference_peer import InferencePeer, inference_peer
 from tests.fakes.providers.inference_service import inference_on
+from tests.fakes.reading_model import proposed, reading_model
 from tests.fakes.tcp_proxy import TcpProxy
 
 from janus_api.content.v1 import message_pb2 as content
 from janus_api.memory.v1 import memory_service_pb2 as memory_pb
 from janus_api.memory.v1 import scope_pb2
 from janus_api.orchestration.v1 import agent_pb2
+from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
 from janus_inference.settings import InferenceSettings
 from janus_kit.server import serve
 from janus_kit.settings import ServerSettings
@@ -257,3 +259,43 @@ async def test_a_turn_goes_on_without_a_summary_when_memory_is_away(
         assert kinds(events)[-1] == "run_completed"
         told = next(event.memory_recalled for event in events if event.HasField("memory_recalled"))
         assert (list(told.degraded), told.summary) == (["memory"], "")
+
+
+async def test_facts_are_made_of_the_turns_of_an_agent_that_wants_it(own_url: str, redis_url: str) -> None:
+    async with (
+        reading_model() as reader,
+        running_memory(
+            own_url, redis_url, inference_target=reader.target, extraction_model="fast", indexer_poll_s=0.1
+        ) as memory,
+        inference_peer() as peer,
+        running(own_url, redis_url, inference_target=peer.target, memory_target=memory.host.address) as service,
+    ):
+        reader.script = lambda given: [proposed("I moved to Oslo", "Ann lives in Oslo.")]
+        ann = service.caller()
+        peer.always = ("Good for you.",)
+        facts = memory_pb.ListMemoriesRequest(scope=scope_pb2.Scope(subject="ann"))
+
+        async def known() -> list[str]:
+            answer = await memory.caller(ann.tenant).call("ListMemories", facts)
+            return [each.text for each in answer.memories]
+
+        await ann.agent()
+        await all_events(ann.converse(await ann.thread(subject="ann"), "I moved to Oslo"))
+        assert reader.prompts == []
+        await ann.agent(memory=agent_pb2.MemoryPolicy(extract=True))
+        assert (await ann.call("GetAgent", pb.GetAgentRequest(name="helper"))).agent.memory.extract
+        await all_events(ann.converse(await ann.thread(subject="ann"), "I moved to Oslo"))
+        await eventually(known)
+        assert await known() == ["Ann lives in Oslo."]
+
+
+async def test_turns_are_stored_where_no_model_may_make_facts_of_them(
+    own_url: str, redis_url: str, memory: Memory, peer: InferencePeer
+) -> None:
+    async with running(own_url, redis_url, inference_target=peer.target, memory_target=memory.host.address) as service:
+        ann = service.caller()
+        thread = await ann.ready(memory=agent_pb2.MemoryPolicy(extract=True))
+        peer.always = ("one",)
+        events = await all_events(ann.converse(thread, "first"))
+        assert list(events[-2].message_committed.degraded) == []
+        assert await window(memory, ann, thread) == ["first", "one"]

@@ -15,7 +15,7 @@ from janus_api.inference.v1 import request_pb2
 from janus_api.orchestration.v1 import agent_pb2, run_pb2, thread_pb2
 from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
 from janus_kit.channel import connect
-from janus_kit.errors import InvalidArgument, JanusError, Unimplemented
+from janus_kit.errors import InvalidArgument, JanusError
 from janus_kit.rpc_errors import from_rpc
 
 METHODS = pb.DESCRIPTOR.services_by_name["OrchestrationService"].methods
@@ -50,21 +50,6 @@ def named(method: str) -> Any:
 
 def agent(**fields: Any) -> agent_pb2.Agent:
     return agent_pb2.Agent(name="helper", **fields)
-
-
-@pytest.mark.parametrize(
-    ("feature", "asked"),
-    [
-        ("agent.handoffs", agent(handoffs=["other"])),
-        ("agent.memory.extract", agent(memory=agent_pb2.MemoryPolicy(extract=True))),
-    ],
-)
-async def test_a_feature_of_a_later_version_is_refused_by_name(
-    ann: Caller, feature: str, asked: agent_pb2.Agent
-) -> None:
-    error = await refusal(ann.stub, named("PutAgent"), pb.PutAgentRequest(agent=asked), ann.metadata)
-    assert isinstance(error, Unimplemented)
-    assert (error.reason, error.metadata["feature"]) == ("NOT_IMPLEMENTED", feature)
 
 
 def user(*parts: str | content.Part, **fields: Any) -> content.Message:

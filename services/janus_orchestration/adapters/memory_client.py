@@ -85,6 +85,15 @@ class MemoryClient:
             raise from_rpc(error, part="memory") from error
         return Stored(tuple(response.degraded))
 
+    async def extract(self, scope: MemoryScope, message_ids: Sequence[str], request_id: str, timeout_s: float) -> None:
+        # All of the thread is meant, whoever spoke.
+        where = scope_pb2.Scope(space=scope.space, thread=scope.thread)
+        request = pb.ExtractRequest(scope=where, message_ids=message_ids, request_id=request_id)
+        try:
+            await self._stub.Extract(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error, part="memory") from error
+
     async def forget(self, scope: MemoryScope, message_ids: Sequence[str], timeout_s: float) -> None:
         request = pb.ForgetMessagesRequest(
             scope=scope_pb2.Scope(space=scope.space, thread=scope.thread), message_ids=message_ids

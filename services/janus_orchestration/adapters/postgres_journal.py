@@ -249,20 +249,21 @@ class PostgresJournal:
     async def add_debt(self, debt: StoreDebt, delay_s: float) -> None:
         await self._connection.execute(
             "INSERT INTO orchestration.memory_outbox "
-            "(tenant, thread_id, from_position, to_position, run_id, space, next_attempt) "
-            "VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp() + make_interval(secs => $7)) ON CONFLICT DO NOTHING",
+            "(tenant, thread_id, from_position, to_position, run_id, space, extract, next_attempt) "
+            "VALUES ($1, $2, $3, $4, $5, $6, $7, clock_timestamp() + make_interval(secs => $8)) ON CONFLICT DO NOTHING",
             self._tenant,
             debt.thread_id,
             debt.from_position,
             debt.to_position,
             debt.run_id,
             debt.space,
+            debt.extract,
             delay_s,
         )
 
     async def debts(self, thread_id: str) -> list[StoreDebt]:
         found = await self._connection.fetch(
-            "SELECT thread_id, from_position, to_position, run_id, space FROM orchestration.memory_outbox "
+            "SELECT thread_id, from_position, to_position, run_id, space, extract FROM orchestration.memory_outbox "
             "WHERE tenant = $1 AND thread_id = $2 AND dead_at IS NULL ORDER BY from_position",
             self._tenant,
             thread_id,

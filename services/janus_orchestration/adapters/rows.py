@@ -241,7 +241,9 @@ def pending_from(row: Row) -> Pending:
 
 
 def debt_from(row: Row) -> StoreDebt:
-    return StoreDebt(row["thread_id"], row["from_position"], row["to_position"], row["run_id"], row["space"])
+    return StoreDebt(
+        row["thread_id"], row["from_position"], row["to_position"], row["run_id"], row["space"], row["extract"]
+    )
 
 
 def removal_from(row: Row) -> Removal:

@@ -20,7 +20,7 @@ from janus_orchestration.model import (
     Verdict,
     WhenNoWorker,
 )
-from janus_orchestration.wire.content import duration, refuse, time_of, timestamp
+from janus_orchestration.wire.content import duration, time_of, timestamp
 from janus_orchestration.wire.tools import check_description, check_tool_name
 
 _MAX_INSTRUCTIONS = 256 * 1024
@@ -64,7 +64,7 @@ _SAMPLING = (
 
 
 def spec_from(agent: pb.Agent) -> AgentSpec:
-    """A checked agent. Raises InvalidArgument, or Unimplemented naming the field."""
+    """A checked agent. Raises InvalidArgument."""
     check = Violations()
     check.id("agent.name", agent.name)
     check.length("agent.model", agent.model, at_most=256)
@@ -89,7 +89,6 @@ def spec_from(agent: pb.Agent) -> AgentSpec:
     _check_others(check, agent.name, "agent.handoffs", agent.handoffs)
     _check_others(check, agent.name, "agent.sub_agents", agent.sub_agents)
     check.done()
-    _refuse_unbuilt(agent)
     return AgentSpec(
         name=agent.name,
         model=agent.model,
@@ -107,10 +106,6 @@ def spec_from(agent: pb.Agent) -> AgentSpec:
         handoffs=tuple(agent.handoffs),
         sub_agents=tuple(agent.sub_agents),
     )
-
-
-def _refuse_unbuilt(agent: pb.Agent) -> None:
-    refuse("agent.memory.extract", agent.memory.extract)
 
 
 def _tools_from(check: Violations, tools: Sequence[pb.AgentTool]) -> tuple[AgentTool, ...]:
@@ -184,6 +179,8 @@ def _timeout(check: Violations, where: str, tool: pb.AgentTool) -> timedelta | N
 
 def _memory_from(check: Violations, policy: pb.MemoryPolicy) -> MemoryPolicy:
     where = "agent.memory"
+    may_extract = not (policy.extract and policy.do_not_store)
+    check.require(may_extract, f"{where}.extract", "must not be set together with do_not_store")
     check.id(f"{where}.space", policy.space, optional=True)
     check.between(f"{where}.recall_limit", policy.recall_limit, 0, 200)
     check.between(f"{where}.window_tokens", policy.window_tokens, 0, _MAX_TOKENS)
@@ -197,6 +194,7 @@ def _memory_from(check: Violations, policy: pb.MemoryPolicy) -> MemoryPolicy:
         window_tokens=policy.window_tokens or _DEFAULTS.window_tokens,
         recall_tokens=policy.recall_tokens or _DEFAULTS.recall_tokens,
         do_not_store=policy.do_not_store,
+        extract=policy.extract,
         summarize=policy.summarize,
     )
 
@@ -273,6 +271,7 @@ def _memory_to(policy: MemoryPolicy) -> pb.MemoryPolicy:
         window_tokens=policy.window_tokens,
         recall_tokens=policy.recall_tokens,
         do_not_store=policy.do_not_store,
+        extract=policy.extract,
         summarize=policy.summarize,
     )
 

@@ -10,7 +10,6 @@ from google.protobuf.message import Message as Protobuf
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from janus_api.content.v1 import message_pb2, usage_pb2
-from janus_kit.errors import Unimplemented
 from janus_kit.ids import new_id
 from janus_kit.validate import Violations
 from janus_orchestration.model import MOST_BYTES, Message, Role, Usage
@@ -36,15 +35,6 @@ _USER_PARTS = frozenset({"text", "image", "audio", "document"})
 _ASSISTANT_PARTS = frozenset({"text", "reasoning", "refusal", "citation", "opaque"})
 _RESULT_PARTS = frozenset({"text", "image", "document"})
 _MOST_RESULT_PARTS = 64
-
-
-def refuse(feature: str, is_asked: bool) -> None:
-    """Raise Unimplemented naming the feature when a request asks for it."""
-    if is_asked:
-        raise Unimplemented(
-            message=f"{feature} is in the contract but not in this version of the server",
-            metadata={"feature": feature},
-        )
 
 
 def messages_from(

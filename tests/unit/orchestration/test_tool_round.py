@@ -214,6 +214,7 @@ class Owner:
             store=nothing,
             clock=Clock(),
             children=nothing,
+            extracts=False,
             starts_epoch=True,
         )
         self.interrupt = Interrupt()

@@ -353,7 +353,9 @@ class MemoryPolicy(_message.Message):
     do_not_store: _builtins.bool
     """Do not store the turns in memory. Default false: they are stored."""
     extract: _builtins.bool
-    """Turn messages into facts after each run. Default false."""
+    """Turn messages into facts after each run, by memory's Extract and the model
+    that its settings name; not together with do_not_store. Default false.
+    """
     summarize: _builtins.bool
     """Show the model memory's rolling summary of what the conversation's window
     leaves out. Default false: only the window.
