@@ -226,6 +226,8 @@ async def test_a_worker_that_dies_or_freezes_has_its_calls_judged_by_what_they_d
             await begun(first, "b")
             first.signal(how)
             second = await stack.enter_async_context(serving(service.address, ann.tenant, tmp_path / "two", "two"))
+            asked = (await until_kind(stream, "approval_requested"))[-1]
+            await ann.decide(asked.run_id, asked.approval_requested.approval.approval_id, approve=False)
             (await peer.call()).answer("done")
             assert kinds(await all_events(stream))[-1] == "run_completed"
             answers = told((await ann.messages(thread))[2])
