@@ -41,8 +41,11 @@ async def own_url(postgres_url: str) -> AsyncIterator[str]:
 AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
-async def answer(clients: list[Caller], event: event_pb2.RunEvent, dice: random.Random) -> None:
-    """Give a run what it waits for, at whichever replica is there, until one has acknowledged it."""
+async def answer(clients: list[Caller], event: event_pb2.RunEvent, dice: random.Random) -> bool:
+    """Give a run what it waits for, at whichever replica is there, until one has acknowledged it.
+
+    Whether that was a consent.
+    """
     await asyncio.sleep(dice.random() * 0.5)
     request_id = f"r{uuid.uuid4().hex}"
     approve = dice.random() < 0.5
@@ -55,7 +58,7 @@ async def answer(clients: list[Caller], event: event_pb2.RunEvent, dice: random.
             else:
                 call = event.tool_call_requested.call.call_id
                 await client.submit(event.run_id, {call: "here"}, request_id)
-            return
+            return event.HasField("approval_requested") and approve
         except grpc.aio.AioRpcError as error:
             if error.code() not in AWAY:
                 raise
@@ -66,7 +69,7 @@ async def talk(clients: list[Caller], thread: str, text: str, dice: random.Rando
     """One turn by a client that reconnects, to whichever replica, until it has the whole, and answers what is asked."""
     request_id = f"r{uuid.uuid4().hex}"
     seen: list[event_pb2.RunEvent] = []
-    answering: list[asyncio.Task[None]] = []
+    answering: list[asyncio.Task[bool]] = []
     async with asyncio.timeout(90):
         while True:
             client = dice.choice(clients)
