@@ -24,6 +24,11 @@ class Calls:
         self._metadata = [("janus-tenant", tenant)] if tenant else []
         self._timeout = timeout
 
+    @property
+    def whose(self) -> str:
+        """What a command takes to act as the same tenant."""
+        return f" --tenant {self.tenant}" if self.tenant else ""
+
     def unary(self, method: str, request: Any) -> Any:
         """An answer. Raises grpc.RpcError."""
         return getattr(self._stub, method)(request, timeout=self._timeout, metadata=self._metadata)

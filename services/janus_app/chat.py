@@ -11,8 +11,9 @@ from rich.console import Console
 from janus_api.content.v1 import message_pb2 as content
 from janus_api.orchestration.v1 import agent_pb2, thread_pb2
 from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
+from janus_app.answering import Answering
 from janus_app.client import Mesh, explain
-from janus_app.following import follow
+from janus_app.following import CUT, follow
 from janus_app.terminal import plain
 from janus_app.transcript import RunFailed, Transcript
 
@@ -37,6 +38,7 @@ class Chat:
         self._subject = subject
         agent = agent_pb2.Agent(name=AGENT, model=model, instructions=INSTRUCTIONS)
         mesh.orchestration.PutAgent(pb.PutAgentRequest(agent=agent))
+        self._answering = Answering(mesh.orchestration, console)
         self._thread = ""
 
     def open(self, thread: str, *, resume: bool) -> None:
@@ -98,6 +100,8 @@ class Chat:
                     pb.CancelRunRequest(run_id=transcript.run_id, reason="stopped at the terminal")
                 )
             self._console.print("\n[yellow]stopped[/]")
+        except EOFError:
+            self._console.print("\nThe run waits for you. Come back with: janus chat --resume", highlight=False)
         except RunFailed as failure:
             self._console.print(f"[red]{failure}[/]", highlight=False)
         except grpc.RpcError as error:
@@ -109,12 +113,12 @@ class Chat:
             pb.ConverseRequest(input=pb.RunInput(thread_id=self._thread, messages=[message]))
         )
         try:
-            transcript.follow(reply.event for reply in replies)
+            transcript.follow(reply.event for reply in self._answering.through(replies))
         except grpc.RpcError as error:
-            if not transcript.run_id or error.code() is not grpc.StatusCode.UNAVAILABLE:
+            if not transcript.run_id or error.code() not in CUT:
                 raise
             self._follow(transcript.run_id, transcript)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, EOFError):
             replies.cancel()
             raise
         if run_id := transcript.hand_on():
@@ -124,6 +128,7 @@ class Chat:
         """The rest of a run whose stream was cut, or of one that was left."""
 
         def watch(request: pb.WatchRunRequest) -> Any:
-            return self._mesh.orchestration.WatchRun(request, wait_for_ready=True, timeout=FOLLOW_SECONDS)
+            replies = self._mesh.orchestration.WatchRun(request, wait_for_ready=True, timeout=FOLLOW_SECONDS)
+            return self._answering.through(replies)
 
         follow(self._console, watch, run_id, transcript)

@@ -14,6 +14,9 @@ from janus_app.transcript import Transcript
 ATTEMPTS = 40
 PAUSE_SECONDS = 0.5
 
+CUT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+"""Ends of a stream that are not its run's: a stream has a deadline, and a run may wait for days."""
+
 Watch = Callable[[pb.WatchRunRequest], Iterable[pb.WatchRunResponse]]
 
 
@@ -33,9 +36,9 @@ def follow(console: Console, watch: Watch, run_id: str, transcript: Transcript) 
         except grpc.RpcError as error:
             if transcript.cursor.sequence > seen:
                 attempts = 0
-            if error.code() is not grpc.StatusCode.UNAVAILABLE or attempts == ATTEMPTS:
+            if error.code() not in CUT or attempts == ATTEMPTS:
                 raise
-            if not attempts:
+            if not attempts and error.code() is grpc.StatusCode.UNAVAILABLE:
                 console.print("\n[yellow]the stream was cut; waiting for the mesh …[/]")
             attempts += 1
             time.sleep(PAUSE_SECONDS)

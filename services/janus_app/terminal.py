@@ -11,6 +11,8 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.text import Text
 
+from janus_api.orchestration.v1 import agent_pb2
+
 
 def print_json(message: Message) -> None:
     """A message as one JSON text, for programs."""
@@ -21,6 +23,11 @@ def print_json(message: Message) -> None:
 def plain(text: str) -> Text:
     """A text with nothing in it that a terminal would act on."""
     return Text("".join(character if _is_shown(character) else "�" for character in text))
+
+
+def decision_word(decision: agent_pb2.ApprovalDecision.ValueType) -> str:
+    """`approved` or `declined`."""
+    return agent_pb2.ApprovalDecision.Name(decision).removeprefix("APPROVAL_DECISION_").lower()
 
 
 def when(stamp: Timestamp) -> str:

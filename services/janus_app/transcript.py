@@ -10,6 +10,7 @@ from rich.markup import escape
 from janus_api.content.v1 import message_pb2 as content
 from janus_api.memory.v1 import recall_pb2
 from janus_api.orchestration.v1 import event_pb2, run_pb2
+from janus_app.terminal import decision_word, plain
 
 SHOWN_CHARS = 110
 
@@ -19,10 +20,14 @@ class RunFailed(Exception):
 
 
 class Transcript:
-    """Shows events and keeps what a caller needs: the answer, the hits, the cursor."""
+    """Shows events and keeps what a caller needs: the answer, the hits, the cursor.
 
-    def __init__(self, console: Console) -> None:
+    ``whose`` is what commands take that it tells of, such as ` --tenant t`.
+    """
+
+    def __init__(self, console: Console, *, whose: str = "") -> None:
         self._console = console
+        self._whose = whose
         self._in_answer = False
         self._has_gap = False
         self.run_id = ""
@@ -62,8 +67,10 @@ class Transcript:
             self._committed(event.message_committed)
         elif kind == "approval_requested":
             self._asks_for_consent(event.approval_requested.approval)
+        elif kind == "approval_resolved":
+            self._decided(event.approval_resolved)
         elif kind == "input_requested":
-            self._line(f"[yellow]? {escape(event.input_requested.input.question)}[/]")
+            self._notice(f"? {event.input_requested.input.question}")
         elif kind == "handoff":
             self.goes_on = event.handoff.child_run_id
             self._line(f"[dim]→ {escape(event.handoff.to_agent)} goes on[/]")
@@ -99,9 +106,16 @@ class Transcript:
             self._line(f"[yellow]stored, will catch up: {', '.join(committed.degraded)}[/]")
 
     def _asks_for_consent(self, asked: run_pb2.PendingApproval) -> None:
-        call = asked.call
-        self._line(f"[yellow]⚙ waits for consent: {escape(call.name)} {escape(_short(call.arguments_json))}[/]")
-        self._line(f"[yellow]  janus run approve {self.run_id} {escape(asked.approval_id)} \\[--decline][/]")
+        # In full: it is what the person consents to.
+        self._notice(f"⚙ waits for consent: {asked.call.name} {asked.call.arguments_json}")
+        self._notice(f"  {asked.reason}")
+        self._notice(f"  janus run approve {self.run_id} {asked.approval_id}{self._whose} [--decline]")
+
+    def _decided(self, resolved: event_pb2.ApprovalResolved) -> None:
+        word = decision_word(resolved.decision)
+        told = f"{word} by {resolved.decided_by}" if resolved.decided_by else f"{word}, since nobody decided in time"
+        comment = f": {_short(resolved.comment)}" if resolved.comment else ""
+        self._line(f"[dim]⚙ {escape(told + comment)}[/]")
 
     def _end(self) -> None:
         self.ended = True
@@ -127,6 +141,10 @@ class Transcript:
             self._in_answer = True
             self.answer += delta
             self._console.out(delta, end="", highlight=False)
+
+    def _notice(self, text: str) -> None:
+        self._line("")
+        self._console.print(plain(text), style="yellow", soft_wrap=True)
 
     def _line(self, markup: str) -> None:
         if self._in_answer:

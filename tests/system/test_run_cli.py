@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.system.driver import Server, eventually, user
+from tests.system.driver import Server, eventually, server, user
 from typer.testing import CliRunner, Result
 
+from janus_api.orchestration.v1 import agent_pb2, run_pb2, thread_pb2
 from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
-from janus_api.orchestration.v1 import run_pb2, thread_pb2
 from janus_app.cli import app
 from janus_app.client import Mesh
 
@@ -41,6 +41,17 @@ def janus(served: Server, monkeypatch: pytest.MonkeyPatch) -> Any:
         return result
 
     return invoke
+
+
+@pytest.fixture
+def careful_agent() -> str:
+    """A file of an agent that asks before it looks at the clock."""
+    return json.dumps({"name": "careful", "tools": [{"name": "time.now", "needs_approval": True}]})
+
+
+@pytest.fixture
+def careful(janus: Any, careful_agent: str) -> str:
+    return str(janus("agent", "put", "-", input=careful_agent).stdout).split(",")[0]
 
 
 def started(janus: Any, *arguments: str) -> str:
@@ -199,6 +210,85 @@ def test_a_chat_is_gone_on_with(janus: Any, mesh: Mesh) -> None:
     named = janus("chat", "--resume", "--thread", other, "--subject", subject, input="/quit\n").stdout
     assert "you › from before" in named
     assert "NOT_FOUND" in janus("chat", "--resume", "--thread", "absent", code=1).stderr
+
+
+def test_a_run_waits_for_the_consent_that_is_given_or_refused_at_the_terminal(janus: Any, careful: str) -> None:
+    run_id = started(janus, "/call time.now {}", "--agent", careful)
+    until_state(janus, run_id, "WAITING_APPROVAL")
+    assert run_id in janus("run", "list", "--state", "waiting_approval").stdout
+    shown = janus("run", "show", run_id).stdout
+    assert "waits for consent" in shown
+    assert "time.now {}" in shown
+    told = next(line for line in shown.splitlines() if "janus run approve" in line)
+    # As it is told, it works.
+    command = told.split("[")[0].split()[1:]
+    assert command[-2] == "--tenant"
+    assert "approved" in janus(*command[:-2]).stdout
+    watched = janus("run", "watch", run_id).stdout
+    assert "approved by developer" in watched
+    assert "The tool time.now answered" in watched
+    assert state(janus, run_id) == "RUN_STATE_COMPLETED"
+    assert "APPROVED" in janus("run", "approve", *command[2:4], "--decline", code=1).stderr.upper()
+
+    run_id = started(janus, '/call time.now {}\n/call time.now {"time_zone": "UTC"}', "--agent", careful)
+    until_state(janus, run_id, "WAITING_APPROVAL")
+    ambiguous = janus("run", "approve", run_id, code=1).stderr
+    assert "more than one" in ambiguous
+    first, second = ambiguous.split(": ")[-1].replace(",", "").split()
+    assert "declined" in janus("run", "approve", run_id, first, "--decline", "--comment", "not on a Friday").stdout
+    assert "approved" in janus("run", "approve", run_id, second).stdout
+    watched = janus("run", "watch", run_id).stdout
+    assert "The tool time.now failed with: the call was declined: not on a Friday" in watched
+    assert "The tool time.now answered" in watched
+
+
+def test_a_chat_that_is_gone_on_with_asks_what_its_run_asks(janus: Any, mesh: Mesh) -> None:
+    spec = agent_pb2.Agent(
+        name="asks",
+        tools=[agent_pb2.AgentTool(name="time.now", needs_approval=True), agent_pb2.AgentTool(name="user.ask")],
+    )
+    mesh.orchestration.PutAgent(pb.PutAgentRequest(agent=spec))
+    made = pb.CreateThreadRequest(thread=thread_pb2.Thread(agent="asks"))
+    thread = mesh.orchestration.CreateThread(made).thread.id
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    asks = json.dumps({"question": "How many?", "schema": schema})
+    asked = pb.RunInput(thread_id=thread, messages=[user(f"/call time.now {{}}\n/call user.ask {asks}")])
+    run_id = mesh.orchestration.StartRun(pb.StartRunRequest(input=asked)).run.id
+    # Nobody is there: it waits on.
+    left = janus("chat", "--resume", "--thread", thread, input="").stdout
+    assert "janus chat --resume" in left
+    assert mesh.orchestration.GetRun(pb.GetRunRequest(run_id=run_id)).run.state == run_pb2.RUN_STATE_WAITING_APPROVAL
+    typed = 'perhaps\ny\nseven\n{"n": 7}\n/call time.now {}\nn later\n/quit\n'
+    said = janus("chat", "--resume", "--thread", thread, input=typed).stdout
+    assert "answer.answer_json" in said
+    assert 'The tool user.ask answered: {"n": 7}' in said
+    assert said.count("The tool time.now answered") == 1
+    assert "The tool time.now failed with: the call was declined: later" in said
+    run = mesh.orchestration.GetRun(pb.GetRunRequest(run_id=run_id)).run
+    assert run.state == run_pb2.RUN_STATE_COMPLETED
+    # What was answered is not asked again when it is shown again.
+    again = janus("chat", "--resume", "--thread", thread, input="/quit\n").stdout
+    assert "may it run" not in again
+
+
+def test_a_run_that_waits_survives_kill_9_of_everything(janus: Any, careful_agent: str) -> None:
+    with server() as served:
+        here = ("--data", str(served.data))
+        janus("agent", "put", "-", *here, input=careful_agent)
+        run_id = started(janus, "/call time.now {}", "--agent", "careful", *here)
+
+        def waits() -> bool:
+            return "waiting_approval" in str(janus("run", "show", run_id, *here).stdout)
+
+        eventually(waits)
+        served.kill()
+        served.start()
+        assert waits()
+        janus("run", "approve", run_id, *here)
+        assert "The tool time.now answered" in janus("run", "watch", run_id, *here).stdout
+        (row,) = janus("run", "list", "--json", *here).stdout.splitlines()
+        assert json.loads(row)["state"] == "RUN_STATE_COMPLETED"
+        assert "takeovers" not in json.loads(row)
 
 
 def test_without_a_mesh_it_is_said_how_to_start_one(janus: Any, tmp_path: Path) -> None:

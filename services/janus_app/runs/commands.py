@@ -110,7 +110,8 @@ def show(run_id: RunId, data: Data = None, address: Address = None, tenant: Tena
     from janus_app.runs.showing import show as work
 
     with _calls(data, address, tenant) as calls:
-        work(Console(), calls.unary("GetRun", pb.GetRunRequest(run_id=run_id)).run, as_json=as_json)
+        run = calls.unary("GetRun", pb.GetRunRequest(run_id=run_id)).run
+        work(Console(), run, as_json=as_json, whose=calls.whose)
 
 
 @run_app.command()
@@ -143,14 +144,15 @@ def approve(
     """Give or refuse the consent that a run waits for."""
     from janus_api.orchestration.v1 import agent_pb2
     from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
-    from janus_app.runs.showing import say_state, the_approval
+    from janus_app.runs.showing import say_decision, the_approval
 
     decision = agent_pb2.APPROVAL_DECISION_DECLINED if decline else agent_pb2.APPROVAL_DECISION_APPROVED
     with _calls(data, address, tenant) as calls:
         if not approval_id:
             approval_id = the_approval(calls.unary("GetRun", pb.GetRunRequest(run_id=run_id)).run)
         answer = pb.ApprovalAnswer(run_id=run_id, approval_id=approval_id, decision=decision, comment=comment)
-        say_state(Console(), calls.unary("ResolveApproval", pb.ResolveApprovalRequest(approval=answer)).run)
+        run = calls.unary("ResolveApproval", pb.ResolveApprovalRequest(approval=answer)).run
+        say_decision(Console(), run, decision)
 
 
 @agent_app.command()

@@ -12,11 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from janus_api.content.v1 import usage_pb2
+from janus_api.orchestration.v1 import agent_pb2, run_pb2
 from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
-from janus_api.orchestration.v1 import run_pb2
 from janus_app.calls import Calls
 from janus_app.refusals import Refused
-from janus_app.terminal import plain, print_json, when
+from janus_app.terminal import decision_word, plain, print_json, when
 
 _BAR = 32
 _COLORS = {
@@ -61,8 +61,8 @@ def show_list(console: Console, calls: Calls, thread: str, states: Sequence[str]
     console.print(table)
 
 
-def show(console: Console, run: run_pb2.Run, *, as_json: bool) -> None:
-    """A run, what it waits for, and the timeline of its steps."""
+def show(console: Console, run: run_pb2.Run, *, as_json: bool, whose: str = "") -> None:
+    """A run, what it waits for, and the timeline of its steps; ``whose`` as in ``Transcript``."""
     if as_json:
         print_json(run)
         return
@@ -78,7 +78,7 @@ def show(console: Console, run: run_pb2.Run, *, as_json: bool) -> None:
         console.print(_timeline(run))
     for pending in run.waiting_for:
         console.print()
-        _show_pending(console, run, pending)
+        _show_pending(console, run, pending, whose)
 
 
 def the_approval(run: run_pb2.Run) -> str:
@@ -89,6 +89,11 @@ def the_approval(run: run_pb2.Run) -> str:
     if len(waiting) > 1:
         raise Refused(f"Run {run.id} waits for more than one consent; name one: {', '.join(waiting)}")
     return waiting[0]
+
+
+def say_decision(console: Console, run: run_pb2.Run, decision: agent_pb2.ApprovalDecision.ValueType) -> None:
+    """What was decided about a run. It goes on a moment later, so its state says nothing yet."""
+    console.print(plain(f"{run.id}  {decision_word(decision)}"), highlight=False)
 
 
 def say_state(console: Console, run: run_pb2.Run) -> None:
@@ -174,7 +179,7 @@ def _bar(step: run_pb2.Step, begin: float, span: float) -> str:
     return " " * first + "█" * (last - first)
 
 
-def _show_pending(console: Console, run: run_pb2.Run, pending: run_pb2.PendingCall) -> None:
+def _show_pending(console: Console, run: run_pb2.Run, pending: run_pb2.PendingCall, whose: str) -> None:
     until = f"until {when(pending.expires_at)}"
     match pending.WhichOneof("kind"):
         case "approval":
@@ -182,9 +187,14 @@ def _show_pending(console: Console, run: run_pb2.Run, pending: run_pb2.PendingCa
             console.print(plain(f"waits for consent, {until}: {asked.call.name} {asked.call.arguments_json}"))
             if asked.reason:
                 console.print(plain(f"  {asked.reason}"))
-            console.print(f"  janus run approve {run.id} {asked.approval_id} [--decline]", markup=False, soft_wrap=True)
+            line = f"  janus run approve {run.id} {asked.approval_id}{whose} [--decline]"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
         case "input":
             console.print(plain(f"waits for an answer, {until}: {pending.input.question}"))
+            if not whose:
+                # A chat is the development tenant's.
+                line = f"  janus chat --resume --thread {run.thread_id}"
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
         case "tool":
             call = pending.tool.call
             console.print(plain(f"waits for its client, {until}: {call.name} {call.arguments_json}"))

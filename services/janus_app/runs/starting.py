@@ -48,7 +48,7 @@ def start(
 
 def watch(console: Console, calls: Calls, run_id: str) -> int:
     """Show a run to its end; the exit code. Ctrl-C leaves the run going and says how to come back."""
-    transcript = Transcript(console)
+    transcript = Transcript(console, whose=calls.whose)
     try:
         follow(console, lambda request: calls.stream("WatchRun", request), run_id, transcript)
     except RunFailed as failure:
@@ -63,9 +63,8 @@ def watch(console: Console, calls: Calls, run_id: str) -> int:
 
 def hint(console: Console, calls: Calls, run_id: str) -> None:
     """How to come back to a run."""
-    whose = f" --tenant {calls.tenant}" if calls.tenant else ""
     for what, command in (("Watch", "watch"), ("Stop", "cancel")):
-        line = f"{what} it: janus run {command} {run_id}{whose}"
+        line = f"{what} it: janus run {command} {run_id}{calls.whose}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 

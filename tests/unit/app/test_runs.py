@@ -13,7 +13,7 @@ from tests.unit.app.test_transcript import said
 
 from janus_api.content.v1 import message_pb2 as content
 from janus_api.content.v1 import usage_pb2
-from janus_api.orchestration.v1 import event_pb2, run_pb2
+from janus_api.orchestration.v1 import agent_pb2, event_pb2, run_pb2
 from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
 from janus_app import following
 from janus_app.following import follow
@@ -156,6 +156,17 @@ def test_a_run_is_followed_over_streams_that_are_cut(
     assert transcript.ended
 
 
+def test_a_run_is_followed_beyond_the_deadline_of_a_stream(
+    console: Console, screen: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "PAUSE_SECONDS", 0)
+    quiet = [Cut(grpc.StatusCode.DEADLINE_EXCEEDED) for _ in range(3)]
+    streams = Streams(*quiet, numbered(event_pb2.RunEvent(run_completed={})))
+    follow(console, streams, "run_1", Transcript(console))
+    assert streams.asked == [0, 0, 0, 0]
+    assert "was cut" not in screen.getvalue()
+
+
 def test_a_mesh_that_stays_away_is_given_up(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(following, "PAUSE_SECONDS", 0)
     streams = Streams(*[Cut() for _ in range(following.ATTEMPTS + 1)])
@@ -183,8 +194,21 @@ def test_an_answer_whose_tokens_have_expired_is_shown_as_it_was_committed(
 
 def test_a_watcher_is_told_of_consent_and_of_a_rollback(console: Console, screen: io.StringIO) -> None:
     transcript = Transcript(console)
-    requested = event_pb2.ApprovalRequested(approval=approval("apr_1").approval)
+    asked = approval("apr_1").approval
+    # All of it is what the person consents to, and nothing in it acts on the terminal.
+    asked.call.arguments_json = '{"to": "[red]bob[/red]\x9b2K", "text": "' + "x" * 500 + '"}'
+    requested = event_pb2.ApprovalRequested(approval=asked)
     transcript.show(event_pb2.RunEvent(run_id="run_1", approval_requested=requested))
-    assert "janus run approve run_1 apr_1 [--decline]" in screen.getvalue()
+    shown = screen.getvalue()
+    assert "janus run approve run_1 apr_1 [--decline]" in shown
+    assert "[red]bob[/red]�2K" in shown
+    assert "x" * 500 + '"}' in shown
+    assert "it leaves the house" in shown
+    for decided_by, word in (("ann", "declined by ann: [no]"), ("", "declined, since nobody decided in time: [no]")):
+        resolved = event_pb2.ApprovalResolved(
+            decision=agent_pb2.APPROVAL_DECISION_DECLINED, decided_by=decided_by, comment="[no]"
+        )
+        transcript.show(event_pb2.RunEvent(approval_resolved=resolved))
+        assert word in screen.getvalue()
     with pytest.raises(RunFailed, match="cancelled: changed my mind; its messages are gone from the thread"):
         transcript.show(event_pb2.RunEvent(run_cancelled={"reason": "changed my mind", "rolled_back": True}))
