@@ -15,9 +15,10 @@ MODEL_STEPS = "model_steps"
 TOOL_CALLS = "tool_calls"
 TOKENS = "tokens"
 COST = "cost_micro_usd"
+WALL_TIME = "wall_time"
 
 _DEFAULTS = {MODEL_STEPS: 16, TOOL_CALLS: 64}
-_WARN_AT = 0.8
+WARN_AT = 0.8
 
 Amounts = Mapping[str, int]
 """By budget: what is used, or the limit; a limit that is not there is none."""
@@ -90,7 +91,7 @@ def warnings(before: Amounts, after: Amounts, most: Amounts) -> tuple[BudgetWarn
     return tuple(
         BudgetWarning(name, after[name], limit)
         for name, limit in most.items()
-        if before[name] < _WARN_AT * limit <= after[name]
+        if before[name] < WARN_AT * limit <= after[name]
     )
 
 

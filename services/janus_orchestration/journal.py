@@ -5,6 +5,7 @@ and compares its epoch, so that an owner which was fenced writes nothing. A
 commit whose answer was lost is found by its revision and not applied twice.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -113,6 +114,8 @@ class Journal:
         self._extracts = extracts
         # The first commit of a new epoch says where it begins.
         self._starts_epoch = starts_epoch
+        # What is said gets its place neither within a commit nor after the last one.
+        self._order = asyncio.Lock()
         # Events that were sent already and are journalled with the next commit.
         self._notes: list[Recorded] = []
 
@@ -164,6 +167,16 @@ class Journal:
 
     async def say(self, event: Event, *, keep: bool) -> None:
         """Send an event now; one that is to be kept is journalled with the next commit."""
+        async with self._order:
+            await self._say(event, keep=keep)
+
+    async def say_beside(self, event: Event) -> None:
+        """Send and keep an event of something beside the steps; not when the run has ended or waits."""
+        async with self._order:
+            if not self.is_over and not self.is_waiting:
+                await self._say(event, keep=True)
+
+    async def _say(self, event: Event, *, keep: bool) -> None:
         said = await self.log.say(event)
         if keep:
             self._notes.append(replace(said, durable=True))
@@ -210,15 +223,16 @@ class Journal:
         Raises Fenced when a newer owner has the run, CancelRequested when a
         cancel came first.
         """
-        await self.log.flushed()
-        drafts = self.log.draft(changes.events)
-        recorded = [*self._notes, *drafts]
-        self.run = await waited_out(lambda: self._write(changes, recorded))
-        self._starts_epoch = False
-        self._notes.clear()
-        self.steps.update((step.index, step) for step in changes.steps)
-        self._remember_thread(changes)
-        self.log.publish(drafts)
+        async with self._order:
+            await self.log.flushed()
+            drafts = self.log.draft(changes.events)
+            recorded = [*self._notes, *drafts]
+            self.run = await waited_out(lambda: self._write(changes, recorded))
+            self._starts_epoch = False
+            self._notes.clear()
+            self.steps.update((step.index, step) for step in changes.steps)
+            self._remember_thread(changes)
+            self.log.publish(drafts)
 
     def _remember_thread(self, changes: Changes) -> None:
         position = self.thread.last_position + len(changes.joins) + len(changes.outputs)

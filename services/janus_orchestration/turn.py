@@ -4,7 +4,9 @@ What to do next comes from the journal alone, so the same code begins a turn,
 goes on with one whose owner died, and with one that waited for somebody.
 """
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
 from janus_kit.clock import Clock
@@ -19,6 +21,7 @@ from janus_orchestration.conversation import Conversation
 from janus_orchestration.deliveries import Deliveries
 from janus_orchestration.events import (
     AttemptRestarted,
+    BudgetWarning,
     Event,
     Handoff,
     MessageCommitted,
@@ -46,7 +49,7 @@ from janus_orchestration.model import (
 )
 from janus_orchestration.model_call import ModelCall, ModelFailed
 from janus_orchestration.outage import waited_out
-from janus_orchestration.ports import EventCodec, Memory, Model, ToolCodec
+from janus_orchestration.ports import EventCodec, Fenced, Memory, Model, ToolCodec
 from janus_orchestration.recalling import Recalling, summarizes
 from janus_orchestration.removals import Removals
 from janus_orchestration.state import Trigger, handed_to, next_step
@@ -126,18 +129,38 @@ class Turn:
         """Take the run to its end, or to where it waits. Raises Fenced when another owner has it."""
         try:
             try:
-                await self._steps()
+                async with self._warned_of_time():
+                    await self._steps()
             except ModelFailed as failed:
                 await self._fail(failed.failure, failed.usage)
             except WaitedTooLong as waited:
                 await self._expire(waited.kind)
             except WallTimeSpent:
                 spent = "the run's budget of wall time is used up"
-                await self.fail(DeadlineExceeded("total", spent, {"budget": "wall_time"}))
+                await self.fail(DeadlineExceeded("total", spent, {"budget": budgets.WALL_TIME}))
             except JanusError as error:
                 await self.fail(error)
         except CancelRequested as asked:
             await self._cancelled(asked.reason)
+
+    @asynccontextmanager
+    async def _warned_of_time(self) -> AsyncIterator[None]:
+        """Within, it is told when 80 % of the budget of wall time are used."""
+        most, worked = self._limits.wall_time_s, self._journal.worked.total_seconds()
+        name = f"wall-time-{self._journal.run.id}"
+        left_s = budgets.WARN_AT * most - worked
+        timer = asyncio.create_task(self._warn_of_time(left_s, most), name=name) if left_s > 0 else None
+        try:
+            yield
+        finally:
+            if timer is not None:
+                timer.cancel()
+                await asyncio.gather(timer, return_exceptions=True)
+
+    async def _warn_of_time(self, left_s: float, most_s: float) -> None:
+        await asyncio.sleep(left_s)
+        with suppress(Fenced):
+            await self._journal.say_beside(BudgetWarning(budgets.WALL_TIME, budgets.WARN_AT * most_s, most_s))
 
     def answered(self) -> None:
         """Something that the run waits for may have been answered."""

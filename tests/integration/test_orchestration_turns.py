@@ -227,6 +227,28 @@ async def test_the_budget_of_wall_time_ends_a_run(ann: Caller, peer: InferencePe
     assert reason_of(events[-1].run_failed.status) == "DEADLINE_EXCEEDED"
 
 
+async def test_it_is_told_when_most_of_the_wall_time_is_used(ann: Caller, peer: InferencePeer) -> None:
+    thread = await ann.ready()
+    stream = ann.converse(thread, budgets=agent_pb2.Budgets(max_wall_time=Duration(seconds=10)))
+    (await peer.call()).answer("at once")
+    assert "budget_warning" not in kinds(await all_events(stream))
+
+    stream = ann.converse(thread, budgets=agent_pb2.Budgets(max_wall_time=Duration(seconds=4)))
+    call = await peer.call()
+    call.text("still ")
+    seen = await until_kind(stream, "budget_warning")
+    warning = seen[-1].budget_warning
+    assert (warning.budget, warning.limit) == ("wall_time", 4)
+    assert warning.used == pytest.approx(3.2)
+    call.answer("here")
+    events = [*seen, *await all_events(stream)]
+    check(events)
+    assert kinds(events)[-1] == "run_completed"
+    # It is part of the journal like every event that is kept.
+    replayed = await ann.watched(events[0].run_id)
+    assert [event for event in replayed if event.HasField("budget_warning")] == [seen[-1]]
+
+
 async def test_every_part_of_an_answer_is_kept(ann: Caller, peer: InferencePeer) -> None:
     thread = await ann.ready()
     stream = ann.converse(thread)
