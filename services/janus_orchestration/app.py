@@ -17,10 +17,11 @@ from janus_kit.mount import Mount, Part
 from janus_kit.postgres import database
 from janus_kit.redis import ping
 from janus_kit.redis import redis as redis_client
-from janus_kit.settings import PostgresSettings, RedisSettings
+from janus_kit.settings import PostgresSettings, RedisSettings, SettingsError
 from janus_orchestration import telemetry
 from janus_orchestration.adapters.http_receivers import http_receivers
 from janus_orchestration.adapters.inference_client import InferenceClient
+from janus_orchestration.adapters.mcp_connector import connector, is_installed
 from janus_orchestration.adapters.memory_client import MemoryClient
 from janus_orchestration.adapters.postgres_journal import PostgresStore
 from janus_orchestration.adapters.postgres_leases import PostgresLeases, PostgresOutbox
@@ -34,6 +35,8 @@ from janus_orchestration.builtin_tools import BuiltInTools
 from janus_orchestration.children import Children, Orphans
 from janus_orchestration.deliveries import Deliveries
 from janus_orchestration.executions import ExecutionLimits, Executions
+from janus_orchestration.mcp_server import McpLimits, McpServer
+from janus_orchestration.mcp_tools import McpTools, kept_connected
 from janus_orchestration.ownership import Ownership
 from janus_orchestration.removals import Removals
 from janus_orchestration.replay import Replay
@@ -107,7 +110,12 @@ async def mount(
         worker_tools = WorkerTools(PostgresDispatches(db), poll_s=_CALLS_POLL_S, grace_s=settings.worker_lease_s / 3)
         sessions = WorkerSessions(workers, _session_limits(settings))
         stack.push_async_callback(sessions.close)
-        toolbox = Toolbox([BuiltInTools(memories, clock), worker_tools])
+        mcp_servers = _mcp_servers(settings)
+        # Ended last, when no run is worked on any more.
+        await stack.enter_async_context(kept_connected(mcp_servers))
+        mcp_tools = McpTools(mcp_servers, {name: each.tenants for name, each in settings.mcp_servers.items()})
+        # What the operator has set up cannot be stood in for by a tenant's worker.
+        toolbox = Toolbox([BuiltInTools(memories, clock), mcp_tools, worker_tools])
         helpers = Helpers(
             model=InferenceClient(inference, clock),
             memory=memories,
@@ -206,6 +214,7 @@ async def mount(
                     _serving(memory, MEMORY_SERVICE, "memory"),
                     "nothing is recalled; turns are stored when it is back",
                 ),
+                *(Part(f"mcp-{each.name}", False, each.check, "its tools fail") for each in mcp_servers),
             ),
             background=(
                 ("orchestration-runs", own),
@@ -225,6 +234,19 @@ async def mount(
             drain=drain,
             conclude=sessions.conclude,
         )
+
+
+def _mcp_servers(settings: OrchestrationSettings) -> list[McpServer]:
+    if settings.mcp_servers and not is_installed():
+        raise SettingsError(["orchestration.mcp_servers: needs the packages of janus-mesh[mcp]"])
+    return [
+        McpServer(
+            name,
+            connector(name, each),
+            McpLimits(each.max_concurrency, each.connect_timeout_s, each.refresh_s, each.longest_retry_s),
+        )
+        for name, each in settings.mcp_servers.items()
+    ]
 
 
 def _limits(settings: OrchestrationSettings) -> ExecutionLimits:

@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from janus_kit.settings import Settings
+from janus_orchestration.mcp_settings import McpServerSettings, ServerName
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
@@ -44,6 +45,9 @@ class OrchestrationSettings(Settings):
     """A tool worker that was not heard of for this long is taken for dead; it sends three heartbeats meanwhile."""
     worker_stream_s: Seconds = 1_500.0
     """A worker is asked to connect anew after this long, before its connection is closed for its age."""
+
+    mcp_servers: dict[ServerName, McpServerSettings] = Field(default_factory=dict, max_length=64)
+    """MCP servers whose tools agents may use, by the name that stands before the tool's: `<server>.<tool>`."""
 
     stream_ttl_s: Seconds = 3_600.0
     """Token deltas are replayed for this long after a run's last event."""

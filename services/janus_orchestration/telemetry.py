@@ -48,6 +48,15 @@ webhook_attempt = Histogram(
     "janus_webhook_attempt_seconds", "Time of one try to tell a webhook's receiver.", buckets=_SECONDS
 )
 
+mcp_connected = Gauge("janus_mcp_servers_connected", "Whether this process is connected to an MCP server.", ["server"])
+mcp_connections = Counter("janus_mcp_connections_total", "Connections made to an MCP server.", ["server"])
+mcp_calls = Counter(
+    "janus_mcp_calls_total", "Calls of an MCP server's tools, by how they ended.", ["server", "outcome"]
+)
+mcp_call_duration = Histogram(
+    "janus_mcp_call_seconds", "Time of a call, with its waits and further tries.", ["server"], buckets=_SECONDS
+)
+
 _tool_workers = Gauge("janus_tool_workers_connected", "Workers connected to this process, by tool.", ["tool"])
 _tool_queue = Histogram(
     "janus_tool_call_queue_seconds", "From a call's being put up to a worker's having it.", ["tool"], buckets=_SECONDS

@@ -89,12 +89,13 @@ def registration_from(message: pb.ConnectRequest) -> Registration:
     tools = []
     if check.count("register.tools", register.tools, at_least=1, at_most=_MAX_TOOLS):
         for place, tool in enumerate(register.tools):
-            tools.append(_tool_from(check, f"register.tools[{place}]", tool, names))
+            tools.append(tool_from(check, f"register.tools[{place}]", tool, names))
     check.done()
     return Registration(register.worker_id, tuple(tools), register.credits)
 
 
-def _tool_from(check: Violations, where: str, tool: pb.Tool, names: set[str]) -> Tool:
+def tool_from(check: Violations, where: str, tool: pb.Tool, names: set[str]) -> Tool:
+    """A tool as it will be offered, and that its name is none of ``names``, which it joins."""
     check_tool_name(check, f"{where}.name", tool.name, names)
     check.require(not tool.name.startswith(PREFIXES), f"{where}.name", f"must not begin with {' or '.join(PREFIXES)}")
     check_description(check, where, tool.description, tool.parameters_schema_json)
@@ -119,7 +120,7 @@ def said_from(message: pb.ConnectRequest) -> Said:
             return _report_from(message.progress)
         case "completed":
             call_id = CallId.parse(message.completed.call_id)
-            return Sign() if call_id is None else Answer(call_id, _result_of(message.completed))
+            return Sign() if call_id is None else Answer(call_id, result_of(message.completed))
         case "heartbeat":
             check = Violations()
             check.count("heartbeat.call_ids", message.heartbeat.call_ids, at_most=MOST_CREDITS)
@@ -154,7 +155,7 @@ def _report_from(progress: pb.CallProgress) -> Said:
     return Sign() if call_id is None else Report(call_id, fraction, progress.message)
 
 
-def _result_of(completed: pb.CallCompleted) -> bytes:
+def result_of(completed: pb.CallCompleted) -> bytes:
     """The result as the model will see it. What breaks a rule is a failed call, which the model is told."""
     match completed.WhichOneof("outcome"):
         case "result":

@@ -45,6 +45,7 @@ def test_packages_are_installed_by_the_lock_and_nothing_else(dockerfile: list[tu
             "inference",
             "memory",
             "orchestration",
+            "mcp",
             "onnx",
             "edge",
             "telemetry",

@@ -1,0 +1,150 @@
+"""A program that speaks MCP over stdin and stdout.
+
+The package's own transport reads lines of any length, and leaves the program
+behind when its task is cancelled twice. Here a line is bounded, and whatever
+happens, the program and what it has started are gone in the end.
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from subprocess import DEVNULL, PIPE
+from typing import Any
+
+import anyio
+import mcp_types
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from mcp.client.stdio import get_default_environment
+from mcp.shared.message import SessionMessage
+
+from janus_kit.telemetry.logging import get_logger
+
+_log = get_logger(__name__)
+
+# For each way of asking the program to end: a closed stdin, SIGTERM, SIGKILL.
+_GRACE_S = 1.0
+_POLL_S = 0.01
+# Longest wait for the program to take a message; one that does not read is broken.
+_WRITE_S = 10.0
+# So that telling it something, as that a call is cancelled, waits for nothing.
+_WAITING_MESSAGES = 64
+
+Read = MemoryObjectReceiveStream[SessionMessage | Exception]
+Write = MemoryObjectSendStream[SessionMessage]
+
+
+@asynccontextmanager
+async def program(
+    command: Sequence[str],
+    *,
+    name: str,
+    env: Mapping[str, str],
+    cwd: str | None,
+    stderr: bool,
+    most_bytes: int,
+    ended: asyncio.Event,
+) -> AsyncIterator[tuple[Read, Write]]:
+    """Run it; ``ended`` is set once nothing more will be heard of it. Raises OSError."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=None if stderr else DEVNULL,
+        env=get_default_environment() | dict(env),
+        cwd=cwd,
+        limit=most_bytes,
+        # A group of its own, so that a signal reaches all of it, and Ctrl-C at Janus none.
+        start_new_session=True,
+    )
+    heard, read = anyio.create_memory_object_stream[SessionMessage | Exception](0)
+    write, to_say = anyio.create_memory_object_stream[SessionMessage](_WAITING_MESSAGES)
+    pumps = [
+        asyncio.create_task(_listen(process, heard, name, ended), name=f"mcp-stdout-{name}"),
+        asyncio.create_task(_speak(process, to_say, ended), name=f"mcp-stdin-{name}"),
+    ]
+    try:
+        yield read, write
+    finally:
+        for pump in pumps:
+            pump.cancel()
+        try:
+            await asyncio.gather(*pumps, return_exceptions=True)
+            await _ask_to_end(process)
+        finally:
+            # Without a wait, since this may be all that a second cancel leaves time for.
+            _signal(process, signal.SIGKILL)
+            for stream in (heard, read, write, to_say):
+                stream.close()
+            _let_go(process)
+
+
+async def _listen(
+    process: asyncio.subprocess.Process,
+    heard: MemoryObjectSendStream[SessionMessage | Exception],
+    name: str,
+    ended: asyncio.Event,
+) -> None:
+    assert process.stdout is not None
+    was_garbage = False
+    try:
+        while line := await process.stdout.readline():
+            try:
+                message = mcp_types.jsonrpc_message_adapter.validate_json(line, by_name=False)
+            except ValueError:
+                # Words that were meant for a person, most often. The next line may be a message again.
+                if not was_garbage and line.strip():
+                    was_garbage = True
+                    _log.warning("mcp_server_wrote_no_message", server=name)
+                continue
+            await heard.send(SessionMessage(message))
+    except ValueError:
+        _log.warning("mcp_message_too_long", server=name)
+    except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError):
+        pass
+    finally:
+        ended.set()
+        heard.close()
+
+
+async def _speak(
+    process: asyncio.subprocess.Process, to_say: MemoryObjectReceiveStream[SessionMessage], ended: asyncio.Event
+) -> None:
+    assert process.stdin is not None
+    try:
+        async for said in to_say:
+            process.stdin.write(said.message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n")
+            async with asyncio.timeout(_WRITE_S):
+                await process.stdin.drain()
+    except (OSError, TimeoutError):
+        ended.set()
+    finally:
+        to_say.close()
+
+
+async def _ask_to_end(process: asyncio.subprocess.Process) -> None:
+    assert process.stdin is not None
+    process.stdin.close()
+    for number in (signal.SIGTERM, signal.SIGKILL, None):
+        # Not wait(): that waits for whoever else holds its pipes as well.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_GRACE_S):
+                while process.returncode is None:  # noqa: ASYNC110 - what is waited for is not of this loop
+                    await asyncio.sleep(_POLL_S)
+                return
+        if number is not None:
+            _signal(process, number)
+
+
+def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    """To the program and all that it has started, also when it has ended itself."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+def _let_go(process: asyncio.subprocess.Process) -> None:
+    """Close our ends of its pipes, which somebody who left its group may still hold."""
+    transport: Any = process._transport  # type: ignore[attr-defined]
+    with suppress(ProcessLookupError, PermissionError):
+        transport.close()

@@ -1,0 +1,39 @@
+"""What tools of MCP servers need of the protocol: connections, free of any SDK."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+from janus_orchestration.model import Tool, ToolOutput
+
+Progress = Callable[[float | None, str], None]
+"""Told how far a call is; must not block."""
+
+
+class McpLost(Exception):
+    """The connection ended; whether the server had begun what was asked is not known."""
+
+
+class McpNotTaken(Exception):
+    """The server never had the call."""
+
+
+class McpSession(Protocol):
+    """An open connection to a server. Its methods raise McpLost once it has ended."""
+
+    async def tools(self) -> Sequence[Tool]:
+        """What the server offers, as far as it keeps our rules, under our names."""
+
+    async def changed(self) -> None:
+        """Wait until the server says that its tools have changed. May be missed."""
+
+    async def call(self, tool: str, arguments: Mapping[str, Any], idempotency_key: str, tell: Progress) -> ToolOutput:
+        """Run a tool, by the server's name for it.
+
+        Whatever the server answers is an output. Raises McpNotTaken. When the
+        caller is cancelled, the server is told that nobody waits any more.
+        """
+
+
+Connect = Callable[[], AbstractAsyncContextManager[McpSession]]
+"""A new connection to one server. Entering raises whatever went wrong; leaving it leaves nothing behind."""

@@ -1,0 +1,259 @@
+"""One MCP server: a task that keeps it connected, what it offers, and the calls to it.
+
+The last list of its tools is kept while it is away, so that an agent's tools do
+not come and go with a server's restarts.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Mapping
+from contextlib import AsyncExitStack, suppress
+from enum import StrEnum
+from typing import NamedTuple
+
+from janus_kit.cancellation import cancel_wins
+from janus_kit.errors import Unavailable
+from janus_kit.telemetry.logging import get_logger
+from janus_orchestration import state, telemetry
+from janus_orchestration.mcp_ports import Connect, McpLost, McpNotTaken, McpSession
+from janus_orchestration.model import Tool, ToolOutput, WhenNoWorker
+from janus_orchestration.ports import OutcomeUnknown, ToolReport, ToolTask
+from janus_orchestration.state import AfterUnknown
+
+_log = get_logger(__name__)
+
+# A call that takes its server down does not do so for ever.
+_MOST_ATTEMPTS = 3
+_FIRST_RETRY_S = 0.25
+# A connection that lasted so long was well: the next loss begins the back-off anew.
+_WELL_AFTER_S = 30.0
+
+
+class Standing(StrEnum):
+    """Whether a server can be called."""
+
+    CONNECTING = "connecting"
+    """For the first time, or at once after it was lost."""
+    CONNECTED = "connected"
+    AWAY = "away"
+    """A try to connect has failed."""
+
+
+class McpLimits(NamedTuple):
+    """Times in seconds; see the settings."""
+
+    max_concurrency: int
+    connect_s: float
+    refresh_s: float
+    longest_retry_s: float
+
+
+class McpServer:
+    """A server by its configured name."""
+
+    def __init__(self, name: str, connect: Connect, limits: McpLimits) -> None:
+        self.name = name
+        self._connect = connect
+        self._limits = limits
+        self._room = asyncio.Semaphore(limits.max_concurrency)
+        self._tools: Mapping[str, Tool] = {}
+        self._standing = Standing.CONNECTING
+        self._session: McpSession | None = None
+        self._moved = asyncio.Event()
+        self._calls = 0
+
+    # -- the connection ------------------------------------------------------------------
+
+    async def keep(self) -> None:
+        """Stay connected, for ever."""
+        wait_s = _FIRST_RETRY_S
+        while True:
+            began = time.monotonic()
+            try:
+                with cancel_wins():
+                    await self._connected()
+            except Exception as error:  # noqa: BLE001 - whatever a server does, it is tried again
+                # The error's text may be the server's own words, or have a secret in it.
+                _log.warning("mcp_server_lost", server=self.name, error=type(_first(error)).__name__)
+            was_connected = self._standing is Standing.CONNECTED
+            if was_connected and time.monotonic() - began > _WELL_AFTER_S:
+                wait_s = _FIRST_RETRY_S
+            self._stands(Standing.CONNECTING if was_connected else Standing.AWAY)
+            await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311
+            wait_s = min(wait_s * 2, self._limits.longest_retry_s)
+
+    async def _connected(self) -> None:
+        """One connection, to its end."""
+        async with AsyncExitStack() as stack:
+            async with asyncio.timeout(self._limits.connect_s):
+                session = await stack.enter_async_context(self._connect())
+                await self._list(session)
+            self._stands(Standing.CONNECTED, session)
+            _log.info("mcp_server_connected", server=self.name, tools=len(self._tools))
+            telemetry.mcp_connected.labels(self.name).set(1)
+            telemetry.mcp_connections.labels(self.name).inc()
+            try:
+                while True:
+                    await self._refreshed(session)
+            finally:
+                self._session = None
+                telemetry.mcp_connected.labels(self.name).set(0)
+
+    async def _refreshed(self, session: McpSession) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.refresh_s):
+                await session.changed()
+        try:
+            async with asyncio.timeout(self._limits.connect_s):
+                await self._list(session)
+        except TimeoutError:
+            # A server that does one thing at a time is busy, not dead, while it is called.
+            if not self._calls:
+                raise
+
+    async def _list(self, session: McpSession) -> None:
+        tools = {tool.name: tool for tool in await session.tools()}
+        if self._tools and tools != self._tools:
+            _log.info("mcp_tools_changed", server=self.name, tools=len(tools))
+        self._tools = tools
+
+    def _stands(self, standing: Standing, session: McpSession | None = None) -> None:
+        self._standing, self._session = standing, session
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+
+    async def check(self) -> None:
+        """Raises Unavailable unless it is connected."""
+        if self._session is None:
+            raise Unavailable(f"mcp-{self.name}", f"the MCP server '{self.name}' is not connected")
+
+    # -- its tools -----------------------------------------------------------------------
+
+    async def tools(self) -> Mapping[str, Tool]:
+        """What it offered last; waits for the first try to reach it."""
+        while not self._tools and self._standing is Standing.CONNECTING:
+            await self._moved.wait()
+        return self._tools
+
+    async def call(self, name: str, task: ToolTask, report: ToolReport) -> ToolOutput:
+        """Run a call of the tool that the server calls so; see ``ToolSource``."""
+        began, outcome = time.monotonic(), "cancelled"
+        call = _Call(name, task, report)
+        try:
+            async with asyncio.timeout(task.timeout_s):
+                output = await self._run(call)
+            outcome = call.outcome
+            return output
+        except TimeoutError:
+            outcome = "timed_out"
+            if call.may_have_run and call.must_not_repeat:
+                raise OutcomeUnknown(f"the tool did not answer within {task.timeout_s:g} s") from None
+            raise
+        except OutcomeUnknown:
+            outcome = "lost"
+            raise
+        except Exception:
+            outcome = "broken"
+            raise
+        finally:
+            telemetry.mcp_calls.labels(self.name, outcome).inc()
+            telemetry.mcp_call_duration.labels(self.name).observe(time.monotonic() - began)
+
+    async def _run(self, call: "_Call") -> ToolOutput:
+        async with self._room:
+            while True:
+                session = await self._session_for(call.task)
+                if session is None:
+                    call.outcome = "away"
+                    return ToolOutput(f"the tool's server '{self.name}' is not connected", is_error=True)
+                self._calls += 1
+                try:
+                    return await call.over(session)
+                except McpNotTaken:
+                    pass
+                except McpLost:
+                    if call.must_not_repeat:
+                        raise OutcomeUnknown("the tool's server was lost before it answered") from None
+                    if call.attempt >= _MOST_ATTEMPTS:
+                        call.outcome = "lost"
+                        why = f"the tool's server was lost before it answered, {call.attempt} times"
+                        return ToolOutput(why, is_error=True)
+                finally:
+                    self._calls -= 1
+                _log.warning("mcp_call_lost", server=self.name, step=call.task.step, attempt=call.attempt)
+                # Its end is about to be seen; or it goes on, and lost this one call only.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_FIRST_RETRY_S):
+                        while self._session is session:
+                            await self._moved.wait()
+
+    async def _session_for(self, task: ToolTask) -> McpSession | None:
+        """A connection; None when the server is away and is not waited for."""
+        while self._session is None:
+            if self._standing is Standing.AWAY and task.when_no_worker is WhenNoWorker.FAIL:
+                return None
+            await self._moved.wait()
+        return self._session
+
+
+class _Call:
+    """One call, over all its tries."""
+
+    def __init__(self, name: str, task: ToolTask, report: ToolReport) -> None:
+        self.task = task
+        self.attempt = 0
+        self.may_have_run = False
+        self.outcome = "answered"
+        self.must_not_repeat = state.after_unknown(task.tool.side_effect) is not AfterUnknown.RESEND
+        self._name = name
+        self._report = report
+        self._told = 0
+
+    async def over(self, session: McpSession) -> ToolOutput:
+        """Try it over a connection."""
+        self.attempt += 1
+        if self.attempt > self._told:
+            self._told = self.attempt
+            # A run that was taken over goes on counting.
+            await self._report.started(attempt=self.task.attempt + self.attempt - 1)
+        before, self.may_have_run = self.may_have_run, True
+        latest = _Latest()
+        telling = asyncio.create_task(self._tell(latest), name=f"mcp-progress-{self.task.run_id}-{self.task.step}")
+        try:
+            return await session.call(self._name, self.task.arguments, self.task.idempotency_key, latest.put)
+        except McpNotTaken:
+            self.attempt, self.may_have_run = self.attempt - 1, before
+            raise
+        finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
+
+    async def _tell(self, latest: "_Latest") -> None:
+        while True:
+            await self._report.progress(*await latest.next())
+
+
+class _Latest:
+    """The newest progress. A server that tells more than is read loses the older, and nothing grows."""
+
+    def __init__(self) -> None:
+        self._news: tuple[float | None, str] | None = None
+        self._there = asyncio.Event()
+
+    def put(self, fraction: float | None, message: str) -> None:
+        self._news = (fraction, message)
+        self._there.set()
+
+    async def next(self) -> tuple[float | None, str]:
+        await self._there.wait()
+        self._there.clear()
+        assert self._news is not None
+        return self._news
+
+
+def _first(error: BaseException) -> BaseException:
+    """What is within a group."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
