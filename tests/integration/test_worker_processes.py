@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sys
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from tests.fakes.orchestration_service import (
     until_kind,
 )
 from tests.fakes.peers.inference_peer import InferencePeer, inference_peer
+from tests.fakes.tcp_proxy import TcpProxy
 from tests.fakes.tool_worker import tool, worker
 from tests.fakes.worker_process import WorkerProcess
 
@@ -43,7 +45,7 @@ from janus_worker import Refused, Worker
 ALONE = agent_pb2.MemoryPolicy(recall_limit=0, do_not_store=True)
 TOOLS = ("once", "again", "on_a_thread", "broken")
 LEASE_S = 2.5
-EXAMPLE = Path(__file__).parents[2] / "deploy" / "workers" / "python" / "worker.py"
+EXAMPLES = Path(__file__).parents[2] / "deploy" / "workers"
 
 
 @pytest.fixture
@@ -310,11 +312,27 @@ async def test_a_worker_waits_for_others_of_another_kind_to_go(own_url: str, red
         assert not agents.agents
 
 
-async def test_the_example_worker_does_what_its_tools_say(own_url: str, redis_url: str, peer: InferencePeer) -> None:
+def example(language: str) -> list[str]:
+    """The command of an example worker."""
+    if language == "python":
+        return [sys.executable, str(EXAMPLES / "python" / "worker.py")]
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not on this machine")
+    if not (EXAMPLES / "node" / "node_modules").is_dir():
+        pytest.skip("the example's packages are not installed: make example-node does that")
+    return [node, str(EXAMPLES / "node" / "worker.js")]
+
+
+@pytest.mark.parametrize("language", ["python", "node"])
+async def test_an_example_worker_does_what_its_tools_say(
+    own_url: str, redis_url: str, peer: InferencePeer, language: str
+) -> None:
+    command = example(language)
     async with running(own_url, redis_url, inference_target=peer.target) as service:
         ann = service.caller()
         environ = {**os.environ, "JANUS_TARGET": service.address, "JANUS_TENANT": ann.tenant}
-        process = await asyncio.create_subprocess_exec(sys.executable, EXAMPLE, env=environ)
+        process = await asyncio.create_subprocess_exec(*command, env=environ)
         try:
             thread = await ready(ann, ("shop.stock", "shop.reserve", "shop.brew"))
             stream = ann.converse(thread)
@@ -325,7 +343,11 @@ async def test_the_example_worker_does_what_its_tools_say(own_url: str, redis_ur
             )
             (await peer.call()).tools(asking("c4", "shop.stock", item="coffee"))
             (await peer.call()).answer("enjoy")
-            assert kinds(await all_events(stream))[-1] == "run_completed"
+            events = await all_events(stream)
+            assert kinds(events)[-1] == "run_completed"
+            shares = [event.tool_call_progress.fraction for event in events if event.HasField("tool_call_progress")]
+            assert shares
+            assert shares == sorted(shares)
             history = await ann.messages(thread)
             reserved, brewed, missing = told(history[2])
             assert reserved == ("one coffee is put aside", False)
@@ -338,3 +360,41 @@ async def test_the_example_worker_does_what_its_tools_say(own_url: str, redis_ur
             if process.returncode is None:
                 process.kill()
                 await process.wait()
+
+
+@pytest.mark.parametrize("language", ["python", "node"])
+async def test_an_example_worker_that_was_cut_off_comes_back_with_what_it_did(
+    own_url: str, redis_url: str, peer: InferencePeer, language: str
+) -> None:
+    command = example(language)
+    async with running(own_url, redis_url, inference_target=peer.target) as service:
+        ann = service.caller()
+        with closing(TcpProxy.to(f"grpc://{service.address}")) as proxy:
+            environ = {**os.environ, "JANUS_TARGET": f"127.0.0.1:{proxy.port}", "JANUS_TENANT": ann.tenant}
+            process = await asyncio.create_subprocess_exec(*command, env=environ)
+            try:
+                stream = ann.converse(await ready(ann, ("shop.brew",)))
+                (await peer.call()).tools(asking("c1", "shop.brew", item="tea"))
+                seen = await until_kind(stream, "tool_call_progress")
+                proxy.cut()
+                await asyncio.sleep(1)
+                proxy.mend()
+                (await peer.call()).answer("enjoy")
+                events = [*seen, *await rest_of(stream)]
+                check(events)
+                (completed,) = [event.tool_call_completed for event in events if event.HasField("tool_call_completed")]
+                assert json.loads(completed.result.parts[0].text)["cup"] == "tea"
+                attempts = [event.tool_call_started.attempt for event in events if event.HasField("tool_call_started")]
+                assert attempts == [1]
+            finally:
+                process.kill()
+                await process.wait()
+
+
+async def rest_of(stream: Any) -> list[Any]:
+    """What comes until the stream ends."""
+    events = []
+    async with asyncio.timeout(30):
+        while (response := await stream.read()) is not grpc.aio.EOF:
+            events.append(response.event)
+    return events
