@@ -6,7 +6,7 @@ here nothing is written.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from typing import NamedTuple
 from janus_kit.errors import JanusError
 from janus_kit.ids import new_id
 from janus_kit.telemetry.logging import get_logger
+from janus_orchestration import telemetry
 from janus_orchestration.model import MemoryPolicy, Step, Thread, ToolCall, ToolOutput
 from janus_orchestration.ports import Fenced, OutcomeUnknown, ToolTask
 from janus_orchestration.tools import BadArguments, Offered, arguments_of
@@ -82,10 +83,11 @@ News = Begun | Progressed | Done | Unknown | Answered
 
 
 class Calls:
-    """The calls of one answer, while they run."""
+    """The calls of one answer, while they run. ``is_failure`` tells an output that says so."""
 
-    def __init__(self, context: CallContext) -> None:
+    def __init__(self, context: CallContext, is_failure: Callable[[ToolOutput], bool]) -> None:
         self._context = context
+        self._is_failure = is_failure
         # Bounded: a tool that tells more than is read waits.
         self._news: asyncio.Queue[News] = asyncio.Queue(_MOST_NEWS)
         self._room: dict[str, asyncio.Semaphore] = {}
@@ -169,7 +171,11 @@ class Calls:
     async def _called(self, step: Step, offered: Offered, task: ToolTask) -> ToolOutput:
         try:
             assert offered.source is not None, "a call that nobody runs is asked about"
-            return await offered.source.call(self._context.tenant, task, _Report(step, self._news))
+            with telemetry.tool_executed(task) as execution:
+                output = await offered.source.call(self._context.tenant, task, _Report(step, self._news))
+                if self._is_failure(output):
+                    execution.failed()
+                return output
         except TimeoutError:
             return ToolOutput(f"the tool did not answer within {offered.timeout_s:g} s", is_error=True)
         except OutcomeUnknown:
@@ -201,9 +207,11 @@ class _Report:
 
 
 @asynccontextmanager
-async def under_way(context: CallContext, assignments: Sequence[Assignment]) -> AsyncIterator[Calls]:
+async def under_way(
+    context: CallContext, assignments: Sequence[Assignment], is_failure: Callable[[ToolOutput], bool]
+) -> AsyncIterator[Calls]:
     """Run the calls; leaving the block ends those that are left."""
-    calls = Calls(context)
+    calls = Calls(context, is_failure)
     for each in assignments:
         calls.start(each)
     try:

@@ -87,6 +87,9 @@ class ToolCodec(Protocol):
     def result(self, call_id: str, output: ToolOutput) -> bytes:
         """The wire form of a call's result."""
 
+    def is_failure(self, output: ToolOutput) -> bool:
+        """Whether the tool says that it failed."""
+
     def recorded(self, event: bytes) -> tuple[str, bytes]:
         """The call's id and the result of a recorded tool_call_completed event."""
 

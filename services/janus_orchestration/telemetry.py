@@ -1,8 +1,17 @@
-"""Metrics of runs. Labels are bounded: never a run, a user or a model's words."""
+"""Metrics and spans of runs. Labels are bounded: never a run, a user or a model's words."""
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Gauge, Histogram
+
+from janus_kit.telemetry import names, tracing
+from janus_orchestration.ports import ToolTask
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 # The one way of working that there is today, whoever asked; sub-agents will add theirs.
 WORKFLOW = "turn"
@@ -61,6 +70,12 @@ _tool_workers = Gauge("janus_tool_workers_connected", "Workers connected to this
 _tool_queue = Histogram(
     "janus_tool_call_queue_seconds", "From a call's being put up to a worker's having it.", ["tool"], buckets=_SECONDS
 )
+_execute_tool = Histogram(
+    names.GEN_AI_EXECUTE_TOOL_DURATION,
+    "Time of a tool call, from its being begun to what became of it.",
+    ["gen_ai_tool_name", "error_type"],
+    buckets=names.GEN_AI_BUCKETS,
+)
 # Tools are named by tenants; a metric has room for so many names.
 _MOST_TOOL_NAMES = 200
 _tool_names: set[str] = set()
@@ -81,3 +96,43 @@ def _tool_label(name: str) -> str:
     if len(_tool_names) < _MOST_TOOL_NAMES:
         _tool_names.add(name)
     return name if name in _tool_names else "other"
+
+
+class ToolExecution:
+    """A tool call as it is measured."""
+
+    def __init__(self, span: "Span | None") -> None:
+        self._span = span
+        self.error_type = ""
+
+    def failed(self) -> None:
+        """The tool says that it failed."""
+        self.error_type = "tool_error"
+        if self._span is not None:
+            self._span.set_attribute(names.ERROR_TYPE, self.error_type)
+            tracing.mark_failed(self._span)
+
+
+@contextmanager
+def tool_executed(task: ToolTask) -> Iterator[ToolExecution]:
+    """Time a tool call and put a span around it, as the GenAI conventions say, without what is said in it."""
+    began, name = time.perf_counter(), task.call.name
+    attributes: dict[str, str | int] = {
+        names.GEN_AI_OPERATION_NAME: "execute_tool",
+        names.GEN_AI_TOOL_NAME: name,
+        names.GEN_AI_TOOL_CALL_ID: task.call.call_id,
+        names.GEN_AI_CONVERSATION_ID: task.thread.id,
+        names.RUN_ID: task.run_id,
+        names.ATTEMPT_NUMBER: task.attempt,
+    }
+    execution = ToolExecution(None)
+    try:
+        with tracing.span(f"execute_tool {name}", attributes) as span:
+            execution = ToolExecution(span)
+            yield execution
+    except Exception as error:
+        execution.error_type = type(error).__name__
+        raise
+    finally:
+        seconds = time.perf_counter() - began
+        _execute_tool.labels(_tool_label(name), execution.error_type).observe(seconds)

@@ -178,7 +178,7 @@ class ToolRound:
             self._memory,
         )
         runnable = [step.index for step in self._left() if step.index not in self._waiting]
-        async with under_way(context, self._assignments(asked, runnable)) as calls:
+        async with under_way(context, self._assignments(asked, runnable), self._codec.is_failure) as calls:
             self._calls = calls
             try:
                 return await self._follow(asked, calls)

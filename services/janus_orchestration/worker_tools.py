@@ -105,7 +105,7 @@ class WorkerTools:
             arguments_json=json.dumps(task.arguments, ensure_ascii=False),
             thread_id=task.thread.id,
             subject=task.thread.subject,
-            traceparent=dict(tracing.outgoing(None)).get(tracing.TRACEPARENT, ""),
+            traceparent=dict(tracing.outgoing(tracing.current())).get(tracing.TRACEPARENT, ""),
             timeout_s=task.timeout_s,
         )
         with self._watched.waiter(tenant, key) as waiter:

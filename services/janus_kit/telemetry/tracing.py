@@ -172,6 +172,16 @@ def start_span(name: str, attributes: Attributes) -> "Span | None":
     return _state.tracer.start_span(name, kind=trace.SpanKind.CLIENT, attributes=dict(attributes))
 
 
+def current() -> "Span | None":
+    """The span that the code at hand runs within; None when there is none."""
+    if _state.tracer is None:
+        return None
+    from opentelemetry import trace
+
+    found = trace.get_current_span()
+    return found if found.get_span_context().is_valid else None
+
+
 def mark_failed(span: "Span") -> None:
     """The work of the span did not succeed."""
     from opentelemetry import trace

@@ -158,7 +158,7 @@ class _Session:
 
         if self.ended.is_set():
             raise McpNotTaken
-        meta: Any = {IDEMPOTENCY_KEY: idempotency_key, **dict(tracing.outgoing(None))}
+        meta: Any = {IDEMPOTENCY_KEY: idempotency_key, **dict(tracing.outgoing(tracing.current()))}
         params = types.CallToolRequestParams(name=tool, arguments=dict(arguments), _meta=meta)
         try:
             # Not call_tool: that checks results with a library whose patterns may take for ever.

@@ -55,6 +55,9 @@ class ProtobufTools:
         result = message_pb2.ToolResult(call_id=call_id, parts=parts, is_error=output.is_error)
         return result.SerializeToString(deterministic=True)
 
+    def is_failure(self, output: ToolOutput) -> bool:
+        return message_pb2.ToolResult.FromString(output.wire).is_error if output.wire else output.is_error
+
     def recorded(self, event: bytes) -> tuple[str, bytes]:
         result = event_pb2.RunEvent.FromString(event).tool_call_completed.result
         return result.call_id, result.SerializeToString(deterministic=True)

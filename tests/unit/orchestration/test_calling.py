@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 
 import pytest
 
@@ -26,6 +27,7 @@ from janus_orchestration.tools import BadArguments, Offered, Toolbox, arguments_
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 CONTEXT = CallContext("tenant", "run_1", 1, "msg_1", Thread("t", "a", "", "", "", NOW, NOW), MemoryPolicy())
+FAILED = attrgetter("is_error")
 SCHEMA = '{"type": "object", "properties": {"n": {"type": "integer"}}}'
 
 
@@ -70,7 +72,7 @@ def assignments(source: Source, count: int, *, timeout_s: float = 30, at_once: i
 
 async def outputs(work: list[Assignment]) -> dict[int, ToolOutput]:
     found: dict[int, ToolOutput] = {}
-    async with asyncio.timeout(10), under_way(CONTEXT, work) as calls:
+    async with asyncio.timeout(10), under_way(CONTEXT, work, FAILED) as calls:
         while len(found) < len(work):
             found |= {told.step.index: told.output for told in await calls.news() if isinstance(told, Done)}
     return found
@@ -81,7 +83,7 @@ async def test_a_call_is_begun_and_done_with_a_key_that_every_try_shares() -> No
         return f"{task.arguments['n']} of {task.attempt}"
 
     source = Source(work)
-    async with under_way(CONTEXT, assignments(source, 1)) as calls:
+    async with under_way(CONTEXT, assignments(source, 1), FAILED) as calls:
         told = await calls.news()
         while len(told) < 2:
             told += await calls.news()
@@ -132,7 +134,7 @@ async def test_who_leaves_ends_what_is_left() -> None:
         return ""
 
     source = Source(work)
-    async with under_way(CONTEXT, assignments(source, 3)) as calls:
+    async with under_way(CONTEXT, assignments(source, 3), FAILED) as calls:
         await calls.news()
     assert source.ended == len(source.tasks)
     assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("tool-")]
