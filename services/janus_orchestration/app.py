@@ -106,7 +106,7 @@ async def mount(
         deliveries = Deliveries(store, outbox, memories, poll_s=_OUTBOX_POLL_S)
         removals = Removals(store, outbox, memories, poll_s=_OUTBOX_POLL_S)
         tools_codec = ProtobufTools()
-        workers = PostgresWorkers(db)
+        workers = PostgresWorkers(db, retention_s=settings.tool_retention_s)
         worker_tools = WorkerTools(PostgresDispatches(db), poll_s=_CALLS_POLL_S, grace_s=settings.worker_lease_s / 3)
         sessions = WorkerSessions(workers, _session_limits(settings))
         stack.push_async_callback(sessions.close)

@@ -46,6 +46,9 @@ class OrchestrationSettings(Settings):
     worker_stream_s: Seconds = 1_500.0
     """A worker is asked to connect anew after this long, before its connection is closed for its age."""
 
+    tool_retention_s: float = Field(default=2_592_000.0, ge=3_600, le=31_536_000)
+    """A tool that no worker has offered for this long, and that no agent lists, is not known any more."""
+
     mcp_servers: dict[ServerName, McpServerSettings] = Field(default_factory=dict, max_length=64)
     """MCP servers whose tools agents may use, by the name that stands before the tool's: `<server>.<tool>`."""
 

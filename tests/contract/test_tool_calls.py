@@ -35,10 +35,11 @@ from janus_orchestration.dispatching import (
     Report,
     Standing,
 )
-from janus_orchestration.model import Run, RunOptions, RunState, SideEffect, Thread, Tool
+from janus_orchestration.model import Agent, AgentSpec, AgentTool, Run, RunOptions, RunState, SideEffect, Thread, Tool
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LEASE_S = 30.0
+RETENTION_S = 86_400.0
 
 
 def tool(name: str = "count", schema: str = "", side_effect: SideEffect = SideEffect.IDEMPOTENT) -> Tool:
@@ -93,7 +94,9 @@ async def ground(postgres_url: str) -> AsyncIterator[Ground]:
     settings = PostgresSettings(url=postgres_url)
     await migrate(settings, ["janus_orchestration"])
     async with database(settings, application="test") as db:
-        yield Ground(db, PostgresDispatches(db), PostgresWorkers(db), f"t{uuid.uuid4().hex[:8]}")
+        yield Ground(
+            db, PostgresDispatches(db), PostgresWorkers(db, retention_s=RETENTION_S), f"t{uuid.uuid4().hex[:8]}"
+        )
 
 
 async def test_a_fenced_owner_puts_nothing_up(ground: Ground) -> None:
@@ -307,9 +310,40 @@ async def test_workers_that_are_long_gone_are_forgotten(postgres_url: str) -> No
         settings = PostgresSettings(url=url)
         await migrate(settings, ["janus_orchestration"])
         async with database(settings, application="test") as db:
-            ground = Ground(db, PostgresDispatches(db), PostgresWorkers(db), "t")
+            ground = Ground(db, PostgresDispatches(db), PostgresWorkers(db, retention_s=RETENTION_S), "t")
             await ground.worker(lease_s=-10_000)
             stays = await ground.worker()
             await ground.workers.renew([stays], LEASE_S)
             async with db.tenant("t") as connection:
                 assert await connection.fetchval("SELECT array_agg(id) FROM orchestration.tool_worker") == [stays]
+
+
+async def test_a_tool_that_is_long_gone_is_forgotten_unless_somebody_still_means_it(ground: Ground) -> None:
+    async def register(*names: str, lease_s: float = LEASE_S) -> None:
+        registered = Registration("bob", tuple(map(tool, names)), 8)
+        assert not await ground.workers.register(ground.tenant, f"wks_{uuid.uuid4().hex}", registered, lease_s)
+
+    async def known() -> set[str]:
+        names = ["gone", "listed", "unlisted", "offered", "recent", "new"]
+        return {each.name for each in await ground.dispatches.tools(ground.tenant, names)}
+
+    await register("gone", "listed", "unlisted", "recent", lease_s=-1)
+    await register("offered")
+    async with PostgresStore(ground.db).tenant(ground.tenant) as records:
+        for version, listed in enumerate((("listed", "unlisted"), ("listed",)), 1):
+            spec = AgentSpec("helper", tools=tuple(map(AgentTool, listed)))
+            await records.add_agent(Agent(spec, version, NOW))
+    other = Ground(ground.db, ground.dispatches, ground.workers, f"t{uuid.uuid4().hex[:8]}")
+    await other.worker()
+    for each in (ground, other):
+        async with ground.db.tenant(each.tenant) as connection:
+            await connection.execute(
+                "UPDATE orchestration.tool SET seen_at = seen_at - make_interval(secs => $1) WHERE name <> 'recent'",
+                RETENTION_S + 60,
+            )
+    assert await known() == {"gone", "listed", "unlisted", "offered", "recent"}
+    await register("new")
+    assert await known() == {"listed", "offered", "recent", "new"}
+    assert [each.name for each in await ground.dispatches.tools(other.tenant, ["count"])] == ["count"]
+    await register("gone")
+    assert "gone" in await known()

@@ -126,10 +126,11 @@ class PostgresDispatches:
 
 
 class PostgresWorkers:
-    """The workers' side."""
+    """The workers' side. Tools that nobody has offered or listed for ``retention_s`` are forgotten."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, retention_s: float) -> None:
         self._database = database
+        self._retention_s = retention_s
 
     async def register(self, tenant: str, worker: str, registration: Registration, lease_s: float) -> Sequence[int]:
         names = [tool.name for tool in registration.tools]
@@ -152,6 +153,7 @@ class PostgresWorkers:
             ]
             if conflicts:
                 return conflicts
+            await self._forget_tools(connection, tenant)
             await self._put_tools(connection, tenant, registration.tools)
             await connection.execute(
                 "INSERT INTO orchestration.tool_worker (tenant, id, worker_id, tools, lease_until) "
@@ -163,6 +165,20 @@ class PostgresWorkers:
                 lease_s,
             )
         return ()
+
+    async def _forget_tools(self, connection: Connection, tenant: str) -> None:
+        """Those that nobody has offered for long, or lists; they are counted against the tenant."""
+        await connection.execute(
+            "DELETE FROM orchestration.tool t WHERE t.tenant = $1 "
+            "AND t.seen_at < clock_timestamp() - make_interval(secs => $2) "
+            "AND NOT EXISTS (SELECT 1 FROM orchestration.tool_worker w WHERE w.tenant = $1 AND w.is_connected "
+            "AND w.lease_until > clock_timestamp() AND t.name = ANY(w.tools)) "
+            "AND NOT EXISTS (SELECT 1 FROM orchestration.agent a JOIN orchestration.agent_version v "
+            "ON v.tenant = a.tenant AND v.name = a.name AND v.version = a.version WHERE a.tenant = $1 "
+            "AND v.spec->'tools' @> jsonb_build_array(jsonb_build_object('name', t.name)))",
+            tenant,
+            self._retention_s,
+        )
 
     async def _put_tools(self, connection: Connection, tenant: str, tools: Sequence[Tool]) -> None:
         await connection.execute(
