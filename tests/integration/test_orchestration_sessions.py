@@ -21,6 +21,7 @@ from tests.fakes.orchestration_service import (
     processes,
     running,
     text_of,
+    until_kind,
 )
 from tests.fakes.peers.inference_peer import InferencePeer, inference_peer
 
@@ -172,6 +173,30 @@ async def test_everything_that_a_run_waits_for_is_answered_on_the_stream(ann: Ca
     assert not any(part.tool_result.is_error for part in history[2].parts)
 
 
+@pytest.mark.parametrize("rolls_back", [False, True])
+async def test_the_next_message_takes_the_place_of_a_run_that_waits(
+    ann: Caller, peer: InferencePeer, rolls_back: bool
+) -> None:
+    policy = agent_pb2.DOUBLE_TEXTING_ROLLBACK if rolls_back else agent_pb2.DOUBLE_TEXTING_INTERRUPT
+    thread = await ann.ready(memory=ALONE, tools=TOOLS, double_texting=policy)
+    async with Session(ann, thread) as session:
+        await session.say("one")
+        (await peer.call()).tools(("c1", "where.am_i"))
+        first = (await session.event("tool_call_requested")).run_id
+        await ann.until(first, run_pb2.RUN_STATE_WAITING_TOOL)
+        await session.say("two")
+        (await peer.call()).answer("2")
+        second = (await session.event("run_completed")).run_id
+        for run_id in (first, second):
+            check(session.of(run_id), after=0)
+            assert session.of(run_id) == await ann.watched(run_id)
+        assert session.of(first)[-1].run_cancelled.rolled_back is rolls_back
+        await session.rest()
+    roles = [role for role, _ in await ann.history(thread)]
+    assert roles == ["user", "assistant"] if rolls_back else ["user", "assistant", "tool", "user", "assistant"]
+    assert_pairs(await ann.messages(thread))
+
+
 async def test_a_client_that_has_said_all_hears_the_end_of_its_runs(ann: Caller, peer: InferencePeer) -> None:
     thread = await ann.ready(memory=ALONE)
     async with Session(ann, thread) as session:
@@ -299,6 +324,7 @@ async def test_a_session_goes_on_with_a_run_where_it_was_cut(ann: Caller, peer: 
         call.text("half ")
         await cut.event("message_committed")
         seen = list(cut.events)
+    await until_kind(ann.watch(seen[0].run_id), "model.text_delta")
     call.text("whole")
     async with Session(ann, thread, resume_run_id=seen[0].run_id, resume_after=seen[-1].cursor) as session:
         await session.say("second")
