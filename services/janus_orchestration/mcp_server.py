@@ -26,6 +26,8 @@ _log = get_logger(__name__)
 # A call that takes its server down does not do so for ever.
 _MOST_ATTEMPTS = 3
 _FIRST_RETRY_S = 0.25
+# A server that says all the time that its tools have changed is not asked all the time.
+_BETWEEN_LISTS_S = 0.5
 # A connection that lasted so long was well: the next loss begins the back-off anew.
 _WELL_AFTER_S = 30.0
 
@@ -104,6 +106,7 @@ class McpServer:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._limits.refresh_s):
                 await session.changed()
+                await asyncio.sleep(_BETWEEN_LISTS_S)
         try:
             async with asyncio.timeout(self._limits.connect_s):
                 await self._list(session)

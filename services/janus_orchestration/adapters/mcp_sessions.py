@@ -17,17 +17,21 @@ from pydantic import TypeAdapter, ValidationError
 
 from janus_kit.settings import MiB
 from janus_kit.telemetry import tracing
+from janus_kit.telemetry.logging import get_logger
 from janus_kit.version import version
 from janus_orchestration.adapters import mcp_http, mcp_stdio
 from janus_orchestration.mcp_ports import McpLost, McpNotTaken, McpSession, Progress
 from janus_orchestration.mcp_settings import McpServerSettings
 from janus_orchestration.model import Tool, ToolOutput
-from janus_orchestration.wire.mcp import Listing, listing_from, output_from, progress_from, refusal_from
+from janus_orchestration.wire.mcp import LeftOut, Listing, listing_from, output_from, progress_from, refusal_from
+
+_log = get_logger(__name__)
 
 # A run's messages may be 3 MiB, which is 4 in base64.
 _MOST_BYTES = 5 * MiB
 _MOST_PAGES = 64
 _RELISTEN_S = 1.0
+_WELL_AFTER_S = 30.0
 # More than an agent can ask for.
 _FOR_EVER_S = 2 * 86_400.0
 IDEMPOTENCY_KEY = "janus/idempotency-key"
@@ -58,7 +62,7 @@ async def connection(name: str, settings: McpServerSettings) -> AsyncIterator[Mc
                 cache=None,
             )
         )
-        await session.opened(client)
+        session.opened(client)
         try:
             yield session
         finally:
@@ -92,11 +96,12 @@ class _Session:
         self._name = name
         self._settings = settings
         self._client: Client
-        self._listing = Listing((), {})
+        self._listing = Listing((), {}, ())
         self._changed = asyncio.Event()
         self._listening: asyncio.Task[None] | None = None
+        self._told: frozenset[LeftOut] = frozenset()
 
-    async def opened(self, client: Client) -> None:
+    def opened(self, client: Client) -> None:
         self._client = client
         tools = client.server_capabilities.tools
         if tools is not None and tools.list_changed:
@@ -113,7 +118,9 @@ class _Session:
             self._changed.set()
 
     async def _listen(self) -> None:
+        loop, wait_s = asyncio.get_running_loop(), _RELISTEN_S
         while True:
+            began = loop.time()
             try:
                 async with self._client.listen(tools_list_changed=True) as events:
                     async for _ in events:
@@ -122,7 +129,9 @@ class _Session:
                 return
             except (SubscriptionLost, MCPError, TimeoutError):
                 pass
-            await asyncio.sleep(_RELISTEN_S)
+            # A server that will not be listened to is asked ever more seldom.
+            wait_s = _RELISTEN_S if loop.time() - began > _WELL_AFTER_S else wait_s * 2
+            await asyncio.sleep(min(wait_s, self._settings.refresh_s))
             # Something may have been missed; and to ask is to see whether the server still answers.
             self._changed.set()
 
@@ -150,6 +159,10 @@ class _Session:
         except MCPError as error:
             raise self._failure(error) from error
         self._listing = listing_from(self._name, self._settings, listed)
+        left_out = frozenset(self._listing.left_out)
+        for each in sorted(left_out - self._told):
+            _log.warning("mcp_tool_left_out", server=self._name, tool=each.tool, why=each.why)
+        self._told = left_out
         return self._listing.tools
 
     async def call(self, tool: str, arguments: Mapping[str, Any], idempotency_key: str, tell: Progress) -> ToolOutput:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from janus_api.content.v1 import message_pb2
 from janus_api.tools.v1 import tool_worker_service_pb2 as pb
 from janus_kit import json_schema
-from janus_kit.telemetry.logging import get_logger
 from janus_kit.validate import Violations
 from janus_orchestration.mcp_settings import McpServerSettings, McpToolSettings
 from janus_orchestration.model import SideEffect, Tool, ToolOutput
@@ -24,12 +23,18 @@ from janus_orchestration.wire.workers import result_of, tool_from
 if TYPE_CHECKING:
     import mcp_types as mcp
 
-_log = get_logger(__name__)
-
 _MOST_TOOLS = 256
+_MOST_LEFT_OUT = 16
 _MOST_WORDS = 1_024
 _MOST_REASON = 2_000
 _NOTHING = McpToolSettings()
+
+
+class LeftOut(NamedTuple):
+    """A tool that is not offered, by the server's name, and the rule that it breaks."""
+
+    tool: str
+    why: str
 
 
 class Listing(NamedTuple):
@@ -37,20 +42,22 @@ class Listing(NamedTuple):
 
     tools: tuple[Tool, ...]
     output_schemas: Mapping[str, Any]
+    left_out: tuple[LeftOut, ...]
 
 
 def listing_from(server: str, settings: McpServerSettings, listed: Sequence["mcp.Tool"]) -> Listing:
-    """The tools that keep the rules that workers' tools keep; the others are left out, with a warning."""
+    """The tools that keep the rules that workers' tools keep; the others are left out."""
     names: set[str] = set()
     tools: list[Tool] = []
     schemas: dict[str, Any] = {}
+    left_out: list[LeftOut] = []
     for place, sent in enumerate(listed):
         check = Violations()
         check.require(bool(sent.name), "tool.name", "must not be empty")
         check.require(place < _MOST_TOOLS, "tools", f"must have at most {_MOST_TOOLS} items")
         tool = tool_from(check, "tool", _described(server, sent), names)
         if check:
-            _log.warning("mcp_tool_left_out", server=server, tool=sent.name[:64], why=check.found[0].rule)
+            left_out.append(LeftOut(_text(sent.name)[:64], check.found[0].rule))
             continue
         said = settings.tools.get(sent.name, _NOTHING)
         tools.append(
@@ -62,7 +69,7 @@ def listing_from(server: str, settings: McpServerSettings, listed: Sequence["mcp
         )
         if sent.output_schema is not None:
             schemas[sent.name] = sent.output_schema
-    return Listing(tuple(tools), schemas)
+    return Listing(tuple(tools), schemas, tuple(left_out[:_MOST_LEFT_OUT]))
 
 
 def _described(server: str, sent: "mcp.Tool") -> pb.Tool:

@@ -45,13 +45,18 @@ def deep(levels: int) -> dict[str, Any]:
 def test_a_tool_that_breaks_a_rule_is_not_offered_and_the_others_are(tool: mcp.Tool) -> None:
     listing = listing_from("shop", SETTINGS, [tool, listed(name="other")])
     assert [each.name for each in listing.tools] == ["shop.other"]
+    assert [each.tool for each in listing.left_out] == [tool.name]
 
 
 def test_of_tools_of_one_name_the_first_is_offered_and_of_too_many_the_first_256() -> None:
     twins = [listed(description="a"), listed(description="b")]
     assert [tool.description for tool in listing_from("shop", SETTINGS, twins).tools] == ["a"]
     many = [listed(name=f"t{number}") for number in range(300)]
-    assert len(listing_from("shop", SETTINGS, many).tools) == 256
+    listing = listing_from("shop", SETTINGS, many)
+    assert len(listing.tools) == 256
+    assert listing.left_out[0] == ("t256", "must have at most 256 items")
+    # A server that has nothing but such tools does not fill the log.
+    assert len(listing.left_out) == 16
 
 
 @pytest.mark.parametrize(

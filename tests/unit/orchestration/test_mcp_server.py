@@ -1,0 +1,138 @@
+"""A server's owner: when it begins anew, and when it had better not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from janus_orchestration.mcp_ports import McpLost, McpNotTaken, McpSession, Progress
+from janus_orchestration.mcp_server import McpLimits, McpServer
+from janus_orchestration.mcp_tools import McpTools, kept_connected
+from janus_orchestration.model import MemoryPolicy, SideEffect, Thread, Tool, ToolCall, ToolOutput, WhenNoWorker
+from janus_orchestration.ports import ToolTask
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+BREW = Tool("shop.brew", "", "", SideEffect.AT_MOST_ONCE, timedelta(seconds=60))
+TASK = ToolTask(
+    BREW, ToolCall("c1", BREW.name, "{}"), {}, 1, 1, 2, 60, WhenNoWorker.FAIL, "m", "run",
+    Thread("t", "a", "", "", "", NOW, NOW), MemoryPolicy(),
+)  # fmt: skip
+
+
+class Report:
+    def __init__(self) -> None:
+        self.attempts: list[int | None] = []
+
+    async def started(self, worker_id: str = "", attempt: int | None = None) -> None:
+        self.attempts.append(attempt)
+
+    async def progress(self, fraction: float | None, message: str) -> None: ...
+
+
+class Session:
+    """A connection whose server does what the test says."""
+
+    def __init__(self, shop: Shop) -> None:
+        self.shop = shop
+        self.is_lost = asyncio.Event()
+
+    async def tools(self) -> Sequence[Tool]:
+        self.shop.lists += 1
+        if self.shop.is_mute and self.shop.lists > 1:
+            await asyncio.Event().wait()
+        return [BREW]
+
+    async def changed(self) -> None:
+        await self.is_lost.wait()
+        raise McpLost
+
+    async def call(self, tool: str, arguments: Mapping[str, Any], idempotency_key: str, tell: Progress) -> ToolOutput:
+        self.shop.calls.append((tool, idempotency_key))
+        outcome = await self.shop.outcomes.get()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return ToolOutput(outcome)
+
+
+class Shop:
+    """All connections to one server."""
+
+    def __init__(self) -> None:
+        self.lists = 0
+        self.is_mute = False
+        self.is_away = False
+        self.sessions: list[Session] = []
+        self.calls: list[tuple[str, str]] = []
+        self.outcomes: asyncio.Queue[str | Exception] = asyncio.Queue()
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[McpSession]:
+        if self.is_away:
+            raise ConnectionError
+        session = Session(self)
+        self.sessions.append(session)
+        yield session
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - what is waited for is not of this loop
+            await asyncio.sleep(0.005)
+
+
+def serving(shop: Shop, **limits: float) -> McpServer:
+    return McpServer(
+        "shop", shop.connect, McpLimits(8, **{"connect_s": 20, "refresh_s": 300, "longest_retry_s": 1} | limits)
+    )
+
+
+async def test_a_server_that_answers_nothing_is_left_only_once_no_call_is_under_way() -> None:
+    shop = Shop()
+    server = serving(shop, connect_s=0.05, refresh_s=0.01)
+    async with kept_connected([server]):
+        await server.tools()
+        shop.is_mute = True
+        call = asyncio.create_task(server.call("brew", TASK, Report()))
+        await until(lambda: shop.lists > 4)
+        assert len(shop.sessions) == 1
+        shop.outcomes.put_nowait("a cup")
+        assert (await call).text == "a cup"
+        assert shop.calls == [("brew", "run:2")]
+
+
+async def test_a_mute_server_without_calls_is_connected_anew() -> None:
+    shop = Shop()
+    server = serving(shop, connect_s=0.05, refresh_s=0.01)
+    async with kept_connected([server]):
+        await server.tools()
+        shop.is_mute = True
+        await until(lambda: shop.lists > 2)
+        shop.is_mute = False
+        await until(lambda: len(shop.sessions) == 2)
+
+
+async def test_a_call_that_never_got_there_is_made_again_and_counts_once() -> None:
+    shop = Shop()
+    server = serving(shop)
+    report = Report()
+    async with kept_connected([server]):
+        await server.tools()
+        for outcome in (McpNotTaken(), McpNotTaken(), McpNotTaken(), McpNotTaken(), "a cup"):
+            shop.outcomes.put_nowait(outcome)
+        assert (await server.call("brew", TASK, report)).text == "a cup"
+    assert report.attempts == [1]
+    assert len(shop.calls) == 5
+
+
+async def test_one_server_that_cannot_be_reached_keeps_no_other_waiting() -> None:
+    near, far = Shop(), Shop()
+    far.is_away = True
+    servers = [serving(near), McpServer("far", far.connect, McpLimits(8, 20, 300, 1))]
+    tools = McpTools(servers, {})
+    async with kept_connected(servers):
+        async with asyncio.timeout(10):
+            assert await tools.find("ann", ["far.brew", "shop.brew"]) == [BREW]
+    assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("mcp-")]
