@@ -1,8 +1,9 @@
 """The whole answer that a stream of events adds up to."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from janus_inference.coalesce import Joined
 from janus_inference.events import (
     Answer,
     CitationAdded,
@@ -16,7 +17,6 @@ from janus_inference.events import (
     RouteChanged,
     Started,
     TextDelta,
-    TokenLogprob,
     ToolCallArguments,
     ToolCallCompleted,
     ToolCallStarted,
@@ -40,11 +40,8 @@ class Fold:
     def __init__(self) -> None:
         self._started: Started | None = None
         self._route: RouteChanged | None = None
-        self._logprobs: list[TokenLogprob] = []
         self._finished: Finished | None = None
-        self._texts: dict[int, list[str]] = {}
-        self._refusals: dict[int, list[str]] = {}
-        self._thoughts: dict[int, list[ReasoningDelta]] = {}
+        self._deltas = Joined()
         self._signatures: dict[int, ReasoningSignature] = {}
         self._whole: dict[int, Part] = {}
         self._citations: list[Citation] = []
@@ -52,15 +49,10 @@ class Fold:
     def add(self, event: Event) -> None:
         """Take the next event. Raises the error of a generation that failed."""
         match event:
-            case TextDelta():
-                self._texts.setdefault(event.part_index, []).append(event.text)
-                self._logprobs += event.logprobs
-            case ReasoningDelta():
-                self._thoughts.setdefault(event.part_index, []).append(event)
+            case TextDelta() | ReasoningDelta() | RefusalDelta():
+                self._deltas.add(event)
             case ReasoningSignature():
                 self._signatures[event.part_index] = event
-            case RefusalDelta():
-                self._refusals.setdefault(event.part_index, []).append(event.text)
             case ToolCallCompleted(part_index=index, call=call):
                 self._whole[index] = call
             case OpaqueAdded(part_index=index, part=part):
@@ -86,6 +78,7 @@ class Fold:
         if self._route is not None:
             provider, _, model = self._route.to.partition("/")
             attempts = self._route.attempt
+        logprobs = [each for delta in self._deltas if isinstance(delta, TextDelta) for each in delta.logprobs]
         return Answer(
             generation_id=self._started.generation_id,
             message=Message(Role.ASSISTANT, tuple(self._parts())),
@@ -98,31 +91,41 @@ class Fold:
             timings=self._finished.timings,
             cost=self._finished.cost,
             from_cache=self._finished.from_cache,
-            logprobs=tuple(self._logprobs),
+            logprobs=tuple(logprobs),
         )
 
     def _parts(self) -> Iterable[Part]:
         """In order of their indexes; citations follow, pointing at where their text came to stand."""
+        texts: dict[int, list[str]] = {}
+        refusals: dict[int, list[str]] = {}
+        thoughts: dict[int, list[ReasoningDelta]] = {index: [] for index in self._signatures}
+        for delta in self._deltas:
+            match delta:
+                case TextDelta(part_index=index, text=text):
+                    texts.setdefault(index, []).append(text)
+                case RefusalDelta(part_index=index, text=text):
+                    refusals.setdefault(index, []).append(text)
+                case ReasoningDelta(part_index=index):
+                    thoughts.setdefault(index, []).append(delta)
         made: dict[int, Part] = dict(self._whole)
-        made |= {index: Text("".join(texts)) for index, texts in self._texts.items()}
-        made |= {index: Refusal("".join(texts)) for index, texts in self._refusals.items()}
-        for index in self._thoughts.keys() | self._signatures.keys():
-            made[index] = self._reasoning(index)
+        made |= {index: Text("".join(pieces)) for index, pieces in texts.items()}
+        made |= {index: Refusal("".join(pieces)) for index, pieces in refusals.items()}
+        made |= {index: _reasoning(deltas, self._signatures.get(index)) for index, deltas in thoughts.items()}
         places = {index: place for place, index in enumerate(sorted(made))}
         for index in sorted(made):
             yield made[index]
         for cited in self._citations[: max(0, MOST_PARTS - len(made))]:
             yield replace(cited, part_index=places.get(cited.part_index, 0))
 
-    def _reasoning(self, index: int) -> Reasoning:
-        deltas, proof = self._thoughts.get(index, []), self._signatures.get(index)
-        text = [delta.text for delta in deltas if delta.text is not None]
-        summary = [delta.summary for delta in deltas if delta.summary is not None]
-        redacted = [delta.redacted for delta in deltas if delta.redacted is not None]
-        return Reasoning(
-            text="".join(text) if text else None,
-            summary="".join(summary) if summary and not text else None,
-            redacted=b"".join(redacted) if redacted and not text and not summary else None,
-            signature=proof.signature if proof else b"",
-            issuer=proof.issuer if proof else "",
-        )
+
+def _reasoning(deltas: Sequence[ReasoningDelta], proof: ReasoningSignature | None) -> Reasoning:
+    text = [delta.text for delta in deltas if delta.text is not None]
+    summary = [delta.summary for delta in deltas if delta.summary is not None]
+    redacted = [delta.redacted for delta in deltas if delta.redacted is not None]
+    return Reasoning(
+        text="".join(text) if text else None,
+        summary="".join(summary) if summary and not text else None,
+        redacted=b"".join(redacted) if redacted and not text and not summary else None,
+        signature=proof.signature if proof else b"",
+        issuer=proof.issuer if proof else "",
+    )

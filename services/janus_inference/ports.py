@@ -111,6 +111,10 @@ class EventCodec(Protocol):
 
     def dump(self, events: Sequence[Numbered]) -> bytes: ...
 
+    def joined(self, dumps: Sequence[bytes]) -> bytes:
+        """What one ``dump`` of all their events would be."""
+        ...
+
     def load(self, data: bytes) -> list[Numbered]:
         """What ``dump`` was given. Raises ValueError for anything else."""
         ...

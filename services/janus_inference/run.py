@@ -8,10 +8,11 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Protocol
 
+from janus_inference import answer_size
 from janus_inference.asking import Asking, Call, Desk, Watch
 from janus_inference.attempts import Attempts, Began
 from janus_inference.caching import AnswerCache
-from janus_inference.coalesce import coalesced
+from janus_inference.coalesce import Joined, coalesced
 from janus_inference.deadlines import Legs
 from janus_inference.events import (
     Cost,
@@ -25,6 +26,7 @@ from janus_inference.events import (
     Started,
     Stopped,
     Timings,
+    ToolCallArguments,
     Usage,
     UsageUpdated,
 )
@@ -36,6 +38,9 @@ from janus_inference.requests import Requests
 from janus_inference.routing import Route
 from janus_inference.telemetry import Served
 from janus_kit.errors import JanusError
+
+# Events of a stream that can be resumed are many times larger than what is stored of them.
+_MOST_NUMBERED = 1024
 
 
 class Around(Protocol):
@@ -100,12 +105,17 @@ class Run:
         self._call = Call(prompt, caller, claim.generation_id, legs, watch, options, is_at_list_price(options))
         first = route.targets[0]
         self._served = Served("chat", desk.naming, first.provider, first.model, watch.began, streaming=streaming)
-        self._keeps = claim.request is not None or prompt.cache.write
+        # An answer that its caller or a store gets whole is held, and so it may not grow without end.
+        self._must_hold = not streaming or claim.request is not None
+        self._size = answer_size.AnswerSize()
         # What a copy of the answer is made of, where one is wanted; of a stream that can be resumed, all
-        # of it as it was numbered.
+        # of it as it was numbered: the newest events, and the others as they are stored.
         self._heads: list[Event] = []
-        self._kept: list[ProviderEvent] = []
         self._as_numbered: list[Numbered] | None = [] if claim.request is not None and prompt.resumable else None
+        self._numbered_before: list[bytes] = []
+        is_copied = prompt.cache.write or (claim.request is not None and not prompt.resumable)
+        self._copy: Joined | None = Joined() if is_copied else None
+        self._is_held = self._must_hold or is_copied
         self._attempts: Attempts | None = None
         self._sequence = 0
         self._timings = Timings(0.0, 0.0, 0.0)
@@ -198,8 +208,6 @@ class Run:
 
     async def _relayed(self, attempts: Attempts, asking: Asking) -> AsyncGenerator[Numbered, None]:
         """What the provider says, to the end."""
-        keep = self._kept.append if self._keeps else None
-        as_numbered = self._as_numbered
         try:
             async with aclosing(asking.batches()) as batches:
                 async for batch in batches:
@@ -213,12 +221,13 @@ class Run:
                             if is_last:
                                 continue  # the end that follows at once says it
                             event = self._usage(asking, event.usage)
-                        if keep is not None:
-                            keep(event)
+                        # The arguments of a tool call are held in any case: they are said again, whole.
+                        if self._is_held or type(event) is ToolCallArguments:
+                            self._hold(event)
                         self._sequence += 1
                         numbered = Numbered(self._sequence, event)
-                        if as_numbered is not None:
-                            as_numbered.append(numbered)
+                        if self._as_numbered is not None:
+                            self._keep(self._as_numbered, numbered)
                         yield numbered
         except ProviderFailure as failure:
             record = asking.failed(failure)
@@ -244,9 +253,20 @@ class Run:
         except JanusError as error:
             # An end that is not on record is not said.
             return self._number(Failed(error, True, partial=True, usage=usage, cost=cost))
-        if self._prompt.cache.write:
+        if self._prompt.cache.write and self._copy is not None:
             await self._around.cache.put(self._caller, self._prompt, self._route.means, self._told(event))
         return self._number(event)
+
+    def _hold(self, event: ProviderEvent) -> None:
+        """Raises ProviderFailure when the answer is larger than may be held."""
+        self._size.add(event)
+        if self._size.bytes > answer_size.MOST_BYTES:
+            if self._must_hold or not self._is_held:
+                raise answer_size.broken_off()
+            # A copy for the cache alone, which keeps none so large.
+            self._copy, self._is_held, self._size = None, False, answer_size.AnswerSize()
+        if self._copy is not None:
+            self._copy.add(event)
 
     def _begun(self, began: Began) -> Event:
         if began.previous is None:
@@ -277,7 +297,7 @@ class Run:
             return self._number(Failed(failure.error, failure.retryable, partial=partial, usage=usage, cost=cost))
         finished = Finished(FinishReason.CONTENT_FILTER, "content_filter", usage, self._timings, cost=cost)
         event = self._timed(finished)
-        if (answered := self._claim.answered(self._stored(event))) is not None:
+        if self._claim.request is not None and (answered := self._claim.answered(self._stored(event))) is not None:
             with suppress(JanusError):
                 await self._around.requests.answer(answered)
                 self._claim.kept()
@@ -285,18 +305,27 @@ class Run:
 
     def _told(self, finished: Finished) -> list[Event]:
         """The whole answer in as few events as say the same."""
-        return [*self._heads, *(event for event in coalesced(self._kept) if not isinstance(event, Stopped)), finished]
+        assert self._copy is not None
+        return [*self._heads, *(event for event in self._copy if not isinstance(event, Stopped)), finished]
 
     def _stored(self, finished: Finished) -> bytes:
+        codec = self._around.codec
         if self._as_numbered is not None:
-            return self._around.codec.dump([*self._as_numbered, Numbered(self._sequence + 1, finished)])
+            newest = codec.dump([*self._as_numbered, Numbered(self._sequence + 1, finished)])
+            return codec.joined([*self._numbered_before, newest])
         numbered = [Numbered(number, event) for number, event in enumerate(self._told(finished), 1)]
-        return self._around.codec.dump(numbered)
+        return codec.dump(numbered)
 
     def _number(self, event: Event) -> Numbered:
         self._served.note(event)
         self._sequence += 1
         numbered = Numbered(self._sequence, event)
         if self._as_numbered is not None:
-            self._as_numbered.append(numbered)
+            self._keep(self._as_numbered, numbered)
         return numbered
+
+    def _keep(self, as_numbered: list[Numbered], numbered: Numbered) -> None:
+        as_numbered.append(numbered)
+        if len(as_numbered) >= _MOST_NUMBERED:
+            self._numbered_before.append(self._around.codec.dump(as_numbered))
+            as_numbered.clear()

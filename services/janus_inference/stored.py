@@ -52,6 +52,9 @@ class ProtobufEvents:
             out += data
         return bytes(out)
 
+    def joined(self, dumps: Sequence[bytes]) -> bytes:
+        return bytes((_VERSION,)) + b"".join([dump[1:] for dump in dumps])
+
     def load(self, data: bytes) -> list[Numbered]:
         """The events. Raises ValueError for what ``dump`` did not write."""
         if not data or data[0] != _VERSION:

@@ -21,6 +21,7 @@ from tests.fakes.replicas import (
 )
 from tests.fakes.tcp_proxy import TcpProxy
 
+from janus_inference import answer_size
 from janus_inference.events import Failed, Numbered, TextDelta, Usage, UsageUpdated
 from janus_inference.resuming import owner
 from janus_kit.errors import Cancelled, InvalidArgument, NotFound, OutOfRange, Unavailable
@@ -406,7 +407,7 @@ async def test_a_stopped_replica_ends_its_generations_at_once(pair, gen):
 
 
 async def test_an_answer_that_is_too_large_to_keep_ends(pair, gen, monkeypatch):
-    monkeypatch.setattr(owner, "MAX_BYTES", 10_000)
+    monkeypatch.setattr(answer_size, "MOST_BYTES", 10_000)
     speaker = Speaker(STARTED)
     direct = pair[0].start(gen, speaker)
     await anext(direct)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from janus_inference.answer_size import too_large as answer_too_large
 from janus_inference.events import (
     Cost,
     Event,
@@ -12,7 +13,7 @@ from janus_inference.events import (
     Usage,
     UsageUpdated,
 )
-from janus_kit.errors import Cancelled, JanusError, NotFound, OutOfRange, ResourceExhausted, Unavailable
+from janus_kit.errors import Cancelled, JanusError, NotFound, OutOfRange, Unavailable
 
 UNKNOWN = Usage(estimated=True)
 
@@ -48,9 +49,8 @@ def owner_gone() -> Ending:
     return Ending("owner_gone", Unavailable("inference", "the server that worked on the generation is gone"), True)
 
 
-def too_large(most: int) -> Ending:
-    text = f"the events of a resumable generation are more than {most} bytes"
-    return Ending("too_large", ResourceExhausted("MESSAGE_TOO_LARGE", text), False)
+def too_large() -> Ending:
+    return Ending("too_large", answer_too_large(), False)
 
 
 def failed(error: JanusError) -> Ending:

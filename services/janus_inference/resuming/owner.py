@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 
+from janus_inference import answer_size
 from janus_inference.events import Cost, Numbered, Usage, UsageUpdated
 from janus_inference.ports import Pledge, ReplayAway, ReplayFenced, ReplayLost, ReplayStore
 from janus_inference.resuming import ending
@@ -31,8 +32,6 @@ _log = get_logger(__name__)
 
 # How long the replay's store may be away.
 PATIENCE_S = 5.0
-# Most bytes of one generation in the replay.
-MAX_BYTES = 16 * 1024 * 1024
 _RETRY_S = 0.1
 _MOST_QUEUED = 1_024
 _BATCH = 256
@@ -210,8 +209,8 @@ class Owned:
             self._spoken = self._spoken or (is_semantic(numbered.event) and not is_terminal(numbered))
         await self._persist(batch)
         self.feed.push(batch)
-        if self._bytes > MAX_BYTES and not is_terminal(batch[-1]):
-            self.stop(ending.too_large(MAX_BYTES))
+        if self._bytes > answer_size.MOST_BYTES and not is_terminal(batch[-1]):
+            self.stop(ending.too_large())
 
     async def _persist(self, batch: list[Numbered]) -> None:
         """Raises ReplayFenced, and ReplayAway or ReplayLost when there is no hope any more."""

@@ -88,7 +88,8 @@ class InferenceServiceServicer(object):
     """
 
     def Generate(self, request, context):
-        """One whole answer. Fails as a whole: no half answer is ever returned.
+        """One whole answer. Fails as a whole: no half answer is ever returned. One of
+        more than 16 MiB is RESOURCE_EXHAUSTED / MESSAGE_TOO_LARGE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,7 +38,9 @@ class InferenceServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> InferenceServiceAsyncStub: ...
     Generate: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.GenerateRequest, _inference_service_pb2.GenerateResponse]
-    """One whole answer. Fails as a whole: no half answer is ever returned."""
+    """One whole answer. Fails as a whole: no half answer is ever returned. One of
+    more than 16 MiB is RESOURCE_EXHAUSTED / MESSAGE_TOO_LARGE.
+    """
     StreamGenerate: _grpc.UnaryStreamMultiCallable[_inference_service_pb2.StreamGenerateRequest, _inference_service_pb2.StreamGenerateResponse]
     """The same request as events, each sent as soon as the provider said it.
     Ends in exactly one of `finished` and `failed`. Failures before the first
@@ -73,7 +75,9 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.GenerateRequest, _inference_service_pb2.GenerateResponse]  # type: ignore[assignment]
-    """One whole answer. Fails as a whole: no half answer is ever returned."""
+    """One whole answer. Fails as a whole: no half answer is ever returned. One of
+    more than 16 MiB is RESOURCE_EXHAUSTED / MESSAGE_TOO_LARGE.
+    """
     StreamGenerate: _aio.UnaryStreamMultiCallable[_inference_service_pb2.StreamGenerateRequest, _inference_service_pb2.StreamGenerateResponse]  # type: ignore[assignment]
     """The same request as events, each sent as soon as the provider said it.
     Ends in exactly one of `finished` and `failed`. Failures before the first
@@ -111,7 +115,9 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_service_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_service_pb2.GenerateResponse, _abc.Awaitable[_inference_service_pb2.GenerateResponse]]:
-        """One whole answer. Fails as a whole: no half answer is ever returned."""
+        """One whole answer. Fails as a whole: no half answer is ever returned. One of
+        more than 16 MiB is RESOURCE_EXHAUSTED / MESSAGE_TOO_LARGE.
+        """
 
     @_abc_1.abstractmethod
     def StreamGenerate(

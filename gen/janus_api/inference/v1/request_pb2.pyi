@@ -189,6 +189,7 @@ class Prompt(_message.Message):
     request_id: _builtins.str
     """Makes the call idempotent for 24 h: the same id and body give the stored
     answer. Empty: not idempotent. 1 to 128 characters of `[A-Za-z0-9._:-]`.
+    An answer of more than 16 MiB ends in `failed`, as above.
     """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
