@@ -189,18 +189,17 @@ def _secret(provider: ProviderSettings) -> str | None:
 
 
 def _upstream(name: str, provider: ProviderSettings, pace_ms: float) -> Upstream:
-    key = _secret(provider)
+    key, issuer = _secret(provider), provider.issuer or name
     match provider.kind:
         case "scripted":
             scripted = Scripted(name, pace_ms)
             return Upstream(scripted, counter=scripted)
         case "anthropic":
-            anthropic = Anthropic(name, provider.address, key, provider.own_headers)
+            anthropic = Anthropic(name, provider.address, key, provider.own_headers, issuer=issuer)
             return Upstream(Fitted(anthropic), counter=FittedCounter(anthropic))
     official = provider.kind == "openai"
     profile = PROFILES[provider.profile] if provider.profile else OPENAI if official else chat_profile(provider.address)
     client = OpenAIClient(provider.address, key, provider.own_headers)
-    issuer = "openai" if official else name
     usable = {"has_key": bool(key), "needs_key": official}
     chat = OpenAIChat(name, client, profile, issuer=issuer, **usable)
     responses = OpenAIResponses(name, client, profile, issuer=issuer, **usable)

@@ -58,6 +58,9 @@ _FILTERED = {
     "misalignment_policy_violation",
 }
 _NO_MODEL = {"model_not_found", "not_found_error", "unknown_model", "model_not_available"}
+# Encrypted reasoning or its proof that this account, or this server, did not issue: no other target is shown it.
+_FOREIGN = {"invalid_encrypted_content"}
+_FOREIGN_TEXT = re.compile(r"invalid [`'\"]?signature[`'\"]? in [`'\"]?(?:redacted_)?thinking", re.IGNORECASE)
 # The model wrote what its server cannot read; nothing is wrong with the request.
 _MODEL_FAILED = {"tool_use_failed"}
 
@@ -207,7 +210,8 @@ def classify(provider: str, model: str, said: Refused) -> ProviderFailure:
     if status in (400, 413, 422) and (codes & _TOO_LONG or _TOO_LONG_TEXT.search(said.message)):
         return failure(_too_long(provider, model, said, who), "rejected")
     if 400 <= status < 500 and status not in _PASSING:
-        return failure(_rejected(provider, model, who), "rejected", elsewhere=False)
+        is_foreign = bool(codes & _FOREIGN or _FOREIGN_TEXT.search(said.message))
+        return failure(_rejected(provider, model, who), "rejected", elsewhere=is_foreign)
     text = f"provider '{provider}' is unavailable or overloaded"
     away = Unavailable("", text, retry_after=retry_after, reason="PROVIDER_UNAVAILABLE", metadata=who)
     return failure(away, "unavailable", retryable=True)

@@ -87,6 +87,9 @@ class ProviderSettings(Settings):
     that can say. `chat`: the default of kind `openai_compatible`."""
     profile: str = ""
     """Name of the server's profile, e.g. `vllm`, where its address does not tell. Empty: by the address."""
+    issuer: str = Field(default="", pattern=r"^([a-z0-9][a-z0-9_-]{0,63})?$")
+    """Whose reasoning, sources and blocks may be sent back here: the same for providers that share an account at the
+    same API. Empty: the provider's name, so that no other gets them."""
     headers: dict[str, SecretStr] = Field(default_factory=dict, max_length=32)
     """Sent with every request beside those that Janus sets, e.g. `anthropic-beta`, or what a proxy asks for."""
 
@@ -308,6 +311,7 @@ class InferenceSettings(Settings):
         for name in self.providers:
             if not _PROVIDER_NAME.fullmatch(name):
                 raise ValueError(f"provider '{name[:64]}': a name is lower-case letters, digits, _ and -")
+        self._require_one_kind_an_issuer()
         for name, alias in self.aliases.items():
             if not _ALIAS_NAME.fullmatch(name):
                 raise ValueError(f"alias '{name[:64]}': a name is letters, digits, '.', '_', ':' and '-'")
@@ -324,6 +328,14 @@ class InferenceSettings(Settings):
         if self.default_embedding_model:
             self._require_known(self.default_embedding_model, "default_embedding_model")
         return self
+
+    def _require_one_kind_an_issuer(self) -> None:
+        """What one kind of API issued another cannot read."""
+        kinds: dict[str, str] = {}
+        for name, provider in self.all_providers().items():
+            issuer = provider.issuer or name
+            if kinds.setdefault(issuer, provider.kind) != provider.kind:
+                raise ValueError(f"provider '{name}': the providers of issuer '{issuer}' must all be of one kind")
 
     def _require_known(self, target: str, who: str) -> None:
         provider, _, model = target.partition("/")

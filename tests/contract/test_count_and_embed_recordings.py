@@ -55,7 +55,7 @@ async def test_recorded_embeddings_are_read_as_they_were_written() -> None:
 async def test_recorded_counts_are_read_as_they_were_written() -> None:
     found = others("/count_tokens")
     async with serving(lambda request: pytest.fail("no recording chosen")) as wire:
-        counter = Anthropic("recorded", wire.url, "test-key")
+        counter = Anthropic("recorded", wire.url, "test-key", issuer="anthropic")
         for exchange in found:
             wire.application = body_of(exchange)
             tokens = await counter.count_tokens(Ask(prompt(), "model", Unwatched(), 5.0))

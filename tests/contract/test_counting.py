@@ -31,7 +31,7 @@ def counting(limits: TimeLimits | None = None, **counters: TokenCounter) -> Coun
 @asynccontextmanager
 async def anthropic(key: str | None = KEY) -> AsyncIterator[tuple[Anthropic, WireServer]]:
     async with serving(anthropic_wire.application) as wire:
-        provider = Anthropic("upstream", wire.url, key)
+        provider = Anthropic("upstream", wire.url, key, issuer="anthropic")
         await provider.warm()
         try:
             yield provider, wire

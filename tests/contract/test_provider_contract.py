@@ -47,7 +47,7 @@ def compatible(url: str) -> Provider:
 
 
 def anthropic(url: str) -> Provider:
-    return Anthropic(NAME, url, KEY)
+    return Anthropic(NAME, url, KEY, issuer="anthropic")
 
 
 @dataclass(frozen=True)
@@ -327,7 +327,7 @@ async def test_without_a_key_a_provider_is_not_asked(stores: Stores, name: str) 
     adapter = ADAPTERS[name]
     async with serving(adapter.application) as wire:
         unusable: Provider = (
-            Anthropic(NAME, wire.url, None)
+            Anthropic(NAME, wire.url, None, issuer="anthropic")
             if name == "anthropic"
             else OpenAIChat(NAME, OpenAIClient(wire.url, None), OPENAI, issuer="openai", has_key=False, needs_key=True)
         )

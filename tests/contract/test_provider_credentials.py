@@ -55,7 +55,7 @@ async def test_configured_headers_go_with_every_request(kind: str) -> None:
                 NAME, OpenAIClient(f"{wire.url}/v1", "sk", own), OPENAI, issuer=NAME, has_key=True, needs_key=True
             )
             if kind == "openai"
-            else Anthropic(NAME, wire.url, "sk", own)
+            else Anthropic(NAME, wire.url, "sk", own, issuer="anthropic")
         )
         try:
             for number in range(2):

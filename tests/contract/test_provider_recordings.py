@@ -207,7 +207,7 @@ def differences(dialect: str, reading: Reading, answer: Answer) -> list[str]:
 
 def provider_for(dialect: str, exchange: dict[str, Any], url: str) -> Provider:
     if dialect == "anthropic":
-        return Anthropic("recorded", url, "test-key")
+        return Anthropic("recorded", url, "test-key", issuer="anthropic")
     profile = OPENAI if exchange["provider"] == "openai" else chat_profile(exchange["host"])
     client = OpenAIClient(url, "test-key")
     return OpenAIChat("recorded", client, profile, issuer="recorded", has_key=True, needs_key=True)

@@ -72,7 +72,7 @@ async def built() -> AsyncIterator[Both]:
     async with serving(openai_wire.application) as chat, serving(anthropic_wire.application) as messages:
         client = OpenAIClient(f"{chat.url}/v1", KEY)
         openai = OpenAIChat("upstream", client, OPENAI, issuer="openai", has_key=True, needs_key=True)
-        anthropic = Anthropic("upstream", messages.url, KEY)
+        anthropic = Anthropic("upstream", messages.url, KEY, issuer="anthropic")
         try:
             yield Both({"openai": (openai, chat), "anthropic": (anthropic, messages)})
         finally:
@@ -221,7 +221,7 @@ async def test_what_is_no_http_is_a_broken_answer(sdk: str, first: bytes) -> Non
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     client = OpenAIClient(f"{url}/v1", KEY)
     openai = OpenAIChat("upstream", client, OPENAI, issuer="openai", has_key=True, needs_key=True)
-    provider: Provider = openai if sdk == "openai" else Anthropic("upstream", url, KEY)
+    provider: Provider = openai if sdk == "openai" else Anthropic("upstream", url, KEY, issuer="anthropic")
     with pytest.raises(ProviderFailure) as raised:
         async with provider.stream(Ask(prompt(), "fake", Unwatched(), 5.0)):
             pytest.fail("there was no answer")

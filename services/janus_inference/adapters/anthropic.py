@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     import httpx2
     from anthropic import AsyncAnthropic
 
-# Its reasoning and opaque blocks are Anthropic's, under whatever name the provider is configured.
-ISSUER = "anthropic"
 # Where a request may hold something to call.
 _CALLABLE = ("tools", "mcp_servers")
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -47,12 +45,14 @@ def _make_client(
 
 
 class Anthropic:
-    """A ``Provider`` that speaks Messages."""
+    """A ``Provider`` that speaks Messages. ``issuer`` marks reasoning, sources and opaque blocks as its own."""
 
     dialect = "anthropic_messages"
 
-    def __init__(self, name: str, base_url: str, api_key: str | None, headers: Mapping[str, str] = _NONE) -> None:
-        self._name = name
+    def __init__(
+        self, name: str, base_url: str, api_key: str | None, headers: Mapping[str, str] = _NONE, *, issuer: str
+    ) -> None:
+        self._name, self._issuer = name, issuer
         self._usable = bool(api_key)
         self._client = SdkClient("anthropic", lambda http: _make_client(base_url, api_key or "", headers, http))
 
@@ -60,8 +60,8 @@ class Anthropic:
     async def stream(self, ask: Ask) -> AsyncIterator[AsyncIterator[Sequence[ProviderEvent]]]:
         if not self._usable:
             raise not_configured(self._name)
-        body = with_own(messages_body(ask.prompt, ask.model, ISSUER), ask.options)
-        reader = MessagesReader(self._name, ask.model, ISSUER, CallCheck.of(ask.prompt))
+        body = with_own(messages_body(ask.prompt, ask.model, self._issuer), ask.options)
+        reader = MessagesReader(self._name, ask.model, self._issuer, CallCheck.of(ask.prompt))
         async with answering(self._client, "/v1/messages", body, ask, provider=self._name, reader=reader) as batches:
             yield batches
 
@@ -73,7 +73,7 @@ class Anthropic:
         answer = await whole_answer(
             self._client,
             "/v1/messages/count_tokens",
-            with_own(count_body(ask.prompt, ask.model, ISSUER), options),
+            with_own(count_body(ask.prompt, ask.model, self._issuer), options),
             provider=self._name,
             model=ask.model,
             connect_timeout=ask.connect_timeout,

@@ -57,7 +57,7 @@ async def running(
 ) -> AsyncIterator[Service]:
     """With providers `openai`, `anthropic`, `compatible` and `scripted`; each is asked once and no more.
 
-    ``beside`` are further ones that speak like OpenAI.
+    ``beside`` are further ones; they speak like OpenAI unless they are of kind `anthropic`.
     """
     async with AsyncExitStack() as stack:
         openai = await stack.enter_async_context(serving(openai_wire.application))
@@ -72,7 +72,8 @@ async def running(
             "anthropic": {"kind": "anthropic", "base_url": anthropic.url, "api_key": KEY},
         }
         for name, extra in (beside or {}).items():
-            providers[name] = {"base_url": f"{openai.url}/v1", "api_key": KEY, **extra}
+            url = anthropic.url if extra.get("kind") == "anthropic" else f"{openai.url}/v1"
+            providers[name] = {"base_url": url, "api_key": KEY, **extra}
         given = {
             "providers": providers,
             "default_model": "scripted/rehearsal",

@@ -130,6 +130,8 @@ def test_retry_after_is_read_in_either_unit(headers: dict[str, str], seconds: fl
 
 
 ELSEWHERE = [
+    (Refused(400, code="invalid_encrypted_content", type="invalid_request_error"), True),
+    (Refused(400, message="messages.1.content.0: Invalid `signature` in `thinking` block"), True),
     (Refused(429), True),
     (Refused(500), True),
     (Refused(529), True),

@@ -341,8 +341,9 @@ class Reasoning(_message.Message):
     Kept byte for byte. Empty: none.
     """
     issuer: _builtins.str
-    """Provider that issued it, e.g. `anthropic`; at most 64 characters. Required
-    with `signature` or `redacted`. Sent back to no other.
+    """Provider that issued it: its name in the server's configuration, or its
+    `issuer` there, e.g. `anthropic`; at most 64 characters. Required with
+    `signature` or `redacted`. Sent back to no other, of the same kind or not.
     """
     def __init__(
         self,
@@ -392,8 +393,8 @@ class Citation(_message.Message):
     part_index: _builtins.int
     """Index of the text part in the message that this belongs to, from 0."""
     issuer: _builtins.str
-    """Provider that issued `data`, at most 64 characters. Required with `data`.
-    Sent back to no other.
+    """Provider that issued `data`, as in Reasoning; at most 64 characters.
+    Required with `data`. Sent back to no other.
     """
     data: _builtins.bytes
     """The source as the issuer said it, at most 64 KiB; in a later turn the
@@ -429,7 +430,9 @@ class OpaquePart(_message.Message):
     TYPE_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     issuer: _builtins.str
-    """Provider that issued it, 1 to 64 characters. Required."""
+    """Provider that issued it, as in Reasoning; 1 to 64 characters. Required.
+    Sent back to no other.
+    """
     type: _builtins.str
     """The provider's name for this kind of block, 1 to 128 characters. Required."""
     data: _builtins.bytes
