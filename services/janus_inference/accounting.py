@@ -3,7 +3,8 @@
 Providers disagree: OpenAI's input counts include what was read from the cache,
 Anthropic's exclude it and are cumulative over a stream; some servers leave
 reasoning out of the output. In the normal form the billed counts never
-overlap. Numbers that are missing or make no sense count as 0, never negative.
+overlap. Numbers that are missing or make no sense count as 0, never negative;
+where nothing else is said, nothing was reported.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,8 +47,8 @@ _SOUND_BYTES_PER_TOKEN = 1600
 _MOST_TOKENS = 2**40
 
 
-def openai_usage(said: Mapping[str, Any]) -> Usage:
-    """Chat Completions, embeddings, and the servers that speak like them."""
+def openai_usage(said: Mapping[str, Any]) -> Usage | None:
+    """Chat Completions, embeddings, and the servers that speak like them; None where it counts nothing."""
     details = _mapping(said.get("prompt_tokens_details"))
     output_details = _mapping(said.get("completion_tokens_details"))
     prompt = _count(said.get("prompt_tokens"))
@@ -61,16 +62,18 @@ def openai_usage(said: Mapping[str, Any]) -> Usage:
     if reasoning and (reasoning > output or _count(said.get("total_tokens")) == prompt + output + reasoning):
         # Some servers count reasoning beside the output instead of within it.
         output += reasoning
-    return Usage(
-        input_uncached_tokens=prompt - read - write,
-        cache_read_tokens=read,
-        cache_write_tokens=write,
-        output_tokens=output,
-        reasoning_tokens=reasoning,
+    return _reported(
+        Usage(
+            input_uncached_tokens=prompt - read - write,
+            cache_read_tokens=read,
+            cache_write_tokens=write,
+            output_tokens=output,
+            reasoning_tokens=reasoning,
+        )
     )
 
 
-def openai_responses_usage(said: Mapping[str, Any]) -> Usage:
+def openai_responses_usage(said: Mapping[str, Any]) -> Usage | None:
     """Responses: the same arithmetic as Chat Completions, under other names."""
     return openai_usage(
         {
@@ -83,8 +86,8 @@ def openai_responses_usage(said: Mapping[str, Any]) -> Usage:
     )
 
 
-def anthropic_usage(said: Mapping[str, Any]) -> Usage:
-    """Messages: input excludes both cache counts, so they are taken as they are.
+def anthropic_usage(said: Mapping[str, Any]) -> Usage | None:
+    """Messages: input excludes both cache counts, so they are taken as they are. None where it counts nothing.
 
     The numbers of the whole are those of the model's own iterations; what it
     made others do within the call (an advisor, a compaction) is billed beside
@@ -96,7 +99,7 @@ def anthropic_usage(said: Mapping[str, Any]) -> Usage:
     iterations = said.get("iterations")
     others = [each for each in iterations if _is_others(each)] if isinstance(iterations, list) else []
     total = summed([own, *map(_anthropic_tokens, others)])
-    return replace(total, is_mixed=any(isinstance(each.get("model"), str) for each in others))
+    return _reported(replace(total, is_mixed=any(isinstance(each.get("model"), str) for each in others)))
 
 
 def _anthropic_tokens(said: Mapping[str, Any]) -> Usage:
@@ -106,6 +109,11 @@ def _anthropic_tokens(said: Mapping[str, Any]) -> Usage:
         cache_write_tokens=_count(said.get("cache_creation_input_tokens")),
         output_tokens=_count(said.get("output_tokens")),
     )
+
+
+def _reported(usage: Usage) -> Usage | None:
+    """No call reads nothing and writes nothing: such numbers would make it free, so they are none."""
+    return usage if usage.input_tokens or usage.output_tokens else None
 
 
 def _is_others(iteration: Any) -> bool:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime
@@ -140,6 +140,7 @@ class Asking:
         self._said: Said | None = None
         self._hold: Hold | None = None
         self._first: Sequence[ProviderEvent] = ()
+        self._counted: Callable[[], Usage | None] = lambda: None
         self._output_bytes = 0
         self._was_sent = False
         self._heard_at = 0.0
@@ -157,6 +158,10 @@ class Asking:
     def heard(self) -> None:
         """The provider said something."""
         self._heard_at = self._call.watch.last_heard = time.perf_counter()
+
+    def counts(self, used: Callable[[], Usage | None]) -> None:
+        """See ``ports.Stopwatch``."""
+        self._counted = used
 
     async def reserve(self) -> None:
         """Take what the call will use from its caller's limits. Raises JanusError when that is too much."""
@@ -358,7 +363,7 @@ class Asking:
 
     def _so_far(self) -> Usage:
         """What was used by an answer that did not become whole."""
-        return accounting.so_far(self.usage, self._estimate())
+        return accounting.so_far(self._counted() or self.usage, self._estimate())
 
     def _estimate(self) -> Usage:
         return accounting.estimate(self._call.prompt_tokens, self._output_bytes)

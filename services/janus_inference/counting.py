@@ -2,11 +2,12 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from janus_inference.accounting import estimated_prompt_tokens
 from janus_inference.deadlines import TimeLimits
+from janus_inference.events import Usage
 from janus_inference.model import CachePolicy, Prompt, Routing, Timeouts
 from janus_inference.ports import Ask, TokenCounter
 from janus_inference.provider_errors import ProviderFailure, timed_out
@@ -27,6 +28,9 @@ class _Unwatched:
     """Nobody asks how long counting took; see ``ports.Stopwatch``."""
 
     def sent(self) -> None:
+        """Nothing to do."""
+
+    def counts(self, used: Callable[[], Usage | None]) -> None:
         """Nothing to do."""
 
     def heard(self) -> None:

@@ -1,6 +1,6 @@
 """What inference needs from the outside, as small protocols."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,7 +12,10 @@ from janus_inference.model import Caller, EmbedPurpose, Prompt
 
 
 class Stopwatch(Protocol):
-    """Told by a provider when waiting for it begins and ends, so that the rest is Janus's own time."""
+    """Told by a provider when waiting for it begins and ends, so that the rest is Janus's own time.
+
+    It is also told where the provider's count can be seen.
+    """
 
     def sent(self) -> None:
         """The request is on its way; the last call counts."""
@@ -20,6 +23,10 @@ class Stopwatch(Protocol):
 
     def heard(self) -> None:
         """The provider said something."""
+        ...
+
+    def counts(self, used: Callable[[], Usage | None]) -> None:
+        """Where to look for what the provider has counted while its answer goes on, should it not become whole."""
         ...
 
 

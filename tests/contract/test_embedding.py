@@ -278,8 +278,9 @@ async def test_dimensions_that_a_model_cannot_give_are_refused(setup: Setup) -> 
     assert [violation.field for violation in raised.value.violations] == ["dimensions"]
 
 
-async def test_usage_that_is_not_said_is_estimated(setup: Setup) -> None:
-    made = await setup.embed("x" * 40, directives=";usage=0")
+@pytest.mark.parametrize("order", ["usage=0", "uncounted=zeros", "uncounted=total", "uncounted=nonsense"])
+async def test_usage_that_is_not_said_is_estimated(setup: Setup, order: str) -> None:
+    made = await setup.embed("x" * 40, directives=f";{order}")
     assert made.usage == Usage(10, estimated=True)
 
 

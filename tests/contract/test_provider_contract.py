@@ -110,6 +110,44 @@ async def test_text_usage_and_finish(stores: Stores, setup: Setup) -> None:
     assert finished.provider_response_id
 
 
+@pytest.mark.parametrize("order", ["zeros", "total", "nonsense"])
+@pytest.mark.parametrize("whole", ["", ";whole=1"])
+async def test_a_count_of_nothing_is_no_count(stores: Stores, setup: Setup, order: str, whole: str) -> None:
+    answer = await stores.generation(setup.provider).answer(asked(f";uncounted={order}{whole}"), CALLER)
+    assert answer.usage.estimated
+    assert answer.usage.input_tokens > 0
+    assert answer.usage.output_tokens > 0
+
+
+@pytest.mark.parametrize("end", ["cut", "error", "hang", "left"])
+async def test_what_was_counted_along_the_way_is_not_lost(stores: Stores, end: str) -> None:
+    order = "hang" if end == "left" else end
+    async with built(ADAPTERS["compatible"]) as setup:
+        using = stores.generation(setup.provider)
+        model = f";tokens=9;counting=1;{order}=3"
+        heard = ""
+        async with aclosing(using.run(asked(model, timeouts=Timeouts(idle=0.2)), CALLER)) as events:
+            async for numbered in events:
+                heard += numbered.event.text if isinstance(numbered.event, TextDelta) else ""
+                if end == "left" and "wörd2" in heard:
+                    break
+        if end != "left":
+            assert isinstance(numbered.event, Failed)
+            assert numbered.event.usage == Usage(1000, output_tokens=150, estimated=True)
+    await stores.ledger.drain()
+    async with stores.pool.tenant(CALLER.tenant) as connection:
+        row = await connection.fetchrow(
+            "SELECT input_uncached_tokens, output_tokens FROM inference.usage ORDER BY started_at DESC LIMIT 1"
+        )
+    assert tuple(row) == (1000, 150)
+
+
+async def test_an_answer_that_was_counted_along_the_way_is_told_its_last_count(stores: Stores) -> None:
+    async with built(ADAPTERS["compatible"]) as setup:
+        answer = await stores.generation(setup.provider).answer(asked(";counting=1;uncounted=zeros"), CALLER)
+    assert answer.usage == Usage(1000, output_tokens=150)
+
+
 async def test_a_body_instead_of_a_stream_means_the_same(stores: Stores, setup: Setup) -> None:
     using = stores.generation(setup.provider)
     streamed, whole = await using.answer(asked(), CALLER), await using.answer(asked(";whole=1"), CALLER)

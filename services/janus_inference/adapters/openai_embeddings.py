@@ -70,8 +70,9 @@ def _vectors(answer: Mapping[str, Any]) -> Vectors:
     if [row["index"] for row in rows] != list(range(len(rows))):
         raise ValueError("indexes with gaps")
     usage = answer.get("usage")
-    said = accounting.openai_usage(usage) if usage else Usage(estimated=True)
-    return Vectors(tuple(_vector(row["embedding"]) for row in rows), said)
+    said = accounting.openai_usage(usage) if usage else None
+    reported = said if said is not None and said.input_tokens else Usage(estimated=True)
+    return Vectors(tuple(_vector(row["embedding"]) for row in rows), reported)
 
 
 def _vector(said: str | list[float]) -> Sequence[float]:

@@ -37,6 +37,7 @@ async def answering(
     is read, so that the connection can be used again.
     """
     posting = client.posted(path, body, ask.connect_timeout)
+    ask.stopwatch.counts(reader.used)
     token = stopwatch_of_call.set(ask.stopwatch)
     try:
         response = await _entered(posting, client.sdk, provider, ask.model, ask.connect_timeout)

@@ -8,7 +8,7 @@ from typing import Any
 from janus_inference import accounting
 from janus_inference.dialects.anthropic_blocks import CALL, kept
 from janus_inference.dialects.json_text import NotJson, compact, parse_object
-from janus_inference.dialects.parts import CallCheck, Numbering, OpenCall, citation
+from janus_inference.dialects.parts import CallCheck, Numbering, OpenCall, citation, reported
 from janus_inference.dialects.reader import WRONG_SHAPE, StreamReader
 from janus_inference.events import (
     CitationAdded,
@@ -141,7 +141,7 @@ class MessagesReader(StreamReader):
     def _note_usage(self, usage: Mapping[str, Any] | None, events: list[ProviderEvent]) -> None:
         if usage:
             self._usage = accounting.merged(self._usage, usage)
-            events.append(UsageUpdated(accounting.anthropic_usage(self._usage)))
+            events += reported(accounting.anthropic_usage(self._usage))
 
     def _block_start(self, index: int, start: Mapping[str, Any], events: list[ProviderEvent]) -> None:
         kind = start["type"]
@@ -242,8 +242,8 @@ class MessagesReader(StreamReader):
         if self._reason is None:
             raise self.too_short()
         self.whole = True
-        if self._usage and not self._is_counted:
-            events.append(UsageUpdated(replace(accounting.anthropic_usage(self._usage), estimated=True)))
+        if not self._is_counted and (usage := accounting.anthropic_usage(self._usage)) is not None:
+            events.append(UsageUpdated(replace(usage, estimated=True)))
         if self._explanation:
             events.append(RefusalDelta(self._parts.of("refusal"), self._explanation))
         reason = _REASONS.get(self._reason, FinishReason.OTHER)

@@ -8,7 +8,7 @@ from janus_inference import accounting
 from janus_inference.dialects.json_text import compact, parse_object
 from janus_inference.dialects.openai_chat_calls import ToolCalls
 from janus_inference.dialects.openai_chat_reasoning import ReasoningDetails
-from janus_inference.dialects.parts import CallCheck, Numbering, citation
+from janus_inference.dialects.parts import CallCheck, Numbering, citation, reported
 from janus_inference.dialects.reader import WRONG_SHAPE, StreamReader
 from janus_inference.events import (
     CitationAdded,
@@ -21,7 +21,7 @@ from janus_inference.events import (
     Stopped,
     TextDelta,
     TokenLogprob,
-    UsageUpdated,
+    Usage,
 )
 from janus_inference.model import Citation, Opaque
 from janus_inference.provider_errors import STATUS_OF_TYPE, Refused, broken, classify, is_flagged, status_in
@@ -70,6 +70,9 @@ class ChatReader(StreamReader):
         self._reason: str | None = None
         self._refused = False
         self._usage: Mapping[str, Any] = {}
+
+    def used(self) -> Usage | None:
+        return accounting.openai_usage(self._usage)
 
     def body(self, data: bytes) -> list[ProviderEvent]:
         events: list[ProviderEvent] = []
@@ -137,7 +140,8 @@ class ChatReader(StreamReader):
         usage = chunk.get("usage")
         if not usage and (extra := chunk.get("x_groq")):
             usage = extra.get("usage")
-        if usage:
+        # A count of nothing, which some servers end with, does not replace what was counted before.
+        if usage and (usage.get("prompt_tokens") or usage.get("completion_tokens")):
             self._usage = usage
 
     def _delta(
@@ -219,8 +223,6 @@ class ChatReader(StreamReader):
 
     def _end(self, events: list[ProviderEvent]) -> None:
         if self._reason in _CUT:
-            if self._usage:
-                events.append(UsageUpdated(accounting.openai_usage(self._usage)))
             self.failure = broken(self._provider, "the provider cut the answer short")
             return
         completed: list[ProviderEvent] = []
@@ -238,8 +240,7 @@ class ChatReader(StreamReader):
         if self._audio:
             self._opaque("audio", self._audio, events)
         events += completed
-        if self._usage:
-            events.append(UsageUpdated(accounting.openai_usage(self._usage)))
+        events += reported(self.used())
         word = self._reason or ""
         reason = _REASONS.get(word, FinishReason.OTHER)
         if reason is FinishReason.STOP:

@@ -9,7 +9,7 @@ from janus_inference.dialects.openai_responses_content import citation, logprob,
 from janus_inference.dialects.openai_responses_errors import refused
 from janus_inference.dialects.openai_responses_events import REPEATED, content_index, place_of, thought_key
 from janus_inference.dialects.openai_responses_items import CALL, MESSAGE, REASONING, Item, kept, proof, waits
-from janus_inference.dialects.parts import CallCheck, Numbering, OpenCall
+from janus_inference.dialects.parts import CallCheck, Numbering, OpenCall, reported
 from janus_inference.dialects.reader import WRONG_SHAPE, StreamReader
 from janus_inference.events import (
     CitationAdded,
@@ -23,7 +23,6 @@ from janus_inference.events import (
     TextDelta,
     ToolCallArguments,
     ToolCallStarted,
-    UsageUpdated,
 )
 from janus_inference.model import Opaque
 from janus_inference.provider_errors import ProviderFailure, broken, classify
@@ -261,7 +260,7 @@ class ResponsesReader(StreamReader):
         """The answer is over; ``status`` is how it went."""
         self._remaining(answer.get("output") or (), events)
         if usage := answer.get("usage"):
-            events.append(UsageUpdated(accounting.openai_responses_usage(usage)))
+            events += reported(accounting.openai_responses_usage(usage))
         if status == "failed":
             raise classify(self._provider, self._model, refused(answer.get("error")))
         if status == "cancelled":

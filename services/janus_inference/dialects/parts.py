@@ -6,7 +6,7 @@ from typing import Any
 
 import jiter
 
-from janus_inference.events import ToolCallCompleted
+from janus_inference.events import ProviderEvent, ToolCallCompleted, Usage, UsageUpdated
 from janus_inference.model import Citation, Prompt, ToolCall
 from janus_kit import json_schema
 
@@ -42,6 +42,11 @@ class OpenCall:
         except ValueError:
             return False
         return True
+
+
+def reported(usage: Usage | None) -> list[ProviderEvent]:
+    """What a provider's count says; nothing where it counted nothing."""
+    return [UsageUpdated(usage)] if usage is not None else []
 
 
 class CallCheck:

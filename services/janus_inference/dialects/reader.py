@@ -7,7 +7,7 @@ from typing import Protocol
 from janus_inference.dialects.alike import Alike
 from janus_inference.dialects.json_text import NotJson
 from janus_inference.dialects.sse import EventTooLarge, SseSplitter
-from janus_inference.events import ProviderEvent
+from janus_inference.events import ProviderEvent, Usage
 from janus_inference.provider_errors import ProviderFailure, broken
 
 # What looking into a document of an unexpected shape may raise.
@@ -22,7 +22,9 @@ class Reader(Protocol):
     returned, and ``failure`` holds what did. ``body`` takes the place of both
     for a provider that answered with one JSON body, and raises ProviderFailure.
     ``whole`` is true once the answer's own end was seen. ``unknown`` counts the
-    events of kinds that this version does not know, and skips.
+    events of kinds that this version does not know, and skips. ``used`` is what
+    was counted so far where a server counts as it goes on, which no event says
+    before the end.
     """
 
     whole: bool
@@ -35,6 +37,8 @@ class Reader(Protocol):
     def close(self) -> list[ProviderEvent]: ...
 
     def body(self, data: bytes) -> list[ProviderEvent]: ...
+
+    def used(self) -> Usage | None: ...
 
 
 class StreamReader:
@@ -71,6 +75,9 @@ class StreamReader:
         if self.failure is None and not self.whole:
             self.failure = self.too_short()
         return events
+
+    def used(self) -> Usage | None:
+        return None
 
     def too_short(self) -> ProviderFailure:
         """The failure that a stream without its end is."""

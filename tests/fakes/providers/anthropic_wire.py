@@ -59,12 +59,14 @@ def application(request: Request) -> Reply:
 
 def usage(orders: Directives, output: int) -> dict[str, Any]:
     """8 tokens of prompt that were neither read from nor written to the cache, 4 read, 2 written."""
-    return {
-        "input_tokens": 8,
-        "cache_read_input_tokens": 4,
-        "cache_creation_input_tokens": 2,
-        "output_tokens": output,
-    }
+    return orders.counted(
+        {
+            "input_tokens": 8,
+            "cache_read_input_tokens": 4,
+            "cache_creation_input_tokens": 2,
+            "output_tokens": output,
+        }
+    )
 
 
 def _reason(orders: Directives) -> str:

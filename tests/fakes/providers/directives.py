@@ -12,7 +12,8 @@
 - ``error=N`` an error event after N words, ``garbage=N`` bytes that are no JSON
   after N words, ``line=BYTES`` one event of that size after the first word;
 - ``tools=N`` call N tools, named ``tool=NAME`` (default weather), ``think=N`` think N words first, ``refuse=1``;
-- ``finish=WORD`` the reason to stop; ``usage=0`` leave the usage out;
+- ``finish=WORD`` the reason to stop; ``usage=0`` leave the usage out, ``uncounted=zeros|total|nonsense`` put
+  nothing into it that can be used, ``counting=1`` say it with every word (Chat Completions);
 - ``type=MIME`` another content type; ``whole=1`` one JSON body, not a stream;
 - ``done=0`` leave the terminal marker out; ``unframed=1`` a body that ends
   with the connection, so that an early end looks orderly.
@@ -55,6 +56,17 @@ class Directives:
     @property
     def tool(self) -> str:
         return self.values.get("tool", "weather")
+
+    def counted(self, usage: dict[str, Any]) -> dict[str, Any]:
+        """The usage, unless it was ordered to say nothing."""
+        match self.values.get("uncounted"):
+            case "zeros":
+                return dict.fromkeys(usage, 0)
+            case "total":
+                return {"total_tokens": 15}
+            case "nonsense":
+                return {name: -5 if "output" in name or "completion" in name else 1e30 for name in usage}
+        return usage
 
     def words(self, name: str = "tokens", default: int = 3) -> list[str]:
         """So many words, each but the first with a space before it; the odd one has an accent."""

@@ -37,13 +37,15 @@ def usage(orders: Directives) -> dict[str, Any]:
     """12 tokens of prompt, 4 of them cached."""
     thought = orders.number("think")
     output = len(orders.words()) + thought
-    return {
-        "input_tokens": COUNTED,
-        "input_tokens_details": {"cached_tokens": 4},
-        "output_tokens": output,
-        "output_tokens_details": {"reasoning_tokens": thought},
-        "total_tokens": COUNTED + output,
-    }
+    return orders.counted(
+        {
+            "input_tokens": COUNTED,
+            "input_tokens_details": {"cached_tokens": 4},
+            "output_tokens": output,
+            "output_tokens_details": {"reasoning_tokens": thought},
+            "total_tokens": COUNTED + output,
+        }
+    )
 
 
 def thought(words: list[str]) -> dict[str, Any]:

@@ -52,13 +52,15 @@ def application(request: Request) -> Reply:
 def usage(orders: Directives) -> dict[str, Any]:
     """12 tokens of prompt, 4 of them cached."""
     thought, said = orders.number("think"), len(orders.words())
-    return {
-        "prompt_tokens": 12,
-        "completion_tokens": said + thought,
-        "total_tokens": 12 + said + thought,
-        "prompt_tokens_details": {"cached_tokens": 4, "audio_tokens": 0},
-        "completion_tokens_details": {"reasoning_tokens": thought},
-    }
+    return orders.counted(
+        {
+            "prompt_tokens": 12,
+            "completion_tokens": said + thought,
+            "total_tokens": 12 + said + thought,
+            "prompt_tokens_details": {"cached_tokens": 4, "audio_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": thought},
+        }
+    )
 
 
 def as_json(body: Any) -> bytes:
@@ -71,10 +73,10 @@ def _reason(orders: Directives) -> str:
 
 
 def _chunks(orders: Directives, body: dict[str, Any]) -> Iterator[Piece]:
-    def chunk(delta: dict[str, Any], reason: str | None = None) -> bytes:
+    def chunk(delta: dict[str, Any], reason: str | None = None, usage: dict[str, int] | None = None) -> bytes:
         tokens = _logprobs(delta["content"], body) if body.get("logprobs") and delta.get("content") else None
         choice = {"index": 0, "delta": delta, "logprobs": tokens, "finish_reason": reason}
-        return event({**head, "choices": [choice]})
+        return event({**head, "choices": [choice], "usage": usage})
 
     head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": body["model"]}
     yield Piece(chunk({"role": "assistant", "content": "", "refusal": None}))
@@ -88,8 +90,9 @@ def _chunks(orders: Directives, body: dict[str, Any]) -> Iterator[Piece]:
             yield Piece(chunk(delta), word=True)
     if not orders.has("tools"):
         key = "refusal" if orders.has("refuse") else "content"
-        for word in orders.words():
-            yield Piece(chunk({key: word}), word=True)
+        for number, word in enumerate(orders.words(), 1):
+            so_far = {"prompt_tokens": 1000, "completion_tokens": 50 * number} if orders.has("counting") else None
+            yield Piece(chunk({key: word}, usage=so_far), word=True)
     yield Piece(chunk({}, _reason(orders)))
     wanted = (body.get("stream_options") or {}).get("include_usage")
     if wanted and orders.number("usage", 1):
@@ -139,6 +142,6 @@ def _embeddings(body: dict[str, Any], orders: Directives) -> bytes:
         vector = packed if body.get("encoding_format") == "base64" else values
         rows.append({"object": "embedding", "index": index, "embedding": vector})
     rows.reverse()  # the order is in the index, not in the list
-    said = {"prompt_tokens": 5, "total_tokens": 5}
+    said = orders.counted({"prompt_tokens": 5, "total_tokens": 5})
     usage = {"usage": said} if orders.number("usage", 1) else {}
     return as_json({"object": "list", "data": rows, "model": body["model"], **usage})

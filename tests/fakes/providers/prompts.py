@@ -1,7 +1,9 @@
 """Short ways to a prompt, and to ask a provider without anything around it."""
 
+from collections.abc import Callable
 from typing import Any
 
+from janus_inference.events import Usage
 from janus_inference.model import Message, Prompt, Role, Text
 
 NAME = "upstream"
@@ -17,6 +19,9 @@ class Unwatched:
     """A ``Stopwatch`` that nobody reads."""
 
     def sent(self) -> None:
+        """Nothing to do."""
+
+    def counts(self, used: Callable[[], Usage | None]) -> None:
         """Nothing to do."""
 
     def heard(self) -> None:

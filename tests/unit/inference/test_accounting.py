@@ -22,7 +22,7 @@ from janus_inference.model import (
     ToolResult,
 )
 
-OPENAI: list[tuple[str, dict[str, Any], Usage]] = [
+OPENAI: list[tuple[str, dict[str, Any], Usage | None]] = [
     ("plain", {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}, Usage(10, 0, 0, 5)),
     (
         "cached tokens are part of the prompt and are not counted twice",
@@ -84,10 +84,14 @@ OPENAI: list[tuple[str, dict[str, Any], Usage]] = [
         {"prompt_tokens": 3, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 9}},
         Usage(0, 3, 0, 1),
     ),
-    ("nothing said", {}, Usage()),
+    ("nothing written", {"prompt_tokens": 3, "completion_tokens": 0}, Usage(3)),
+    ("nothing said", {}, None),
+    ("zeros", {"prompt_tokens": 0, "completion_tokens": 0}, None),
+    ("only a sum", {"total_tokens": 15}, None),
+    ("nonsense", {"prompt_tokens": -5, "completion_tokens": 1e30}, None),
 ]
 
-ANTHROPIC: list[tuple[str, dict[str, Any], Usage]] = [
+ANTHROPIC: list[tuple[str, dict[str, Any], Usage | None]] = [
     ("plain", {"input_tokens": 10, "output_tokens": 5}, Usage(10, 0, 0, 5)),
     (
         "input excludes both cache counts",
@@ -104,17 +108,19 @@ ANTHROPIC: list[tuple[str, dict[str, Any], Usage]] = [
         {"input_tokens": 1, "output_tokens": 50, "output_tokens_details": {"thinking_tokens": 40}},
         Usage(1, 0, 0, 50, 40),
     ),
-    ("nothing said", {}, Usage()),
+    ("all read from the cache", {"input_tokens": 0, "cache_read_input_tokens": 4, "output_tokens": 0}, Usage(0, 4)),
+    ("nothing said", {}, None),
+    ("zeros", {"input_tokens": 0, "output_tokens": 0}, None),
 ]
 
 
 @pytest.mark.parametrize(("said", "normal"), [pytest.param(*row[1:], id=row[0]) for row in OPENAI])
-def test_openai(said: dict[str, Any], normal: Usage) -> None:
+def test_openai(said: dict[str, Any], normal: Usage | None) -> None:
     assert accounting.openai_usage(said) == normal
 
 
 @pytest.mark.parametrize(("said", "normal"), [pytest.param(*row[1:], id=row[0]) for row in ANTHROPIC])
-def test_anthropic(said: dict[str, Any], normal: Usage) -> None:
+def test_anthropic(said: dict[str, Any], normal: Usage | None) -> None:
     assert accounting.anthropic_usage(said) == normal
 
 
@@ -181,7 +187,7 @@ details = st.one_of(st.none(), st.dictionaries(st.sampled_from(["cached_tokens",
     )
 )
 def test_counts_never_overlap_and_are_never_negative(said: dict[str, Any]) -> None:
-    usage = accounting.openai_usage(said)
+    usage = accounting.openai_usage(said) or Usage()
     prompt = said.get("prompt_tokens")
     whole = prompt if isinstance(prompt, int) and not isinstance(prompt, bool) and prompt > 0 else 0
     assert usage.input_uncached_tokens + usage.cache_read_tokens + usage.cache_write_tokens == whole
