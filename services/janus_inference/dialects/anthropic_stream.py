@@ -100,7 +100,7 @@ class MessagesReader(StreamReader):
         return events
 
     def _event(self, name: bytes, data: bytes, events: list[ProviderEvent]) -> None:
-        event = parse_object(data)
+        event = parse_object(data, self._halves)
         match event.get("type"):
             case "content_block_delta":
                 self._delta(self._blocks[event["index"]], event["delta"], events)

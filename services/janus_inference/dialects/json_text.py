@@ -6,21 +6,48 @@ from typing import Any
 
 import jiter
 
+# The texts of a delta that go on in the next one, and what tells apart which of several they belong to.
+_GROWING = frozenset(
+    {
+        "arguments",
+        "content",
+        "delta",
+        "input",
+        "partial_json",
+        "reasoning",
+        "reasoning_content",
+        "refusal",
+        "summary",
+        "text",
+        "thinking",
+        "transcript",
+    }
+)
+_NUMBERS = ("index", "output_index", "content_index", "summary_index")
+
+Halves = dict[tuple[object, ...], str]
+"""The first halves of surrogate pairs that texts of a delta ended in, by their places in it."""
+
 
 class NotJson(Exception):
     """The text is not the JSON that it should be."""
 
 
-def parse_object(data: bytes) -> dict[str, Any]:
-    """One JSON object, its texts such as every store can hold. Raises NotJson."""
+def parse_object(data: bytes, halves: Halves | None = None) -> dict[str, Any]:
+    """One JSON object, its texts such as every store can hold. Raises NotJson.
+
+    Servers that cut a text by UTF-16 send one character in two events. With
+    the ``halves`` of the stream that the object is an event of, the first half
+    waits for the next event that goes on with a text, and is said there.
+    """
     try:
         value = jiter.from_json(data, cache_mode="keys")
     except ValueError:
-        value = _mended(data)
+        value = _mended(data, halves)
     else:
         # JSON can say NUL only in this way.
-        if b"\\u0000" in data:
-            value = _storable(value)
+        if halves or b"\\u0000" in data:
+            value = _whole(value, halves)
     if not isinstance(value, dict):
         raise NotJson("not an object")
     return value
@@ -49,10 +76,10 @@ def _no_number(word: str) -> None:
     raise ValueError(word)
 
 
-def _mended(data: bytes) -> Any:
-    """Half of a surrogate pair, which some servers send where they cut a text, becomes U+FFFD."""
+def _mended(data: bytes, halves: Halves | None) -> Any:
+    """What has halves of surrogate pairs in it, which some servers send where they cut a text."""
     try:
-        return _storable(json.loads(data))
+        return _whole(json.loads(data), halves)
     except (ValueError, RecursionError):
         raise NotJson("not JSON") from None
 
@@ -66,6 +93,44 @@ def _storable(value: Any) -> Any:
     if isinstance(value, dict):
         return {_storable(key): _storable(item) for key, item in value.items()}
     return value
+
+
+def _whole(event: Any, halves: Halves | None) -> Any:
+    """An event whose texts are storable, with the halves that waited, and without those that have to wait.
+
+    A half that its text does not go on from is no character.
+    """
+    if halves is None:
+        return _storable(event)
+    before, goes_on = halves.copy(), False
+    halves.clear()
+
+    def whole(value: Any, place: tuple[object, ...]) -> Any:
+        nonlocal goes_on
+        if isinstance(value, str):
+            if place[-1] in _GROWING and "delta" in place:
+                goes_on = goes_on or bool(value)
+                value = before.get(place, "") + value
+                if "\ud800" <= value[-1:] <= "\udbff":
+                    halves[place] = value[-1]
+                    value = value[:-1]
+            return _storable(value)
+        if isinstance(value, list):
+            return [whole(item, (*place, _number(item, at))) for at, item in enumerate(value)]
+        if isinstance(value, dict):
+            numbers = [_number(value, None, name) for name in _NUMBERS]
+            return {_storable(key): whole(item, (*place, *numbers, key)) for key, item in value.items()}
+        return value
+
+    made = whole(event, ())
+    if not goes_on:
+        halves.update(before)
+    return made
+
+
+def _number(item: Any, otherwise: object, name: str = "index") -> object:
+    number = item.get(name) if isinstance(item, dict) else None
+    return number if isinstance(number, int) else otherwise
 
 
 def compact(value: Any) -> str:

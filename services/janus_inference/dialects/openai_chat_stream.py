@@ -90,7 +90,7 @@ class ChatReader(StreamReader):
 
     def _event(self, name: bytes, data: bytes, events: list[ProviderEvent]) -> None:
         if data != b"[DONE]":
-            chunk = parse_object(data)
+            chunk = parse_object(data, self._halves)
             if name == b"error" and "error" not in chunk:
                 # A few servers name the event instead of wrapping the error.
                 raise classify(self._provider, self._model, _refused(chunk))

@@ -75,7 +75,7 @@ class ResponsesReader(StreamReader):
     def _event(self, name: bytes, data: bytes, events: list[ProviderEvent]) -> None:
         if data == b"[DONE]":
             raise self.too_short()
-        event = parse_object(data)
+        event = parse_object(data, self._halves)
         kind = event.get("type") or name.decode("utf-8", "replace") or ("error" if "error" in event else "")
         match kind:
             case "response.output_text.delta":

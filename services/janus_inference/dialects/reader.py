@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from janus_inference.dialects.alike import Alike
-from janus_inference.dialects.json_text import NotJson
+from janus_inference.dialects.json_text import Halves, NotJson
 from janus_inference.dialects.sse import EventTooLarge, SseSplitter
 from janus_inference.events import ProviderEvent, Usage
 from janus_inference.provider_errors import ProviderFailure, broken
@@ -53,12 +53,13 @@ class StreamReader:
         self._provider = provider
         self._sse = SseSplitter()
         self._alike = Alike()
+        self._halves: Halves = {}
 
     def feed(self, chunk: bytes) -> list[ProviderEvent]:
         events: list[ProviderEvent] = []
         if self.whole or self.failure is not None:
             return events
-        if b"\n\n" in chunk and self._sse.is_between_events:
+        if b"\n\n" in chunk and self._sse.is_between_events and not self._halves:
             chunk = self._alike.take(self._sse.recalled(chunk), events)
         if chunk:
             self._collect(self._sse.feed(chunk), events)

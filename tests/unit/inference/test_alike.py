@@ -13,6 +13,7 @@ from janus_inference.dialects import json_text, openai_chat_stream
 from janus_inference.dialects.alike import Alike
 from janus_inference.dialects.anthropic_stream import MessagesReader
 from janus_inference.dialects.openai_chat_stream import ChatReader
+from janus_inference.dialects.openai_responses_stream import ResponsesReader
 from janus_inference.dialects.parts import CallCheck
 from janus_inference.dialects.reader import StreamReader
 from janus_inference.events import ProviderEvent, ReasoningDelta, TextDelta
@@ -64,6 +65,7 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
 
 texts = st.one_of(
     st.sampled_from(["token ", " ", "", "\n\n", '"', "\\", "Zürich 🐎", "\u2028", "…probe", '"},"x":"', "data: {}"]),
+    st.sampled_from(["\ud83d", "a\ud83d", "\udc0e", "\udc0eb", "\udc0e\ud83d"]),
     st.text(max_size=6),
 )
 
@@ -160,9 +162,9 @@ def parsed_of(monkeypatch: pytest.MonkeyPatch, pieces: list[bytes]) -> tuple[lis
     """What a stream says, and how many of its events were parsed."""
     parsed: list[bytes] = []
 
-    def counting(data: bytes) -> dict[str, Any]:
+    def counting(data: bytes, halves: json_text.Halves) -> dict[str, Any]:
         parsed.append(data)
-        return json_text.parse_object(data)
+        return json_text.parse_object(data, halves)
 
     monkeypatch.setattr(openai_chat_stream, "parse_object", counting)
     reader = chat()
@@ -209,3 +211,72 @@ def test_a_second_text_at_the_same_place_is_not_taken_for_the_first() -> None:
     reader = chat()
     events = [event for pair in ((b"a", b"a"), (b"b", b"a"), (b"c", b"a")) for event in reader.feed(twice % pair)]
     assert events == [TextDelta(0, "a")] * 3
+
+
+def responses() -> StreamReader:
+    return ResponsesReader("upstream", "model", "upstream", CallCheck({}))
+
+
+def chat_delta(text: str, field: str) -> dict[str, Any]:
+    delta = {"tool_calls": [{"index": 0, "function": {"arguments": text}}]} if field == "arguments" else {field: text}
+    return {"choices": [{"index": 0, "delta": delta}]}
+
+
+def messages_delta(text: str, field: str) -> dict[str, Any]:
+    kind = {"text": "text_delta", "thinking": "thinking_delta", "partial_json": "input_json_delta"}[field]
+    return {"type": "content_block_delta", "index": 0, "delta": {"type": kind, field: text}}
+
+
+def responses_delta(text: str, field: str) -> dict[str, Any]:
+    return {"type": f"response.{field}.delta", "output_index": 0, "content_index": 0, "summary_index": 0, "delta": text}
+
+
+BEGUN_CALL = {"tool_calls": [{"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": ""}}]}
+ITEM = {"type": "function_call", "id": "i", "call_id": "c", "name": "f"}
+
+
+def begun(kind: str, **more: Any) -> dict[str, Any]:
+    return {"type": "content_block_start", "index": 0, "content_block": {"type": kind, **more}}
+
+
+CUT_TEXTS: list[tuple[Any, Any, str, list[dict[str, Any]]]] = [
+    (chat, chat_delta, "content", []),
+    (chat, chat_delta, "reasoning", []),
+    (chat, chat_delta, "reasoning_content", []),
+    (chat, chat_delta, "refusal", []),
+    (chat, chat_delta, "arguments", [{"choices": [{"index": 0, "delta": BEGUN_CALL}]}]),
+    (messages, messages_delta, "text", [begun("text", text="")]),
+    (messages, messages_delta, "thinking", [begun("thinking", thinking="")]),
+    (messages, messages_delta, "partial_json", [begun("tool_use", id="a", name="f", input={})]),
+    (responses, responses_delta, "output_text", []),
+    (responses, responses_delta, "refusal", []),
+    (responses, responses_delta, "reasoning_text", []),
+    (responses, responses_delta, "reasoning_summary_text", []),
+    (
+        responses,
+        responses_delta,
+        "function_call_arguments",
+        [{"type": "response.output_item.added", "output_index": 0, "item": ITEM}],
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "delta", "field", "before"), CUT_TEXTS)
+@given(text=st.text(st.sampled_from('aü🐎😀\n"')), cuts=st.sets(st.integers(1, 20)), joined=st.booleans())
+def test_a_text_that_is_cut_by_utf_16_is_whole(
+    make: Callable[[], StreamReader], delta: Any, field: str, before: list[Any], text: str, cuts: set[int], joined: bool
+) -> None:
+    units = text.encode("utf-16-le")
+    ends = [0, *sorted(2 * cut for cut in cuts if 2 * cut < len(units)), len(units)]
+    pieces = [units[a:b].decode("utf-16-le", "surrogatepass") for a, b in itertools.pairwise(ends)]
+    chunks = [b"data: %b\n\n" % json.dumps(each).encode() for each in (*before, *(delta(p, field) for p in pieces))]
+    reader = make()
+    events = [event for each in ([b"".join(chunks)] if joined else chunks) for event in reader.feed(each)]
+    assert reader.failure is None
+    said = "".join(
+        getattr(event, name) or ""
+        for event in events
+        for name in ("text", "summary", "fragment")
+        if hasattr(event, name)
+    )
+    assert said == text

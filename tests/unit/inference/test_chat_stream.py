@@ -192,12 +192,36 @@ def test_a_word_that_says_that_the_answer_was_cut_is_a_failure(word: str) -> Non
     assert not reading.whole
     assert reading.failure is not None
     assert (reading.failure.outcome, reading.failure.retryable) == ("broken", True)
-    assert events == [TextDelta(0, "half"), UsageUpdated(Usage(3, output_tokens=4))]
+    assert events == [TextDelta(0, "half")]
+    assert reading.used() == Usage(3, output_tokens=4)
 
 
 def test_half_a_surrogate_pair_becomes_a_replacement_character() -> None:
-    split = b'data: {"choices":[{"index":0,"delta":{"content":"a\\ud83d"}}]}\n\n'
-    assert read(split, chunk({}, "stop"), DONE)[0] == TextDelta(0, "a\ufffd")
+    said = [chunk({"content": text}) for text in ("\ude00a\ud83db", "c\ud83d", "d", "e\ud83d")]
+    texts = [event.text for event in read(*said, chunk({}, "stop"), DONE) if isinstance(event, TextDelta)]
+    # What an answer ends within is no character either.
+    assert texts == ["\ufffda\ufffdb", "c", "\ufffdd", "e"]
+
+
+def test_half_a_surrogate_pair_waits_for_its_other_half() -> None:
+    quiet = [b": ping\n\n", chunk({}), chunk({"content": ""}), chunk({"content": None}, usage={"prompt_tokens": 1})]
+    said = [chunk({"content": "a\ud83d"}), *quiet, chunk({"content": "\ude00b"})]
+    for pieces in (said, [b"".join(said)]):
+        texts = [event.text for event in read(*pieces, chunk({}, "stop"), DONE) if isinstance(event, TextDelta)]
+        assert texts == ["a", "😀b"]
+
+
+def test_texts_that_grow_beside_each_other_keep_their_own_halves() -> None:
+    def calling(first: str, second: str) -> bytes:
+        fragments = [call(text, id=f"t{at}", name="weather", index=at) for at, text in enumerate((first, second))]
+        return chunk({"reasoning": first, "content": second, "tool_calls": fragments})
+
+    start, end = calling('{"city": "\ud83d', '{"city": "\ud83c'), calling('\ude00"}', '\udf0d"}')
+    events = read(start, end, chunk({}, "tool_calls"), DONE)
+    calls = [event.call.arguments_json for event in events if isinstance(event, ToolCallCompleted)]
+    assert calls == ['{"city": "😀"}', '{"city": "🌍"}']
+    assert "".join(event.text or "" for event in events if isinstance(event, ReasoningDelta)) == calls[0]
+    assert "".join(event.text for event in events if isinstance(event, TextDelta)) == calls[1]
 
 
 def test_nul_becomes_a_replacement_character_wherever_the_model_writes() -> None:

@@ -234,7 +234,9 @@ class TextDelta(_message.Message):
     """Index of the part in the answer, from 0."""
     text: _builtins.str
     """What to append, in UTF-8. Never ends within a code point; empty only where
-    `logprobs` says something about text that was sent.
+    `logprobs` says something about text that was sent. As in all that models
+    write, NUL, which no store takes, and half of a surrogate pair that is
+    followed by something else are U+FFFD; half of one at the end is left out.
     """
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
