@@ -73,6 +73,10 @@ class Alike:
         self._between = self._tail + self._head
         self._make = make
 
+    def forget(self) -> None:
+        """What comes next belongs to another part, however much alike it is."""
+        self._before = self._after = self._head = self._tail = self._between = b""
+
     def take(self, data: bytes, events: list[ProviderEvent]) -> bytes:
         """What is left after the events at the beginning that are alike; what they say is one event."""
         head = self._head

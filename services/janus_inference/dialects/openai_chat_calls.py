@@ -35,6 +35,7 @@ class ToolCalls:
     def __init__(self, parts: Numbering, check: CallCheck, issuer: str) -> None:
         self._parts, self._check, self._issuer = parts, check, issuer
         self._calls: list[_Call] = []
+        self._untold: list[_Call] = []
         self._at: dict[int, _Call] = {}
         self._by_id: dict[str, _Call] = {}
         self._last: _Call | None = None
@@ -52,6 +53,13 @@ class ToolCalls:
                 self.unknown += 1
                 continue
             self._fragment(fragment, function or fragment.get("custom") or {}, custom, events, whole, place)
+
+    def tell(self, events: list[ProviderEvent]) -> None:
+        """Something else begins, so that the names of the calls before it are whole."""
+        for call in self._untold:
+            if call.name and not call.custom:
+                self._tell(call, events)
+        self._untold = [call for call in self._untold if not call.told]
 
     def complete(self, events: list[ProviderEvent]) -> bool:
         """All of them, whole. False where one never got a name."""
@@ -82,14 +90,14 @@ class ToolCalls:
         if whole:
             if not name:
                 raise KeyError("name")
-            call = self._begin(call_id, custom)
+            call = self._begin(call_id, custom, events)
         elif not (call_id or name or piece):
             return
         elif place and name and not call_id and not isinstance(index, int):
             # No delta says a name in two pieces.
-            call = self._begin(call_id, custom)
+            call = self._begin(call_id, custom, events)
         else:
-            call = self._continued(index, call_id, name, piece) or self._begin(call_id, custom)
+            call = self._continued(index, call_id, name, piece) or self._begin(call_id, custom, events)
         self._last = call
         if isinstance(index, int):
             self._at[index] = call
@@ -128,12 +136,13 @@ class ToolCalls:
         another = not numbered if name == before.name else self._check.knows(before.name)
         return None if another else before
 
-    def _begin(self, given: str, custom: bool) -> _Call:
+    def _begin(self, given: str, custom: bool, events: list[ProviderEvent]) -> _Call:
+        self.tell(events)
         number = len(self._calls)
-        if custom:
-            self._parts.of((CUSTOM, number))
-        call = _Call(self._parts.of(("call", number)), self._free(f"call_{number}", number), "", custom=custom)
+        # It gets its index when it is told of: parts are numbered as they appear.
+        call = _Call(-1, self._free(f"call_{number}", number), "", custom=custom)
         self._calls.append(call)
+        self._untold.append(call)
         if given:
             self._identify(call, given)
         return call
@@ -166,6 +175,7 @@ class ToolCalls:
         if call.told:
             return
         call.told = True
+        call.part_index = self._parts.next()
         events.append(ToolCallStarted(call.part_index, call.call_id, call.name))
         if call.fragments:
             events.append(ToolCallArguments(call.part_index, "".join(call.fragments)))
@@ -173,10 +183,10 @@ class ToolCalls:
     def _custom(self, call: _Call, events: list[ProviderEvent]) -> None:
         """As a call of one argument, after a part by which its issuer knows it again."""
         arguments = compact({INPUT: "".join(call.fragments)})
-        number = self._calls.index(call)
         kept = Opaque(self._issuer, CUSTOM, compact({"id": call.call_id}).encode())
+        before, call.part_index = self._parts.next(), self._parts.next()
         events += [
-            OpaqueAdded(self._parts.of((CUSTOM, number)), kept),
+            OpaqueAdded(before, kept),
             ToolCallStarted(call.part_index, call.call_id, call.name),
             ToolCallArguments(call.part_index, arguments),
             ToolCallCompleted(call.part_index, ToolCall(call.call_id, call.name, arguments)),

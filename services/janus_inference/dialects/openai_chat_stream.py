@@ -63,6 +63,10 @@ class ChatReader(StreamReader):
         self._model, self._issuer = model, issuer
         self._needs_done = needs_done
         self._parts = Numbering()
+        # The part that goes on, and those of text and of reasoning so far.
+        self._kind, self._part = "", -1
+        self._texts: list[int] = []
+        self._thoughts: list[int] = []
         self._calls = ToolCalls(self._parts, calls, issuer)
         self._reasoning_details = ReasoningDetails()
         self._audio: dict[str, Any] = {}
@@ -106,10 +110,9 @@ class ChatReader(StreamReader):
         """The next chunk like this one need not be parsed, where it is nothing but some text or reasoning."""
         said = [key for key, value in delta.items() if value and key != "role"]
         if said == ["content"] and isinstance(delta["content"], str):
-            part = self._parts.of("text")
-            self._alike.learn(name, data, chunk, delta, "content", partial(TextDelta, part))
+            self._alike.learn(name, data, chunk, delta, "content", partial(TextDelta, self._part))
         elif said in (["reasoning_content"], ["reasoning"]):
-            part = self._parts.of("reasoning")
+            part = self._part
             self._alike.learn(name, data, chunk, delta, said[0], lambda text: ReasoningDelta(part, text=text))
 
     def _ended(self, events: list[ProviderEvent]) -> None:
@@ -151,28 +154,31 @@ class ChatReader(StreamReader):
         if len(delta) == 1 and not logprobs and isinstance(text := delta.get("content"), str):
             # Nearly all of a stream is this.
             if text:
-                events.append(TextDelta(self._parts.of("text"), text))
+                events.append(TextDelta(self._at("text", events), text))
             return
         # Some servers say the same reasoning under both names.
         if reasoning := delta.get("reasoning_content") or delta.get("reasoning"):
-            events.append(ReasoningDelta(self._parts.of("reasoning"), text=_text(reasoning)))
+            events.append(ReasoningDelta(self._at("reasoning", events), text=_text(reasoning)))
         tokens = _logprobs(logprobs) if logprobs else ()
         content = delta.get("content")
         if isinstance(content, list):
             content = self._pieces(content, events)
         if content or tokens:
-            events.append(TextDelta(self._parts.of("text"), _text(content or ""), tokens))
+            events.append(TextDelta(self._at("text", events), _text(content or ""), tokens))
         if refusal := delta.get("refusal"):
             self._refused = True
-            events.append(RefusalDelta(self._parts.of("refusal"), _text(refusal)))
-        if calls := delta.get("tool_calls"):
-            self._calls.add(calls, events, whole=whole)
-        elif legacy := delta.get("function_call"):
+            events.append(RefusalDelta(self._at("refusal", events), _text(refusal)))
+        calls = delta.get("tool_calls")
+        if not calls and (legacy := delta.get("function_call")):
             # The only call, in the words that came before `tool_calls`.
-            self._calls.add([{"index": 0, "function": legacy}], events, whole=whole)
+            calls = [{"index": 0, "function": legacy}]
+        if calls:
+            self._calls.add(calls, events, whole=whole)
+            self._kind = "call"
+            self._alike.forget()
         for note in delta.get("annotations") or ():
             if note.get("type") == "url_citation":
-                events.append(CitationAdded(self._citation(note["url_citation"])))
+                events.append(CitationAdded(self._citation(note["url_citation"], events)))
             else:
                 self._opaque("annotations", {"annotations": [note]}, events)
         for detail in delta.get("reasoning_details") or ():
@@ -183,12 +189,24 @@ class ChatReader(StreamReader):
             if block := delta.get(name):
                 self._opaque(name, block, events)
 
+    def _at(self, kind: str, events: list[ProviderEvent]) -> int:
+        """The part that more of this kind belongs to: the last one, or a new one where another kind came between."""
+        if kind != self._kind:
+            self._calls.tell(events)
+            self._kind, self._part = kind, self._parts.next()
+            self._alike.forget()
+            if kind == "text":
+                self._texts.append(self._part)
+            elif kind == "reasoning":
+                self._thoughts.append(self._part)
+        return self._part
+
     def _opaque(self, kind: str, block: Any, events: list[ProviderEvent]) -> None:
         data = compact(block).encode()
         if len(data) > _LARGEST_BLOCK:
             self.unknown += 1
         else:
-            events.append(OpaqueAdded(self._parts.of(object()), Opaque(self._issuer, kind, data)))
+            events.append(OpaqueAdded(self._parts.next(), Opaque(self._issuer, kind, data)))
 
     def _add_audio(self, said: Mapping[str, Any]) -> None:
         """Joins the pieces of sound, each of them bytes in base64, and of what is said in it."""
@@ -212,14 +230,17 @@ class ChatReader(StreamReader):
                 said = piece["thinking"]
                 thought = said if isinstance(said, str) else "".join(_text(each["text"]) for each in said)
                 if thought:
-                    events.append(ReasoningDelta(self._parts.of("reasoning"), text=thought))
+                    events.append(ReasoningDelta(self._at("reasoning", events), text=thought))
             else:
                 self.unknown += 1
         return "".join(texts)
 
-    def _citation(self, said: Mapping[str, Any]) -> Citation:
-        start, end = said.get("start_index"), said.get("end_index")
-        return citation(said, self._parts.of("text"), start=start, end=end)
+    def _citation(self, said: Mapping[str, Any], events: list[ProviderEvent]) -> Citation:
+        part = self._texts[-1] if self._texts else self._at("text", events)
+        if len(self._texts) > 1:
+            # Its places are those of all the text, which is in several parts here.
+            return citation(said, part)
+        return citation(said, part, start=said.get("start_index"), end=said.get("end_index"))
 
     def _end(self, events: list[ProviderEvent]) -> None:
         if self._reason in _CUT:
@@ -231,12 +252,11 @@ class ChatReader(StreamReader):
             return
         self.unknown += self._calls.unknown
         self.whole = True
-        if "reasoning" in self._parts:
-            # No server of this dialect proves its reasoning here; this says whose it is.
-            events.append(ReasoningSignature(self._parts.of("reasoning"), b"", self._issuer))
+        # No server of this dialect proves its reasoning here; this says whose it is.
+        events += [ReasoningSignature(part, b"", self._issuer) for part in self._thoughts]
         if self._reasoning_details:
             opaque = Opaque(self._issuer, "reasoning_details", self._reasoning_details.data())
-            events.append(OpaqueAdded(self._parts.of("reasoning_details"), opaque))
+            events.append(OpaqueAdded(self._parts.next(), opaque))
         if self._audio:
             self._opaque("audio", self._audio, events)
         events += completed

@@ -17,12 +17,13 @@ class Numbering:
     def __init__(self) -> None:
         self._indexes: dict[object, int] = {}
 
+    def next(self) -> int:
+        """The index of a part that is not asked for again."""
+        return self.of(object())
+
     def of(self, part: object) -> int:
         """The index of this part; the next free one when it is new."""
         return self._indexes.setdefault(part, len(self._indexes))
-
-    def __contains__(self, part: object) -> bool:
-        return part in self._indexes
 
 
 @dataclass(slots=True)

@@ -11,21 +11,25 @@ from janus_inference.dialects.openai_chat_stream import ChatReader
 from janus_inference.dialects.parts import CallCheck
 from janus_inference.events import (
     CitationAdded,
+    Finished,
     FinishReason,
     OpaqueAdded,
     ProviderEvent,
     ReasoningDelta,
     ReasoningSignature,
     RefusalDelta,
+    Started,
     Stopped,
     TextDelta,
+    Timings,
     ToolCallArguments,
     ToolCallCompleted,
     ToolCallStarted,
     Usage,
     UsageUpdated,
 )
-from janus_inference.model import Citation, Opaque, ToolCall
+from janus_inference.fold import Fold
+from janus_inference.model import Citation, Opaque, Reasoning, Text, ToolCall
 from janus_inference.provider_errors import ProviderFailure, Refused, classify
 
 DONE = b"data: [DONE]\n\n"
@@ -102,7 +106,7 @@ def test_parts_are_numbered_in_the_order_in_which_they_begin() -> None:
         TextDelta(1, "so"),
         ToolCallStarted(2, "a", "weather"),
         ToolCallArguments(2, "{}"),
-        ReasoningDelta(0, text="hm"),
+        ReasoningDelta(3, text="hm"),
     ]
     assert ReasoningSignature(0, b"", "upstream") in events
 
@@ -335,3 +339,80 @@ def test_a_stream_that_is_cut_at_any_byte_is_never_whole() -> None:
         assert reading.failure is not None
         assert not reading.whole
         assert not any(isinstance(event, Stopped) for event in events)
+
+
+def test_what_goes_on_after_something_else_is_a_part_of_its_own() -> None:
+    said = [
+        chunk({"content": "a"}),
+        chunk({"content": "b"}),
+        chunk({"reasoning": "hm"}),
+        chunk({"content": "c"}),
+        chunk({"tool_calls": [call("{}", index=0, id="t", name="weather")]}),
+        chunk({"content": "d"}),
+        chunk({"reasoning": "so"}),
+    ]
+    events = read(*said, chunk({}, "tool_calls"), DONE)
+    fold = Fold()
+    for event in (Started("g", "upstream", "model", 1), *events[:-1]):
+        fold.add(event)
+    fold.add(Finished(FinishReason.TOOL_CALLS, "tool_calls", Usage(), Timings(0, 0, 0)))
+    assert fold.answer().message.parts == (
+        Text("ab"),
+        Reasoning("hm", issuer="upstream"),
+        Text("c"),
+        ToolCall("t", "weather", "{}"),
+        Text("d"),
+        Reasoning("so", issuer="upstream"),
+    )
+
+
+def test_calls_without_arguments_are_told_in_their_order() -> None:
+    began = [{"index": at, "id": f"t{at}", "function": {"name": name, "arguments": ""}} for at, name in enumerate("ab")]
+    last = call('{"city": "x"}', index=2, id="t2", name="weather")
+    for between in ([], [chunk({"content": "and"})]):
+        said = [chunk({"tool_calls": [each]}) for each in began]
+        events = read(*said, *between, chunk({"tool_calls": [last]}), chunk({}, "tool_calls"), DONE)
+        started = [event for event in events if isinstance(event, ToolCallStarted)]
+        assert [(event.call_id, event.name) for event in started] == [("t0", "a"), ("t1", "b"), ("t2", "weather")]
+        assert [event.part_index for event in started] == [0, 1, 2 + len(between)]
+
+
+def test_places_of_a_source_that_count_over_several_texts_are_left_out() -> None:
+    noted = {"type": "url_citation", "url_citation": {"url": "https://a", "start_index": 1, "end_index": 3}}
+    cited = chunk({"annotations": [noted]})
+    text, thought = chunk({"content": "some words"}), chunk({"reasoning": "hm"})
+    found = [
+        [event.citation for event in read(*said, chunk({}, "stop"), DONE) if isinstance(event, CitationAdded)]
+        for said in ((text, cited), (text, thought, text, cited))
+    ]
+    assert found == [[Citation(1, 3, uri="https://a", part_index=0)], [Citation(uri="https://a", part_index=2)]]
+
+
+deltas = st.one_of(
+    st.sampled_from([{"content": "a"}, {"reasoning": "b"}, {"refusal": "c"}, {"content": "d", "reasoning": "e"}]),
+    st.builds(
+        lambda index, name, arguments: {
+            "tool_calls": [{"index": index, "id": f"t{index}", "function": {"name": name, "arguments": arguments}}]
+        },
+        st.integers(0, 2),
+        st.sampled_from(["weather", "other", ""]),
+        st.sampled_from(["", "{}", '{"a"']),
+    ),
+    st.builds(
+        lambda index: {"tool_calls": [{"index": index, "id": f"t{index}", "custom": {"name": "free", "input": "x"}}]},
+        st.integers(0, 2),
+    ),
+)
+
+
+@given(st.lists(deltas, max_size=12))
+def test_parts_are_numbered_as_they_appear_whatever_comes(said: list[dict[str, Any]]) -> None:
+    reading = reader()
+    pieces = [*map(chunk, said), chunk({}, "stop"), DONE]
+    events = [event for piece in pieces for event in reading.feed(piece)]
+    seen: list[int] = []
+    for event in events:
+        index = getattr(event, "part_index", None)
+        if index is not None and index not in seen:
+            seen.append(index)
+    assert seen == list(range(len(seen)))
