@@ -149,6 +149,21 @@ async def test_each_limit_afterwards_ends_the_stream_by_name(stores: Stores, leg
     assert provider.closed == 1
 
 
+async def test_a_count_is_no_piece_of_an_answer(stores: Stores) -> None:
+    async def tell(ask: Ask) -> Batches:
+        yield [TextDelta(0, "half")]
+        while True:
+            await asyncio.sleep(0.005)
+            yield [UsageUpdated(Usage(3, output_tokens=1))]
+
+    provider = Told(tell)
+    asked = prompt(timeouts=Timeouts(idle=0.1, total=2))
+    failed = (await events_of(stores.generation(provider, LIMITS), asked))[-1]
+    assert isinstance(failed, Failed)
+    assert failed.error.metadata["leg"] == "idle"
+    assert provider.closed == 1
+
+
 async def test_a_slow_reader_is_no_idle_provider(stores: Stores) -> None:
     provider = telling([TextDelta(0, "a")], [TextDelta(0, "b"), STOP])
     seen = []
