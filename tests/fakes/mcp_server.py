@@ -4,8 +4,8 @@
     python mcp_server.py http PORT
 
 What it sees goes to the file JOURNAL, a JSON object a line. With LEGACY it
-speaks the protocol of 2025 alone. With TOUCHY it is deaf to its end: to a closed
-stdin, and to SIGTERM.
+speaks the protocol of 2025 alone. With DEAF it does not end with its stdin, and
+with DEAF=very not by SIGTERM either.
 """
 
 from __future__ import annotations
@@ -247,8 +247,11 @@ def _http() -> Any:
 
 
 def main() -> None:
-    if os.environ.get("TOUCHY"):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    match os.environ.get("DEAF"):
+        case "very":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        case "a little":
+            signal.signal(signal.SIGTERM, lambda number, frame: (saw("terminated"), os._exit(0)))
     saw("started")
     if sys.argv[1] == "http":
         import uvicorn
@@ -259,7 +262,7 @@ def main() -> None:
     else:
         server.run("stdio")
     saw("ended")
-    if os.environ.get("TOUCHY"):
+    if os.environ.get("DEAF"):
         threading.Event().wait()
 
 

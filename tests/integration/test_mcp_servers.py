@@ -372,7 +372,7 @@ async def test_headers_reach_the_server_and_no_log(shop: Shop, logs: io.StringIO
 
 @pytest.mark.parametrize("frozen", [False, True])
 async def test_a_program_that_is_deaf_to_its_end_is_killed_with_its_children(tmp_path: Path, frozen: bool) -> None:
-    shop = Shop(tmp_path, TOUCHY="1")
+    shop = Shop(tmp_path, DEAF="very")
     async with connected(shop.stdio()) as client:
         await client.offered("shop.freeze")
         if frozen:
@@ -385,21 +385,28 @@ async def test_a_program_that_is_deaf_to_its_end_is_killed_with_its_children(tmp
     await eventually(_holds(lambda: not any(map(is_alive, pids))))
 
 
+async def test_a_program_that_is_deaf_to_its_stdin_is_asked_before_it_is_killed(tmp_path: Path) -> None:
+    shop = Shop(tmp_path, DEAF="a little")
+    async with connected(shop.stdio()) as client:
+        await client.offered("shop.brew")
+    assert shop.saw("ended")
+    assert shop.saw("terminated")
+
+
 async def test_whoever_is_cancelled_twice_leaves_no_program_behind(tmp_path: Path) -> None:
-    shop = Shop(tmp_path, TOUCHY="1")
+    shop = Shop(tmp_path, DEAF="very")
 
     async def use() -> None:
-        async with connector("shop", shop.stdio())():
-            await asyncio.Event().wait()
+        async with connector("shop", shop.stdio())() as session:
+            await session.call("freeze", {}, "run:1", lambda fraction, message: None)
 
     using = asyncio.create_task(use())
-    (started,) = await shop.until("started")
-    await asyncio.sleep(0.5)
+    (frozen,) = await shop.until("frozen")
     for _ in range(3):
         using.cancel()
         await asyncio.sleep(0.05)
     await asyncio.gather(using, return_exceptions=True)
-    await eventually(_holds(lambda: not is_alive(started["pid"])))
+    await eventually(_holds(lambda: not is_alive(frozen["pid"]) and not is_alive(frozen["child"])))
 
 
 async def test_a_stopped_program_that_answers_nothing_is_replaced(shop: Shop) -> None:
