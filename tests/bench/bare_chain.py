@@ -73,7 +73,7 @@ def _text(data: bytes) -> str:
     if not choices:
         return ""
     delta = choices[0]["delta"]
-    return cast(str, delta.get("content") or delta.get("reasoning_content") or "")
+    return cast(str, delta.get("content") or delta.get("refusal") or "")
 
 
 async def _main(base_url: str) -> None:

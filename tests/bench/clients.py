@@ -76,8 +76,8 @@ class Grpc:
             pb.StreamGenerateRequest(prompt=prompt(self._provider, model)), timeout=300
         ):
             event = reply.event
-            if event.HasField("text_delta") or event.HasField("reasoning_delta"):
-                text = event.text_delta.text or event.reasoning_delta.text
+            if event.HasField("text_delta") or event.HasField("refusal_delta"):
+                text = event.text_delta.text or event.refusal_delta.text
                 heard.first_s = heard.first_s or time.perf_counter() - began
                 heard.messages += 1
                 heard.tokens += text.count(" ")

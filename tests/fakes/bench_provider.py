@@ -5,7 +5,7 @@
 Speaks Chat Completions over HTTP/1.1 keep-alive, as SSE or, without `"stream": true`, as one JSON
 body. The model's name says what to answer: `tokens-200` sends 200 tokens as fast as the reader
 takes them, `tokens-200-every-50` one each 50 ms, `tokens-200-apart` is a burst whose tokens are text
-and reasoning in turn, so that no two of them can be joined. Every token is an event, an HTTP chunk and a write
+and refusal in turn, so that no two of them can be joined. Every token is an event, an HTTP chunk and a write
 of its own, as real providers send them; streams take turns, so none gets ahead of the others.
 
 A paced token's text is the time at which it was sent (`time.perf_counter_ns`, one clock for all
@@ -58,9 +58,9 @@ class Script:
         usage = {"prompt_tokens": 12, "completion_tokens": self.tokens, "total_tokens": 12 + self.tokens}
         self.opening = _HEAD + chunked(event(model, {"role": "assistant", "content": ""}))
         word = chunked(event(model, {"content": WORD}))
-        thought = chunked(event(model, {"reasoning_content": WORD}))
+        refusal = chunked(event(model, {"refusal": WORD}))
         # That of an even number of tokens that are left, and that of an odd one.
-        self.words = word, thought if pace == ["apart"] else word
+        self.words = word, refusal if pace == ["apart"] else word
         # 19 digits and a space stand for the time, so the chunk's length is known beforehand.
         self.before, self.after = chunked(event(model, {"content": "0" * 19 + " "})).split(b"0" * 19)
         self.ending = (
