@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from janus_inference import too_long
 from janus_inference.families import family
 from janus_kit.errors import (
     DeadlineExceeded,
@@ -28,24 +29,26 @@ _LONGEST_RETRY_AFTER_S = 3600.0
 _MOST_SAID = 2_000
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_.\[\]-]{1,128}")
-_TOO_LONG_TEXT = re.compile(
-    r"maximum context length|context window|context length|prompt is too long"
-    r"|input is too long|too many input tokens|exceeds? the (?:available )?context",
-    re.IGNORECASE,
-)
-_TOKENS = re.compile(r"(\d[\d,]{2,})\s*(?:input\s+|prompt\s+)?tokens?", re.IGNORECASE)
-_LIMIT = re.compile(
-    r"(?:maximum(?: context length)?(?: is)?|limit of|up to|max(?:imum)? of|context size \(|>)\s*(\d[\d,]{2,})",
-    re.IGNORECASE,
-)
-
+# Four digits are Z.ai's.
 _TOO_LONG = {
     "context_length_exceeded",
     "string_above_max_length",
     "model_context_window_exceeded",
+    "model_max_prompt_tokens_exceeded",
     "exceed_context_size_error",
+    "1261",
 }
-_BILLING = {"insufficient_quota", "billing_hard_limit_reached", "billing_error", "credit_balance_too_low"}
+_BILLING = {
+    "insufficient_quota",
+    "exceeded_current_quota_error",
+    "billing_hard_limit_reached",
+    "billing_error",
+    "credit_balance_too_low",
+    "Arrearage",
+    "1113",
+    "1309",
+}
+_BILLING_TEXT = re.compile(r"credit balance|insufficient balance", re.IGNORECASE)
 _FILTERED_TEXT = re.compile(
     r"content filtering policy|flagged as potentially violating|content management policy", re.IGNORECASE
 )
@@ -56,8 +59,10 @@ _FILTERED = {
     "image_content_policy_violation",
     "bio_policy",
     "misalignment_policy_violation",
+    "1301",
 }
-_NO_MODEL = {"model_not_found", "not_found_error", "unknown_model", "model_not_available"}
+_NO_MODEL = {"model_not_found", "not_found_error", "unknown_model", "model_not_available", "1211"}
+_NO_MODEL_TEXT = re.compile(r"\bmodel\b.{0,200}\b(?:not found|does not exist)", re.IGNORECASE | re.DOTALL)
 # Encrypted reasoning or its proof that this account, or this server, did not issue: no other target is shown it.
 _FOREIGN = {"invalid_encrypted_content"}
 _FOREIGN_TEXT = re.compile(r"invalid [`'\"]?signature[`'\"]? in [`'\"]?(?:redacted_)?thinking", re.IGNORECASE)
@@ -88,6 +93,10 @@ STATUS_OF_TYPE = {
     "internal_server_error": 500,
     "service_unavailable": 503,
     "overloaded_error": 529,
+    # Z.ai's codes, by its documentation.
+    **dict.fromkeys(("1000", "1001", "1002", "1003", "1004"), 401),
+    **dict.fromkeys(("1210", "1211", "1212", "1213", "1214", "1215", "1261", "1301"), 400),
+    **dict.fromkeys(("1113", "1302", "1303", "1304", "1305", "1308", "1309", "1310", "1312", "1313"), 429),
 }
 
 
@@ -144,13 +153,19 @@ class ProviderFailure(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """What a provider said when it refused: as much of it as it gave."""
+    """What a provider said when it refused: as much of it as it gave.
+
+    ``limit_tokens`` and ``request_tokens`` where they have fields of their own,
+    as llama.cpp's have.
+    """
 
     status: int
     code: str = ""
     type: str = ""
     param: str = ""
     message: str = ""
+    limit_tokens: int | None = None
+    request_tokens: int | None = None
     retry_after: float | None = None
     should_retry: bool | None = None
 
@@ -182,7 +197,7 @@ def classify(provider: str, model: str, said: Refused) -> ProviderFailure:
     if codes & _MODEL_FAILED:
         # Whatever is advised: the next answer is another one.
         return broken(provider, "the model wrote a tool call that cannot be read")
-    if status == 402 or codes & _BILLING or (status == 400 and "credit balance" in said.message.lower()):
+    if status == 402 or codes & _BILLING or (status in (400, 429) and _BILLING_TEXT.search(said.message)):
         text = f"provider '{provider}' says that the account is out of credit"
         return failure(FailedPrecondition("PROVIDER_BILLING", text, who, subject=provider), "billing")
     if status in (401, 403):
@@ -198,7 +213,7 @@ def classify(provider: str, model: str, said: Refused) -> ProviderFailure:
         text = f"provider '{provider}' did not answer in its own time"
         late = DeadlineExceeded("first_event", text, who, retry_after)
         return failure(late, "timeout", retryable=True)
-    if (status == 404 and (codes & _NO_MODEL or said.type or said.code)) or (status == 400 and said.code in _NO_MODEL):
+    if _is_no_model(said):
         rule = f"provider '{provider}' does not know this model"
         gone = InvalidArgument(
             "prompt.model",
@@ -207,7 +222,7 @@ def classify(provider: str, model: str, said: Refused) -> ProviderFailure:
             metadata={**who, "model": f"{provider}/{model}"},
         )
         return failure(gone, "rejected")
-    if status in (400, 413, 422) and (codes & _TOO_LONG or _TOO_LONG_TEXT.search(said.message)):
+    if status in (400, 413, 422) and (codes & _TOO_LONG or too_long.is_said(said.message)):
         return failure(_too_long(provider, model, said, who), "rejected")
     if 400 <= status < 500 and status not in _PASSING:
         is_foreign = bool(codes & _FOREIGN or _FOREIGN_TEXT.search(said.message))
@@ -317,6 +332,13 @@ def _who(provider: str, said: Refused) -> dict[str, str]:
     return who | {key: name for key, name in names.items() if _IDENTIFIER.fullmatch(name)}
 
 
+def _is_no_model(said: Refused) -> bool:
+    """A 404 without a word of a model is an address without an API behind it."""
+    if said.status == 404:
+        return bool(said.type or said.code or _NO_MODEL_TEXT.search(said.message))
+    return said.status == 400 and said.code in _NO_MODEL
+
+
 def _rejected(provider: str, model: str, who: dict[str, str]) -> InvalidArgument:
     return InvalidArgument(
         "prompt",
@@ -327,18 +349,14 @@ def _rejected(provider: str, model: str, who: dict[str, str]) -> InvalidArgument
 
 
 def _too_long(provider: str, model: str, said: Refused, who: dict[str, str]) -> InvalidArgument:
-    numbers = {}
-    if limit := _LIMIT.search(said.message):
-        numbers["limit_tokens"] = limit[1].replace(",", "")
-    elif (window := family(model).context_window) is not None:
-        numbers["limit_tokens"] = str(window)
-    counts = [found.replace(",", "") for found in _TOKENS.findall(said.message)]
-    asked = [count for count in counts if count != numbers.get("limit_tokens")]
-    if asked:
-        numbers["request_tokens"] = asked[0]
+    limit, asked = too_long.numbers(said.message)
+    limit = said.limit_tokens or limit or family(model).context_window
+    asked = said.request_tokens or asked
+    names = {"limit_tokens": limit, "request_tokens": asked}
+    numbers = {name: str(number) for name, number in names.items() if number is not None}
     rule = f"is longer than the context window of model '{model}' of provider '{provider}'"
-    if "limit_tokens" in numbers:
-        rule += f" ({numbers['limit_tokens']} tokens)"
+    if limit is not None:
+        rule += f" ({limit} tokens)"
     return InvalidArgument(
         "prompt.messages", rule, reason="CONTEXT_TOO_LONG", metadata={**who, "model": model, **numbers}
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from janus_inference import telemetry
 from janus_inference.adapters.sdk_client import SdkClient, lost_connection, stopwatch_of_call
+from janus_inference.dialects import error_body
 from janus_inference.dialects.json_text import NotJson, parse_object
 from janus_inference.dialects.reader import Reader
 from janus_inference.events import ProviderEvent
@@ -17,7 +18,6 @@ from janus_inference.provider_errors import (
     Refused,
     broken,
     classify,
-    is_flagged,
     retry_after_of,
     timed_out,
     unreachable,
@@ -170,22 +170,13 @@ async def _entered(
 
 def refused(error: Any) -> Refused:
     """What an SDK's status error says."""
-    said: dict[str, Any] = error.body if isinstance(error.body, dict) else {}
     # OpenAI's SDK gives the inner object, Anthropic's the whole body.
-    inner = said.get("error")
-    if isinstance(inner, dict):
-        said = inner
+    said = error.body
+    if isinstance(said, dict) and isinstance(said.get("error"), dict | str):
+        said = said["error"]
     headers = {key.lower(): value for key, value in error.response.headers.items()}
     should_retry = {"true": True, "false": False}.get(headers.get("x-should-retry", ""))
-    return Refused(
-        status=error.status_code,
-        code="content_filter" if is_flagged(said) else _word(said.get("code")),
-        type=_word(said.get("type")),
-        param=_word(said.get("param")),
-        message=_word(said.get("message")),
-        retry_after=retry_after_of(headers),
-        should_retry=should_retry,
-    )
+    return error_body.refused(error.status_code, said, retry_after=retry_after_of(headers), should_retry=should_retry)
 
 
 def _senseless(provider: str, error: BaseException) -> ProviderFailure:
@@ -193,10 +184,6 @@ def _senseless(provider: str, error: BaseException) -> ProviderFailure:
     failure = broken(provider, "the answer is not of the expected form")
     failure.detail = type(error).__name__
     return failure
-
-
-def _word(value: object) -> str:
-    return value if isinstance(value, str) else ""
 
 
 def _innermost(error: BaseException) -> str:

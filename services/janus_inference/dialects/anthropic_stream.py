@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from janus_inference import accounting
+from janus_inference.dialects import error_body
 from janus_inference.dialects.anthropic_blocks import CALL, kept
 from janus_inference.dialects.json_text import NotJson, compact, parse_object
 from janus_inference.dialects.parts import CallCheck, Numbering, OpenCall, citation, reported
@@ -251,10 +252,8 @@ class MessagesReader(StreamReader):
 
 
 def _refused(error: Any) -> Refused:
-    if not isinstance(error, Mapping):
-        return Refused(500)
-    kind = str(error.get("type") or "")
-    return Refused(STATUS_OF_TYPE.get(kind, 500), type=kind, message=str(error.get("message") or ""))
+    said = error_body.refused(500, error)
+    return replace(said, status=STATUS_OF_TYPE.get(said.type, 500))
 
 
 def _text(value: Any) -> str:

@@ -1,10 +1,12 @@
 """Chat Completions answers, from OpenAI and from the servers that speak like it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from janus_inference import accounting
+from janus_inference.dialects import error_body
 from janus_inference.dialects.json_text import compact, parse_object
 from janus_inference.dialects.openai_chat_calls import ToolCalls
 from janus_inference.dialects.openai_chat_reasoning import ReasoningDetails
@@ -24,7 +26,7 @@ from janus_inference.events import (
     Usage,
 )
 from janus_inference.model import Citation, Opaque
-from janus_inference.provider_errors import STATUS_OF_TYPE, Refused, broken, classify, is_flagged, status_in
+from janus_inference.provider_errors import STATUS_OF_TYPE, Refused, broken, classify, status_in
 
 _REASONS = {
     "stop": FinishReason.STOP,
@@ -286,23 +288,15 @@ def _only_delta(chunk: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _refused(error: Any) -> Refused:
     """An error inside a stream. Its status is in its code, its type, or not said."""
+    said = error_body.refused(500, error)
     if not isinstance(error, Mapping):
-        return Refused(500)
-    code, kind = error.get("code"), str(error.get("type") or "")
-    if is_flagged(error):
-        code = "content_filter"
-    status = error.get("status_code")
+        return said
+    code, status = error.get("code"), error.get("status_code")
     if not isinstance(status, int):
-        status = code if isinstance(code, int) else status_in(code)
+        status = code if isinstance(code, int) and 400 <= code < 600 else status_in(code)
     if status is None:
-        status = STATUS_OF_TYPE.get(str(code), STATUS_OF_TYPE.get(kind, 500))
-    return Refused(
-        status=status,
-        code=code if isinstance(code, str) else "",
-        type=kind,
-        param=str(error.get("param") or ""),
-        message=str(error.get("message") or ""),
-    )
+        status = STATUS_OF_TYPE.get(said.code, STATUS_OF_TYPE.get(said.type, 500))
+    return replace(said, status=status)
 
 
 def _logprobs(said: Mapping[str, Any]) -> tuple[TokenLogprob, ...]:

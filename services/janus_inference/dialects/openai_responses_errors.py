@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from janus_inference.provider_errors import STATUS_OF_TYPE, Refused, is_flagged
+from janus_inference.dialects import error_body
+from janus_inference.provider_errors import STATUS_OF_TYPE, Refused
 
 # What a code would have been outside of a stream, where its name does not say it.
 _STATUS_OF_CODE = {
@@ -30,20 +32,18 @@ _LONGEST_WAIT_S = 3600.0
 
 def refused(error: Any) -> Refused:
     """What an `error` event, or the `error` of a failed answer, says."""
-    if not isinstance(error, Mapping):
-        return Refused(500)
-    inner = error.get("error")
+    inner = error.get("error") if isinstance(error, Mapping) else None
     if isinstance(inner, Mapping):
         error = inner
-    code, kind, message = error.get("code"), str(error.get("type") or ""), str(error.get("message") or "")
-    word = code if isinstance(code, str) else ""
-    return Refused(
-        status=code if isinstance(code, int) else _status(word, kind),
-        code="content_filter" if is_flagged(error) else word,
-        type="" if kind == "error" else kind,
-        param=str(error.get("param") or ""),
-        message=message,
-        retry_after=_wait(message),
+    said = error_body.refused(500, error)
+    if not isinstance(error, Mapping):
+        return said
+    code = error.get("code")
+    return replace(
+        said,
+        status=code if isinstance(code, int) and 400 <= code < 600 else _status(said.code, said.type),
+        type="" if said.type == "error" else said.type,
+        retry_after=_wait(said.message),
     )
 
 
