@@ -8,6 +8,7 @@ import pytest
 from tests.fakes.providers.prompts import prompt
 from tests.fakes.providers.typed_requests import SCHEMA, chat, messages, refused_fields
 
+from janus_inference.adapters.openai_auto import needs_chat_completions
 from janus_inference.dialects.openai_chat_request import chat_body
 from janus_inference.model import (
     Audio,
@@ -155,6 +156,34 @@ def test_an_effort_that_a_model_does_not_have_is_refused(model: str, effort: Eff
     with pytest.raises(InvalidArgument) as raised:
         chat_body(prompt(reasoning=ReasoningOptions(effort)), model, OPENAI, "openai")
     assert refused_fields(raised.value) == ["prompt.reasoning.effort"]
+
+
+@pytest.mark.parametrize("options", [ReasoningOptions(summary=True), ReasoningOptions(Effort.HIGH, summary=True)])
+@pytest.mark.parametrize("fields", [{"stop": ("x",)}, {"sampling": Sampling(seed=5)}])
+@pytest.mark.parametrize("model", ["gpt-5", "gpt-9-unheard-of"])
+def test_a_summary_that_openai_shows_in_its_other_api_alone_is_refused(
+    model: str, fields: dict[str, Any], options: ReasoningOptions
+) -> None:
+    asked = prompt(reasoning=options, **fields)
+    assert needs_chat_completions(asked)
+    with pytest.raises(InvalidArgument) as raised:
+        chat_body(asked, model, OPENAI, "openai")
+    assert refused_fields(raised.value) == ["prompt.reasoning.summary"]
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("gpt-4o", ReasoningOptions(summary=True)),
+        ("gpt-5.2", ReasoningOptions(Effort.NONE, summary=True)),
+        ("gpt-5.2", ReasoningOptions(budget_tokens=0, summary=True)),
+    ],
+)
+def test_where_nothing_is_thought_there_is_nothing_to_sum_up(model: str, options: ReasoningOptions) -> None:
+    quiet = replace(options, summary=False)
+    assert chat_body(prompt(reasoning=options), model, OPENAI, "openai") == chat_body(
+        prompt(reasoning=quiet), model, OPENAI, "openai"
+    )
 
 
 ADAPTIVE = {"type": "adaptive"}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from janus_inference.dialects.capabilities import unsupported
-from janus_inference.dialects.efforts import effort_word, refuse_quiet
+from janus_inference.dialects.efforts import FIELD, effort_word, refuse_quiet
 from janus_inference.families import Family, family
 from janus_inference.model import Effort, Prompt, ReasoningOptions
 
@@ -41,15 +41,19 @@ def thinking_of(prompt: Prompt, model: str) -> Thinking:
         shows = asked.summary and known.adaptive and not known.budgets
         return Thinking(said=_adaptive(asked)) if shows else Thinking()
     if asked.effort is Effort.NONE:
-        return _none(model, known, "prompt.reasoning.effort")
+        return _none(model, known, FIELD)
     if known.adaptive:
         return Thinking(_adaptive(asked), effort_word(asked.effort, model, known.efforts))
     if known.efforts == ():
         effort_word(asked.effort, model, known.efforts)
-    # The budget is ours, so half is left for the answer; where that is too little, the model does not think.
+    # The budget is ours, so half is left for the answer, where that is enough to think with.
     most = min(prompt.max_output_tokens or _NO_LIMIT, known.max_output or _NO_LIMIT)
-    budget = min(_BUDGET[asked.effort], most // 2)
-    return _by_budget(budget, prompt, model, known) if budget >= _LEAST_BUDGET else Thinking()
+    if most > _LEAST_BUDGET:
+        return _by_budget(max(_LEAST_BUDGET, min(_BUDGET[asked.effort], most // 2)), prompt, model, known)
+    if asked.effort is Effort.MINIMAL:
+        return Thinking()
+    rule = f"this model thinks with {_LEAST_BUDGET} tokens or more, which max_output_tokens must leave room for"
+    raise unsupported(model, "REASONING", FIELD, rule)
 
 
 def _adaptive(asked: ReasoningOptions) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from janus_inference.model import (
     JsonFormat,
     JsonSchemaFormat,
     Prompt,
+    ReasoningOptions,
     ToolChoiceMode,
     ToolDefinition,
 )
@@ -83,10 +84,13 @@ def _sampling(prompt: Prompt, model: str, profile: ChatProfile) -> dict[str, Any
 
 
 def _reasoning(prompt: Prompt, model: str, profile: ChatProfile) -> dict[str, Any]:
-    """How much to think. A summary cannot be asked for in this dialect: what a server shows, it shows."""
+    """How much to think. This dialect has no field for a summary: most servers show all of it, OpenAI none."""
     asked = prompt.reasoning
     if asked is None:
         return {}
+    if asked.summary and profile.by_family and family(model).efforts != () and not _is_off(asked):
+        rule = "is not shown by Chat Completions, which stop sequences, a seed, penalties, audio and some options need"
+        raise unsupported(model, "REASONING", "prompt.reasoning.summary", rule)
     if asked.budget_tokens is not None:
         if profile.effort is EffortForm.OBJECT:
             return {"reasoning": {"max_tokens": asked.budget_tokens} if asked.budget_tokens else {"enabled": False}}
@@ -110,6 +114,10 @@ def _reasoning(prompt: Prompt, model: str, profile: ChatProfile) -> dict[str, An
     if profile.effort is EffortForm.TEMPLATE:
         return {"chat_template_kwargs": {"reasoning_effort": word}}
     return {"reasoning_effort": word}
+
+
+def _is_off(asked: ReasoningOptions) -> bool:
+    return asked.effort is Effort.NONE if asked.budget_tokens is None else asked.budget_tokens == 0
 
 
 def _words(model: str, profile: ChatProfile) -> tuple[str, ...] | None:

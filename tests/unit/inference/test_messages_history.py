@@ -108,10 +108,21 @@ def test_options_without_tools_are_nothing_to_choose_among() -> None:
     assert with_own(body, {"tools": [search]})["tool_choice"] == chosen
 
 
-@pytest.mark.parametrize(("most", "budget"), [(2000, None), (4096, 2048), (50_000, 16_384)])
-def test_a_budget_that_an_effort_stands_for_leaves_room_for_the_answer(most: int, budget: int | None) -> None:
+@pytest.mark.parametrize(("most", "budget"), [(1025, 1024), (2000, 1024), (4096, 2048), (50_000, 16_384)])
+def test_a_budget_that_an_effort_stands_for_leaves_room_for_the_answer(most: int, budget: int) -> None:
     body = said(reasoning=ReasoningOptions(Effort.HIGH), max_output_tokens=most)
-    assert body.get("thinking", {}).get("budget_tokens") == budget
+    assert body["thinking"] == {"type": "enabled", "budget_tokens": budget}
+
+
+def test_an_effort_without_room_to_think_is_refused_and_the_least_is_none() -> None:
+    def asked(effort: Effort) -> Prompt:
+        return Prompt((HELLO,), reasoning=ReasoningOptions(effort), max_output_tokens=1024)
+
+    with pytest.raises(InvalidArgument) as raised:
+        messages_body(asked(Effort.LOW), "claude-sonnet-4-5", "anthropic")
+    assert [each.field for each in raised.value.violations] == ["prompt.reasoning.effort"]
+    assert "max_output_tokens" in raised.value.violations[0].rule
+    assert "thinking" not in messages_body(asked(Effort.MINIMAL), "claude-sonnet-4-5", "anthropic")
 
 
 @pytest.mark.parametrize(("model", "most"), [("claude-opus-4-1", 32_000), ("claude-sonnet-4-5", 64_000)])

@@ -532,13 +532,21 @@ class ReasoningOptions(_message.Message):
     BUDGET_TOKENS_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
     effort: Global___ReasoningEffort.ValueType
-    """Coarse setting. Unspecified: the model's default."""
+    """Coarse setting. Unspecified: the model's default. A model that takes a
+    number of tokens instead, as Anthropic's before 4.6 do, thinks with at most
+    half of max_output_tokens but not with less than 1,024; where that leaves
+    nothing for the answer: INVALID_ARGUMENT / CAPABILITY_UNSUPPORTED.
+    """
     budget_tokens: _builtins.int
     """Most tokens for thinking, 0 (off) to 1,000,000. Unset: derived from
     effort.
     """
     summary: _builtins.bool
-    """Whether to ask for a summary of the reasoning. Default false."""
+    """Whether to ask for a summary of the reasoning. Default false. Servers that
+    show all of it show all of it. OpenAI beside what its Responses API has no
+    field for (stop, seed, penalties, audio, fewer than 16 output tokens):
+    INVALID_ARGUMENT / CAPABILITY_UNSUPPORTED.
+    """
     def __init__(
         self,
         *,
