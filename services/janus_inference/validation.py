@@ -135,7 +135,7 @@ def _part(check: Violations, path: str, part: Part, role: Role) -> None:
         check.add(path, "tool results, and nothing else, are what a ROLE_TOOL message has")
     if isinstance(part, Image | Audio | Document) and role not in (Role.USER, Role.UNSPECIFIED):
         check.add(path, "images, audio and documents belong in a ROLE_USER message")
-    if isinstance(part, ToolCall | Reasoning | Refusal | Citation | Opaque) and role in (
+    if isinstance(part, ToolCall | Reasoning | Refusal | Citation) and role in (
         Role.USER,
         Role.SYSTEM,
     ):
@@ -195,10 +195,10 @@ def _citation(check: Violations, path: str, part: Citation) -> None:
 
 
 def _result_part(check: Violations, path: str, part: Part) -> None:
-    if isinstance(part, Text | Image | Document):
+    if isinstance(part, Text | Image | Document | Opaque):
         _part(check, path, part, Role.UNSPECIFIED)
     else:
-        check.add(path, "must be text, an image or a document")
+        check.add(path, "must be text, an image, a document or a provider's own block")
 
 
 def _media(check: Violations, path: str, media: Media) -> None:

@@ -32,10 +32,13 @@ from janus_inference.events import (
 )
 from janus_inference.fold import Fold
 from janus_inference.model import (
+    Citation,
     Message,
     Opaque,
+    Part,
     Prompt,
     Reasoning,
+    Refusal,
     Role,
     Text,
     ToolCall,
@@ -78,7 +81,9 @@ class Reading:
     calls: dict[int, dict[str, str]] = field(default_factory=dict)
     signatures: list[str] = field(default_factory=list)
     redacted: list[str] = field(default_factory=list)
-    opaque: list[str] = field(default_factory=list)
+    opaque: list[tuple[str, Any]] = field(default_factory=list)
+    citations: list[tuple[Any, ...]] = field(default_factory=list)
+    refusal: str = ""
     finish: str | None = None
     usage: dict[str, Any] = field(default_factory=dict)
     error: bool = False
@@ -101,7 +106,7 @@ def sse(body: str) -> Iterator[Any]:
 
 
 def read_chat(exchange: dict[str, Any]) -> Reading:
-    reading = Reading()
+    reading, details = Reading(), list[dict[str, Any]]()
     streamed = exchange["stream"]
     for chunk in sse(exchange["response"]) if streamed else [json.loads(exchange["response"])]:
         reading.error |= "error" in chunk
@@ -111,12 +116,31 @@ def read_chat(exchange: dict[str, Any]) -> Reading:
             said = choice["delta" if streamed else "message"]
             reading.text += said.get("content") or ""
             reading.reasoning += said.get("reasoning_content") or said.get("reasoning") or ""
+            reading.refusal += said.get("refusal") or ""
+            reading.opaque += [("executed_tools", said["executed_tools"])] if said.get("executed_tools") else []
+            for note in said.get("annotations") or []:
+                if note["type"] == "url_citation":
+                    cited = note["url_citation"]
+                    place = (cited.get("start_index") or 0, cited.get("end_index") or 0)
+                    source = (cited.get("title") or "", cited["url"], cited.get("content") or "")
+                    reading.citations.append((*place, *source))
+                else:
+                    reading.opaque.append(("annotations", {"annotations": [note]}))
+            for detail in said.get("reasoning_details") or []:
+                last = details[-1] if details and streamed else {}
+                if (last.get("type"), last.get("index")) == (detail["type"], detail.get("index")):
+                    grown = {name: (last.get(name) or "") + (detail.get(name) or "") for name in ("text", "summary")}
+                    last |= {name: value for name, value in detail.items() if value is not None}
+                    last |= {name: value for name, value in grown.items() if name in last}
+                else:
+                    details.append(dict(detail))
             reading.finish = choice.get("finish_reason") or reading.finish
             for place, call in enumerate(said.get("tool_calls") or []):
                 known = reading.calls.setdefault(call.get("index", place), {"id": "", "name": "", "arguments": ""})
                 known["id"] = known["id"] or call.get("id") or ""
                 known["name"] += call["function"].get("name") or ""
                 known["arguments"] += call["function"].get("arguments") or ""
+    reading.opaque += [("reasoning_details", details)] if details else []
     return reading
 
 
@@ -126,6 +150,7 @@ def read_messages(exchange: dict[str, Any]) -> Reading:
     if not exchange["stream"]:
         message = json.loads(exchange["response"])
         blocks, reading.usage, reading.finish = message["content"], message["usage"], message["stop_reason"]
+        reading.refusal = explanation(message)
         blocks = [{**b, "json": json.dumps(b["input"])} if b["type"] == "tool_use" else b for b in blocks]
     else:
         for event in sse(exchange["response"]):
@@ -139,12 +164,19 @@ def read_messages(exchange: dict[str, Any]) -> Reading:
                     if key in delta:
                         block[key] += delta[key]
                 block["json"] += delta.get("partial_json", "")
+                if "citation" in delta:
+                    block["citations"] = [*(block.get("citations") or []), delta["citation"]]
+                if block["type"] not in ("text", "thinking", "tool_use") and delta["type"] != "input_json_delta":
+                    added = {name: value for name, value in delta.items() if name != "type" and value is not None}
+                    block |= {name: (block.get(name) or "") + value for name, value in added.items()}
             elif event["type"] == "message_delta":
                 reading.finish = event["delta"]["stop_reason"]
+                reading.refusal = explanation(event["delta"])
                 reading.usage = {**reading.usage, **{k: v for k, v in event["usage"].items() if v is not None}}
     for place, block in enumerate(blocks):
         if block["type"] == "text":
             reading.text += block["text"]
+            reading.citations += [(block["text"], each) for each in block.get("citations") or []]
         elif block["type"] == "thinking":
             reading.reasoning += block["thinking"]
             reading.signatures.append(block["signature"])
@@ -152,9 +184,20 @@ def read_messages(exchange: dict[str, Any]) -> Reading:
             reading.redacted.append(block["data"])
         elif block["type"] == "tool_use":
             reading.calls[place] = {"id": block["id"], "name": block["name"], "arguments": block["json"]}
+            if block.get("caller") not in (None, {"type": "direct"}):
+                reading.opaque.append(("tool_use", {"id": block["id"], "caller": block["caller"]}))
         else:
-            reading.opaque.append(block["type"])
+            whole = {name: value for name, value in block.items() if name != "json"}
+            if block.get("json"):
+                whole["input"] = json.loads(block["json"])
+            reading.opaque.append((block["type"], whole))
     return reading
+
+
+def explanation(said: dict[str, Any]) -> str:
+    """In what words a model declined."""
+    words = (said.get("stop_details") or {}).get("explanation") or ""
+    return words if said["stop_reason"] == "refusal" else ""
 
 
 def normal_usage(dialect: str, said: dict[str, Any]) -> tuple[int, int, int, int]:
@@ -192,17 +235,30 @@ def differences(dialect: str, reading: Reading, answer: Answer) -> list[str]:
         ("provider's reason", reading.finish, answer.provider_reason),
         ("usage", normal_usage(dialect, reading.usage), counted),
         ("usage is reported", False, usage.estimated),
+        ("refusal", reading.refusal, "".join(part.text for part in parts if isinstance(part, Refusal))),
+        ("opaque", reading.opaque, [(part.type, json.loads(part.data)) for part in parts if isinstance(part, Opaque)]),
+        ("citations", reading.citations, [cited(dialect, part, parts) for part in parts if isinstance(part, Citation)]),
     ]
     if dialect == "anthropic":
         proofs = [part.signature.decode() for part in thoughts if part.redacted is None]
         redacted = [part.redacted.decode() for part in thoughts if part.redacted is not None]
-        opaque = [part.type for part in parts if isinstance(part, Opaque)]
         pairs += [
             ("signatures", reading.signatures, proofs),
             ("redacted", reading.redacted, redacted),
-            ("opaque", reading.opaque, opaque),
         ]
     return [f"{name}: {want!r} became {got!r}" for name, want, got in pairs if want != got]
+
+
+def cited(dialect: str, part: Citation, parts: tuple[Part, ...]) -> tuple[Any, ...]:
+    """A source with the text that it stands behind, as its issuer wrote it; where nothing takes it back, in ours."""
+    text = parts[part.part_index]
+    assert isinstance(text, Text)
+    if dialect != "anthropic":
+        return (part.start, part.end, part.title, part.uri, part.quote)
+    source = json.loads(part.data)
+    assert part.issuer
+    assert part.quote == source["cited_text"]
+    return (text.text, source)
 
 
 def provider_for(dialect: str, exchange: dict[str, Any], url: str) -> Provider:

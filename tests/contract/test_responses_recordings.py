@@ -35,6 +35,7 @@ from janus_inference.model import (
     Opaque,
     Prompt,
     Reasoning,
+    Refusal,
     Role,
     Text,
     ToolCall,
@@ -106,6 +107,10 @@ def read(answer: dict[str, Any]) -> Reading:
             if item.get("phase"):
                 reading.parts.append(("opaque", "message", {"phase": item["phase"]}))
             for content in item["content"]:
+                if content["type"] == "refusal":
+                    reading.parts.append(("refusal", content["refusal"]))
+                    reading.finish = "refusal"
+                    continue
                 reading.parts.append(("text", content["text"]))
                 for note in content.get("annotations") or []:
                     at = note.get("index"), note.get("index")
@@ -165,6 +170,8 @@ def read_again(events: list[ProviderEvent]) -> Reading:
         match part:
             case Text(text=text):
                 reading.parts.append(("text", text))
+            case Refusal(text=text):
+                reading.parts.append(("refusal", text))
             case ToolCall():
                 reading.parts.append(("call", part.call_id, part.name, part.arguments_json))
             case Reasoning():

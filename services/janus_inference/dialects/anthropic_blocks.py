@@ -17,6 +17,7 @@ from janus_inference.model import (
     Image,
     JsonSchemaFormat,
     Media,
+    Message,
     Opaque,
     Part,
     Prompt,
@@ -47,7 +48,7 @@ class BlockWriter:
 
     def system(self) -> str | list[dict[str, Any]]:
         """Instructions in one place: the provider takes them beside the messages."""
-        messages = self._prompt.messages
+        messages = [message for message in self._prompt.messages if not self._is_said_in_turn(message)]
         parts: list[Part] = [Text(self._prompt.system)] if self._prompt.system else []
         parts += [part for message in messages if message.role is Role.SYSTEM for part in message.parts]
         wanted = self._prompt.response_format
@@ -60,17 +61,23 @@ class BlockWriter:
 
     def messages(self) -> list[dict[str, Any]]:
         """User and assistant in turns: neighbours of one side become one message."""
+        roles = {Role.ASSISTANT: "assistant", Role.SYSTEM: "system"}
         messages: list[dict[str, Any]] = []
         for index, message in enumerate(self._prompt.messages):
-            if message.role is Role.SYSTEM:
+            if message.role is Role.SYSTEM and not self._is_said_in_turn(message):
                 continue
-            role = "assistant" if message.role is Role.ASSISTANT else "user"
+            role = roles.get(message.role, "user")
             blocks = self._blocks(message.parts, f"prompt.messages[{index}]")
             if messages and messages[-1]["role"] == role:
                 messages[-1]["content"] += blocks
             elif blocks:
                 messages.append({"role": role, "content": blocks})
         return messages
+
+    def _is_said_in_turn(self, message: Message) -> bool:
+        """Instructions with blocks that mean something where they stand, such as a tool that is there from then on."""
+        own = (isinstance(part, Opaque) and part.issuer == self._issuer for part in message.parts)
+        return message.role is Role.SYSTEM and any(own)
 
     def _blocks(self, parts: Sequence[Part], path: str) -> list[dict[str, Any]]:
         blocks: list[dict[str, Any]] = []

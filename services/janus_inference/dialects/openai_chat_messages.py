@@ -20,6 +20,7 @@ from janus_inference.dialects.media import (
 )
 from janus_inference.dialects.openai_chat_calls import CUSTOM, custom_id, custom_input
 from janus_inference.dialects.openai_chat_reasoning import details_of
+from janus_inference.dialects.parts import own_block, shown
 from janus_inference.model import (
     Audio,
     Document,
@@ -73,8 +74,10 @@ class MessageWriter:
             return
         if message.role is Role.ASSISTANT:
             said = self._assistant(message, path)
+        elif (content := self._content(message.parts, path)) != []:
+            said = {"role": message.role.value, "content": content}
         else:
-            said = {"role": message.role.value, "content": self._content(message.parts, path)}
+            return
         if _NAME.fullmatch(message.name):
             said["name"] = message.name
         yield said
@@ -85,7 +88,7 @@ class MessageWriter:
     def _content(self, parts: Sequence[Part], path: str) -> str | list[dict[str, Any]]:
         if len(parts) == 1 and isinstance(parts[0], Text) and id(parts[0]) not in self._marked:
             return parts[0].text
-        return [self._block(part, f"{path}.parts[{at}]") for at, part in enumerate(parts)]
+        return [self._block(part, f"{path}.parts[{at}]") for at, part in shown(parts, self._issuer)]
 
     def _block(self, part: Part, path: str) -> dict[str, Any]:
         return self._mark(self._unmarked(part, path), part)
@@ -109,6 +112,8 @@ class MessageWriter:
                 return {"type": "input_audio", "input_audio": {"data": base64_of(media.data), "format": kind}}
             case Document():
                 return self._document(part, path)
+            case Opaque():
+                return own_block(part, path)
         raise unsupported_part(self._model, part, path)
 
     def _document(self, part: Document, path: str) -> dict[str, Any]:
@@ -125,18 +130,18 @@ class MessageWriter:
 
     def _result(self, result: ToolResult, path: str) -> str | list[dict[str, Any]]:
         """A tool's answer; this dialect has text only, and no mark for an error."""
-        texts = []
-        for at, part in enumerate(result.parts):
+        texts, parts = [], shown(result.parts, self._issuer)
+        for at, part in parts:
             text = part.text if isinstance(part, Text) else None
             if isinstance(part, Document) and (words := text_of(part)) is not None:
                 text = inline_text(part.title, words)
             if text is None:
                 raise unsupported_part(self._model, part, f"{path}.tool_result.parts[{at}]")
             texts.append(text)
-        if any(id(part) in self._marked for part in result.parts):
+        if any(id(part) in self._marked for _, part in parts):
             # Only a block can carry a breakpoint.
             blocks = [
-                self._mark({"type": "text", "text": text}, part) for text, part in zip(texts, result.parts, strict=True)
+                self._mark({"type": "text", "text": text}, part) for text, (_, part) in zip(texts, parts, strict=True)
             ]
             return [{"type": "text", "text": "Error:"}, *blocks] if result.is_error else blocks
         whole = "\n".join(texts)

@@ -8,6 +8,7 @@ from janus_inference.dialects.capabilities import malformed, unsupported_part
 from janus_inference.dialects.json_text import NotJson, strict_object
 from janus_inference.dialects.media import data_url, file_name, inline_text, text_of
 from janus_inference.dialects.openai_responses_items import CALL, REASONING, kept
+from janus_inference.dialects.parts import own_block, shown
 from janus_inference.model import (
     Document,
     Image,
@@ -56,12 +57,13 @@ class ItemWriter:
             case Role.ASSISTANT:
                 yield from self._assistant(message.parts, path)
             case role:
-                yield {"role": role.value, "content": self._content(message.parts, path)}
+                if (content := self._content(message.parts, path)) != []:
+                    yield {"role": role.value, "content": content}
 
     def _content(self, parts: Sequence[Part], path: str) -> str | list[dict[str, Any]]:
         if len(parts) == 1 and isinstance(parts[0], Text) and not self._is_marked(parts[0]):
             return parts[0].text
-        return [self._block(part, f"{path}.parts[{at}]") for at, part in enumerate(parts)]
+        return [self._block(part, f"{path}.parts[{at}]") for at, part in shown(parts, self._issuer)]
 
     def _is_marked(self, part: Part) -> bool:
         return self._marks and part.cache_breakpoint
@@ -74,6 +76,8 @@ class ItemWriter:
                 block = {"type": "input_image", "image_url": data_url(media), "detail": "auto"}
             case Document():
                 block = self._document(part, path)
+            case Opaque():
+                block = own_block(part, path)
             case _:
                 raise unsupported_part(self._model, part, path)
         return _marked(block) if self._is_marked(part) else block
@@ -91,16 +95,17 @@ class ItemWriter:
     def _result(self, result: ToolResult, path: str) -> dict[str, Any]:
         """A tool's answer; this dialect has no mark for an error."""
         item: dict[str, Any] = {"type": "function_call_output", "call_id": _fitting(result.call_id)}
-        marked = self._is_marked(result) or any(map(self._is_marked, result.parts))
-        if marked or not all(isinstance(part, Text) for part in result.parts):
-            blocks = [self._block(part, f"{path}.tool_result.parts[{at}]") for at, part in enumerate(result.parts)]
+        parts = shown(result.parts, self._issuer)
+        marked = self._is_marked(result) or any(self._is_marked(part) for _, part in parts)
+        if marked or not all(isinstance(part, Text) for _, part in parts):
+            blocks = [self._block(part, f"{path}.tool_result.parts[{at}]") for at, part in parts]
             if result.is_error:
                 blocks.insert(0, {"type": "input_text", "text": "Error:"})
             if self._is_marked(result) and blocks:
                 _marked(blocks[-1])
             item["output"] = blocks
         else:
-            whole = "\n".join(part.text for part in result.parts if isinstance(part, Text))
+            whole = "\n".join(part.text for _, part in parts if isinstance(part, Text))
             item["output"] = f"Error: {whole}" if result.is_error else whole
         if caller := self._of_calls.get(_fitting(result.call_id), {}).get("caller"):
             # A program of the model's made this call; the result goes to that program.

@@ -1,13 +1,15 @@
 """What every dialect's reader needs: the numbers of parts, and whole tool calls."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jiter
 
+from janus_inference.dialects.capabilities import malformed
+from janus_inference.dialects.json_text import NotJson, strict_object
 from janus_inference.events import ProviderEvent, ToolCallCompleted, Usage, UsageUpdated
-from janus_inference.model import Citation, Prompt, ToolCall
+from janus_inference.model import Citation, Opaque, Part, Prompt, ToolCall
 from janus_kit import json_schema
 
 
@@ -85,6 +87,22 @@ class CallCheck:
             return ToolCallCompleted(call.part_index, whole, True, False, f"there is no tool named '{call.name}'")
         problem = json_schema.problem(value, self._schemas[call.name])
         return ToolCallCompleted(call.part_index, whole, True, problem is None, problem or "")
+
+
+def shown(parts: Sequence[Part], issuer: str) -> list[tuple[int, Part]]:
+    """The parts that this issuer may see, by their indexes: all but other providers' own blocks."""
+    return [(at, part) for at, part in enumerate(parts) if not isinstance(part, Opaque) or part.issuer == issuer]
+
+
+def own_block(part: Opaque, path: str) -> dict[str, Any]:
+    """A block as the caller wrote it in the issuer's form."""
+    try:
+        block = strict_object(part.data)
+    except NotJson:
+        block = {}
+    if block.get("type") != part.type:
+        raise malformed(f"{path}.opaque.data", "must be a JSON object whose `type` is the part's")
+    return block
 
 
 def citation(said: Mapping[str, Any], part_index: int, *, start: object = 0, end: object = 0) -> Citation:

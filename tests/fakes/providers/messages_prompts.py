@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from janus_inference.families import family
@@ -33,12 +34,10 @@ ISSUER = "anthropic"
 _MODES = {"auto": ToolChoiceMode.AUTO, "none": ToolChoiceMode.NONE, "any": ToolChoiceMode.REQUIRED}
 # A definition with more than these is said as a tool of the provider's own.
 _TOOL_FIELDS = {"name", "description", "input_schema", "strict"}
-# Blocks that only a user writes, and that the contract has no part for.
-_OF_USERS = {"container_upload", "search_result", "tool_addition", "tool_removal", "tool_reference"}
 
 
-class Outside(Exception):
-    """The request says something that the contract has no words for; the text is the provider's word for it."""
+class _Unsaid(Exception):
+    """The block says something that the contract has no words for."""
 
 
 def prompt_of(request: Mapping[str, Any]) -> tuple[Prompt, dict[str, Any]]:
@@ -54,7 +53,7 @@ def prompt_of(request: Mapping[str, Any]) -> tuple[Prompt, dict[str, Any]]:
     output = dict(left.pop("output_config", {}))
     reasoning, form = _reasoning(left, output, str(request["model"])), _format(output)
     fields: dict[str, Any] = {
-        "messages": (*opening, *(message for said in left.pop("messages") for message in _messages(said))),
+        "messages": (*opening, *_joined([each for said in left.pop("messages") for each in _messages(said)])),
         "system": system if isinstance(system, str) else "",
         "tools": tuple(tools),
         "tool_choice": choice,
@@ -72,6 +71,21 @@ def prompt_of(request: Mapping[str, Any]) -> tuple[Prompt, dict[str, Any]]:
 def blocks(content: Any) -> list[dict[str, Any]]:
     """Content in its long form."""
     return [{"type": "text", "text": content}] if isinstance(content, str) else list(content or [])
+
+
+def _joined(messages: list[Message]) -> list[Message]:
+    """With an assistant's neighbours as one message, whose calls the message after it answers together."""
+    joined: list[Message] = []
+    for message in messages:
+        if joined and joined[-1].role is message.role is Role.ASSISTANT:
+            before = joined.pop().parts
+            moved = (
+                replace(part, part_index=part.part_index + len(before)) if isinstance(part, Citation) else part
+                for part in message.parts
+            )
+            message = Message(Role.ASSISTANT, (*before, *moved))
+        joined.append(message)
+    return joined
 
 
 def _messages(said: Mapping[str, Any]) -> list[Message]:
@@ -99,6 +113,14 @@ def _parts(said: list[dict[str, Any]]) -> tuple[Part, ...]:
 
 
 def _block(block: dict[str, Any]) -> list[Part]:
+    """In the contract's words, or else as the provider's own."""
+    try:
+        return _said(block)
+    except _Unsaid:
+        return [Opaque(ISSUER, block["type"], json.dumps(block).encode(), block.get("cache_control") is not None)]
+
+
+def _said(block: dict[str, Any]) -> list[Part]:
     mark = block.get("cache_control") is not None
     match block["type"]:
         case "text":
@@ -123,16 +145,13 @@ def _block(block: dict[str, Any]) -> list[Part]:
             return [Reasoning(text=block["thinking"], signature=block["signature"].encode(), issuer=ISSUER)]
         case "redacted_thinking":
             return [Reasoning(redacted=block["data"].encode(), issuer=ISSUER)]
-        case kind if kind in _OF_USERS:
-            raise Outside(kind)
-        case kind:
-            return [Opaque(ISSUER, kind, json.dumps(block).encode(), mark)]
+    raise _Unsaid
 
 
 def _only(block: Mapping[str, Any], known: Collection[str]) -> None:
     for name, value in block.items():
         if name not in known and name not in ("type", "cache_control") and value is not None:
-            raise Outside(f"{block['type']}.{name}")
+            raise _Unsaid
 
 
 def _media(source: Mapping[str, Any]) -> Media:
@@ -143,8 +162,7 @@ def _media(source: Mapping[str, Any]) -> Media:
             return Media("", uri=source["url"])
         case "text":
             return Media("text/plain", data=source["data"].encode())
-        case kind:
-            raise Outside(f"source.{kind}")
+    raise _Unsaid
 
 
 def _is_function(tool: Mapping[str, Any]) -> bool:

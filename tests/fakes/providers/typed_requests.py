@@ -23,6 +23,10 @@ def adapter(kind: str) -> TypeAdapter[Any]:
         from anthropic.types.message_count_tokens_params import (  # type: ignore[assignment]
             MessageCountTokensParams as Params,
         )
+    elif kind == "anthropic beta":
+        from anthropic.types.beta.message_create_params import (  # type: ignore[assignment]
+            MessageCreateParamsStreaming as Params,
+        )
     else:
         from anthropic.types.message_create_params import (  # type: ignore[assignment]
             MessageCreateParamsStreaming as Params,

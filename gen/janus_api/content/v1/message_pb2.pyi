@@ -161,7 +161,10 @@ class Part(_message.Message):
     @_builtins.property
     def opaque(self) -> Global___OpaquePart:
         """A block that only its issuer understands (server-side tools, encrypted
-        items). Kept byte for byte, sent back to that issuer alone.
+        items; beside what the user, the system or a tool says, blocks that a
+        caller writes as the provider documents them, such as a file that it
+        holds). Kept byte for byte, sent to that issuer alone; a message of
+        others' blocks only is not sent.
         """
 
     def __init__(
@@ -302,7 +305,9 @@ class ToolResult(_message.Message):
     """The tool failed and the parts say how. Default false."""
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Part]:
-        """What the tool says: texts, images or documents, 0 to 64."""
+        """What the tool says: texts, images, documents or a provider's own blocks, 0
+        to 64.
+        """
 
     def __init__(
         self,
