@@ -178,7 +178,8 @@ def classify(provider: str, model: str, said: Refused) -> ProviderFailure:
 
     def failure(error: JanusError, outcome: str, *, retryable: bool = False, elsewhere: bool = True) -> ProviderFailure:
         wanted = retryable if said.should_retry is None else said.should_retry
-        if not wanted:
+        if not (wanted or retryable):
+            # What is not tried again here, since the provider advises so, may be so by the caller, later.
             error.retry_after = None
         detail = " ".join(sorted(code for code in codes if _IDENTIFIER.fullmatch(code)))
         return ProviderFailure(
