@@ -289,7 +289,17 @@ async def test_the_ends_of_time_can_be_asked_for(store: PostgresUsage):
     await written(store, record("ends"))
     first, last = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
     (bucket,) = (await said(store, "ends", asked(first, last))).buckets
+    assert (bucket.calls, bucket.start_time, bucket.end_time) == (1, stamp(first), stamp(last))
+    final = datetime.max.replace(tzinfo=UTC)
+    (bucket,) = (await said(store, "ends", asked(first, final, bucket=timedelta(days=31), page_size=1))).buckets
     assert bucket.calls == 1
+    assert bucket.start_time.ToDatetime(UTC) <= NOON < bucket.end_time.ToDatetime(UTC)
+    await written(store, record("start", at=first), record("start"))
+    early = asked(first, final, bucket=timedelta(days=31), page_size=1)
+    page = await said(store, "start", early)
+    assert [bucket.start_time for bucket in page.buckets] == [stamp(first)]
+    early.page_token = page.next_page_token
+    assert [bucket.calls for bucket in (await said(store, "start", early)).buckets] == [1]
     late = asked(datetime(9999, 12, 31, 23, tzinfo=UTC), last, bucket=timedelta(days=31))
     await written(store, record("ends", at=datetime(9999, 12, 31, 23, 30, tzinfo=UTC)))
     (bucket,) = (await said(store, "ends", late)).buckets

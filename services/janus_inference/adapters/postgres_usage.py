@@ -40,6 +40,7 @@ recorded AS ({_INSERT} SELECT r.* FROM gone, {_RECORDS.format("gone.records")} O
 SELECT owner, jsonb_array_length(records) AS calls FROM gone
 """  # noqa: S608 - constants
 # Groups are compared by their bytes, so that every page continues in the same order. `date_bin` counts days of 24 h.
+# Times go as texts: the driver takes the first and the last that there are for infinities.
 _SUMS = """
 SELECT bucket, model, provider, label_value, subject, count(*) AS calls,
     sum(input_uncached_tokens)::bigint AS input_uncached_tokens,
@@ -52,7 +53,8 @@ SELECT bucket, model, provider, label_value, subject, count(*) AS calls,
     string_agg(DISTINCT price_version, ',' ORDER BY price_version) AS price_version,
     count(*) FILTER (WHERE cost_micro_usd IS NULL) AS unpriced_calls
 FROM (
-    SELECT CASE WHEN $3::interval IS NULL THEN $1 ELSE date_bin($3, started_at, $1) END AS bucket,
+    SELECT CASE WHEN $3::interval IS NULL THEN $1::text::timestamptz
+            ELSE date_bin($3, started_at, $1::text::timestamptz) END AS bucket,
         (CASE WHEN 'model' = ANY($4::text[]) THEN model ELSE '' END) COLLATE "C" AS model,
         (CASE WHEN 'provider' = ANY($4) THEN provider ELSE '' END) COLLATE "C" AS provider,
         (CASE WHEN 'label' = ANY($4) THEN coalesce(labels ->> $5, '') ELSE '' END) COLLATE "C" AS label_value,
@@ -60,9 +62,11 @@ FROM (
         input_uncached_tokens, cache_read_tokens, cache_write_tokens, output_tokens, reasoning_tokens, estimated,
         cost_micro_usd, price_version
     FROM inference.usage
-    WHERE tenant = current_setting('janus.tenant') AND started_at >= coalesce($6, $1::timestamptz) AND started_at < $2
+    WHERE tenant = current_setting('janus.tenant') AND started_at >= coalesce($6, $1)::timestamptz
+        AND started_at < $2::text::timestamptz
 ) AS u
-WHERE $6::timestamptz IS NULL OR (bucket, model, provider, label_value, subject) > ($6, $7, $8, $9, $10)
+WHERE $6::text IS NULL
+    OR (bucket, model, provider, label_value, subject) > ($6::text::timestamptz, $7, $8, $9, $10)
 GROUP BY bucket, model, provider, label_value, subject
 ORDER BY bucket, model, provider, label_value, subject
 LIMIT $11
@@ -118,12 +122,12 @@ class PostgresUsage:
         async with self._database.tenant(tenant) as connection:
             rows = await connection.fetch(
                 _SUMS,
-                wanted.start,
-                wanted.end,
+                wanted.start.isoformat(),
+                wanted.end.isoformat(),
                 wanted.bucket,
                 [dimension.value for dimension in wanted.group_by],
                 wanted.label_key,
-                last,
+                None if last is None else last.isoformat(),
                 group.model,
                 group.provider,
                 group.label_value,
