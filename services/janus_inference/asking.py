@@ -203,7 +203,7 @@ class Asking:
         self.spoke = True
         self._desk.breakers.spoke(self.target.name)
         first = time.perf_counter() - self._began
-        self._meter.first_event(first, call.watch.overhead(), self._provider.dialect, self._heard_at)
+        self._meter.first_event(first, call.watch.overhead(), self._provider.dialect(ask), self._heard_at)
 
     async def batches(self) -> AsyncGenerator[Sequence[ProviderEvent], None]:
         """All that the provider says, each wait under its limit. Raises ProviderFailure.

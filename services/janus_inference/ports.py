@@ -58,9 +58,8 @@ class Provider(Protocol):
     model cannot serve raises InvalidArgument on entering the block.
     """
 
-    @property
-    def dialect(self) -> str:
-        """Name of the wire format, for metrics."""
+    def dialect(self, ask: Ask) -> str:
+        """Name of the wire format in which it would ask, for metrics."""
         ...
 
     def stream(self, ask: Ask) -> AbstractAsyncContextManager[AsyncIterator[Sequence[ProviderEvent]]]: ...

@@ -44,9 +44,15 @@ def read_file(sections: Sections, file: Path | None, problems: list[str]) -> Map
         problems.append(f"{file}: no such file")
         return {}
     try:
-        if not file.read_text(encoding="utf-8").strip():
+        text = file.read_text(encoding="utf-8")
+        if not text.strip():
             # More often half written than meant; nothing at all can be said as {}.
             problems.append(f"{file}: is empty")
+            return {}
+        # YAML would let the last one win without a word.
+        repeated = [f"{file} line {line}: '{key}' is there twice" for key, line in _repeated_keys(text)]
+        if repeated:
+            problems += repeated
             return {}
         data: Any = YamlConfigSettingsSource(_settings_class(sections), yaml_file=file).yaml_data
     except yaml.YAMLError as error:
@@ -63,6 +69,28 @@ def read_file(sections: Sections, file: Path | None, problems: list[str]) -> Map
         problems.append(f"{file}: must hold a mapping of sections")
         return {}
     return {str(name): {} if section is None else section for name, section in data.items()}
+
+
+def _repeated_keys(text: str) -> Iterator[tuple[str, int]]:
+    """Keys that a mapping has more than once, with the line where they are repeated. Raises YAMLError."""
+    seen = set[int]()
+    follow = [yaml.compose(text, Loader=yaml.SafeLoader)]
+    while follow:
+        node = follow.pop()
+        # An alias leads to the same node again, maybe from within it.
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            follow += reversed(node.value)
+        elif isinstance(node, yaml.MappingNode):
+            keys = set[str]()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode):
+                    if key.value in keys:
+                        yield key.value, key.start_mark.line + 1
+                    keys.add(key.value)
+            follow += [value for _, value in reversed(node.value)]
 
 
 def secret_files(directory: Path | None, aliases: Mapping[str, str], problems: list[str]) -> Mapping[str, str]:

@@ -410,7 +410,9 @@ async def test_the_api_is_the_one_that_can_say_it(fields: dict[str, Any], path: 
         usable: dict[str, Any] = {"issuer": "openai", "has_key": True, "needs_key": True}
         chat = OpenAIChat("upstream", client, OPENAI, **usable)
         provider = OpenAIAuto(OpenAIResponses("upstream", client, OPENAI, **usable), chat)
-        async with provider.stream(Ask(Prompt(messages, **fields), "fake", Unwatched(), 5, options)) as batches:
+        ask = Ask(Prompt(messages, **fields), "fake", Unwatched(), 5, options)
+        assert provider.dialect(ask) == ("openai_responses" if path.endswith("/responses") else "openai_chat")
+        async with provider.stream(ask) as batches:
             assert [batch async for batch in batches]
         assert [exchange.request.path for exchange in wire.exchanges] == [path]
         await provider.close()

@@ -47,14 +47,15 @@ def _make_client(
 class Anthropic:
     """A ``Provider`` that speaks Messages. ``issuer`` marks reasoning, sources and opaque blocks as its own."""
 
-    dialect = "anthropic_messages"
-
     def __init__(
         self, name: str, base_url: str, api_key: str | None, headers: Mapping[str, str] = _NONE, *, issuer: str
     ) -> None:
         self._name, self._issuer = name, issuer
         self._usable = bool(api_key)
         self._client = SdkClient("anthropic", lambda http: _make_client(base_url, api_key or "", headers, http))
+
+    def dialect(self, ask: Ask) -> str:
+        return MessagesReader.dialect
 
     @asynccontextmanager
     async def stream(self, ask: Ask) -> AsyncIterator[AsyncIterator[Sequence[ProviderEvent]]]:

@@ -21,14 +21,18 @@ class OpenAIAuto:
     Responses alone, so it comes first.
     """
 
-    dialect = "openai_auto"
-
     def __init__(self, responses: Provider, chat: Provider) -> None:
         self._responses, self._chat = responses, chat
 
+    def dialect(self, ask: Ask) -> str:
+        return self._for(ask).dialect(ask)
+
     def stream(self, ask: Ask) -> AbstractAsyncContextManager[AsyncIterator[Sequence[ProviderEvent]]]:
+        return self._for(ask).stream(ask)
+
+    def _for(self, ask: Ask) -> Provider:
         needs_chat = needs_chat_completions(ask.prompt) or bool(_CHAT_OPTIONS & ask.options.keys())
-        return (self._chat if needs_chat else self._responses).stream(ask)
+        return self._chat if needs_chat else self._responses
 
     async def warm(self) -> None:
         await self._responses.warm()

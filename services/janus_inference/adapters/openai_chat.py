@@ -22,8 +22,6 @@ class OpenAIChat:
     cannot be asked without one.
     """
 
-    dialect = "openai_chat"
-
     def __init__(
         self,
         name: str,
@@ -39,6 +37,9 @@ class OpenAIChat:
         self._profile = profile
         self._issuer = issuer
         self._usable = has_key or not needs_key
+
+    def dialect(self, ask: Ask) -> str:
+        return ChatReader.dialect
 
     @asynccontextmanager
     async def stream(self, ask: Ask) -> AsyncIterator[AsyncIterator[Sequence[ProviderEvent]]]:

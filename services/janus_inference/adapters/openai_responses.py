@@ -25,8 +25,6 @@ class OpenAIResponses:
     cannot be asked without one.
     """
 
-    dialect = "openai_responses"
-
     def __init__(
         self,
         name: str,
@@ -42,6 +40,9 @@ class OpenAIResponses:
         self._profile = profile
         self._issuer = issuer
         self._usable = has_key or not needs_key
+
+    def dialect(self, ask: Ask) -> str:
+        return ResponsesReader.dialect
 
     @asynccontextmanager
     async def stream(self, ask: Ask) -> AsyncIterator[AsyncIterator[Sequence[ProviderEvent]]]:

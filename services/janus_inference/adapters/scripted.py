@@ -83,11 +83,12 @@ class _Script:
 class Scripted:
     """A ``Provider``; ``pace_ms`` is the time between two words."""
 
-    dialect = "scripted"
-
     def __init__(self, name: str, pace_ms: float) -> None:
         self._name = name
         self._pace_s = pace_ms / 1000
+
+    def dialect(self, ask: Ask) -> str:
+        return "scripted"
 
     @asynccontextmanager
     async def stream(self, ask: Ask) -> AsyncIterator[AsyncIterator[Sequence[ProviderEvent]]]:

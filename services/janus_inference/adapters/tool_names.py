@@ -40,9 +40,8 @@ class Fitted:
     def __init__(self, provider: Provider) -> None:
         self._provider = provider
 
-    @property
-    def dialect(self) -> str:
-        return self._provider.dialect
+    def dialect(self, ask: Ask) -> str:
+        return self._provider.dialect(ask)
 
     def stream(self, ask: Ask) -> AbstractAsyncContextManager[AsyncIterator[Sequence[ProviderEvent]]]:
         names = _given_names(ask.prompt)

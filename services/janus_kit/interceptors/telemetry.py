@@ -52,7 +52,7 @@ def observing(call: Call) -> Iterator[None]:
             in_flight.dec()
             seconds = call.seconds
             metrics.server_call_duration.labels(name, call.status.name).observe(seconds)
-            tracing.end_span(span, call.status.name)
+            tracing.end_server_span(span, call.status.name)
             _report(call, seconds)
 
 

@@ -37,6 +37,10 @@ class TelemetryError(RuntimeError):
 _PROBES = ("grpc.health.v1.Health/", "/grpc.health.v1.Health/")
 
 
+# By OpenTelemetry's conventions for gRPC: what a server did wrong.
+_SERVER_ERRORS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
+
+
 class _Tracing:
     """The process's tracer once configured."""
 
@@ -200,14 +204,23 @@ def call_failed(reason: str) -> None:
     mark_failed(span)
 
 
+def end_server_span(span: "Span | None", code: str) -> None:
+    """End the span of a call that was served. What is the caller's own fault is no error of the server's."""
+    _end(span, code, code in _SERVER_ERRORS)
+
+
 def end_span(span: "Span | None", code: str) -> None:
-    """End a call's span with the name of its status. A caller's own cancel is no error."""
+    """End the span of a call that was made. A caller's own cancel is no error."""
+    _end(span, code, code not in ("OK", "CANCELLED"))
+
+
+def _end(span: "Span | None", code: str, failed: bool) -> None:
     if span is None:
         return
     from opentelemetry import trace
 
     span.set_attribute(names.RPC_STATUS_CODE, code)
-    if code not in ("OK", "CANCELLED"):
+    if failed:
         span.set_attribute(names.ERROR_TYPE, code)
         span.set_status(trace.StatusCode.ERROR)
     span.end()

@@ -15,13 +15,14 @@ STOP = Stopped(FinishReason.STOP, "stop", "id1")
 class Told:
     """A provider that yields what it is told and knows whether it was closed."""
 
-    dialect = "told"
-
     def __init__(self, tell: Callable[[Ask], Batches], opening: ProviderFailure | None = None) -> None:
         self._tell = tell
         self._opening = opening
         self.opened = asyncio.Event()
         self.closed = 0
+
+    def dialect(self, ask: Ask) -> str:
+        return "told"
 
     @asynccontextmanager
     async def stream(self, ask: Ask) -> AsyncIterator[Batches]:

@@ -6,11 +6,12 @@ from contextlib import suppress
 import grpc
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client import REGISTRY
 
 from janus_kit.auth.identity import Identity, acting_as, current_identity
 from janus_kit.channel import connect
+from janus_kit.errors import FailedPrecondition, InvalidArgument, Unavailable
 from janus_kit.interceptors.context import current_request_id, deadline_scope, remaining_seconds
 from janus_kit.rpc_errors import from_rpc
 from janus_kit.settings import ServerSettings
@@ -98,6 +99,36 @@ async def test_one_trace_spans_client_server_and_the_next_server(probe, shape, l
     assert all(span.attributes["rpc.status_code"] == "OK" for span in chain)
     trace_id = format(root.context.trace_id, "032x")
     assert {line["trace_id"] for line in logs.named("rpc")} == {trace_id}
+
+
+@pytest.mark.parametrize(
+    ("error", "served_badly"),
+    [
+        (InvalidArgument("text", "must be another"), False),
+        (FailedPrecondition("PROVIDER_AUTH", "no key"), False),
+        (Unavailable("postgres", "away"), True),
+        (RuntimeError("a bug"), True),
+    ],
+)
+async def test_a_refusal_is_an_error_of_the_caller_s_span_alone(probe, eventually, error, served_badly):
+    async def act(text):
+        raise error
+
+    probe.act = act
+    exporter = InMemorySpanExporter()
+    tracing.configure(endpoint=None, service="test", version="0", exporter=exporter)
+    try:
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await probe.call("Unary")
+        await eventually(lambda: len(exporter.get_finished_spans()) == 2)
+    finally:
+        tracing.shutdown()
+    spans = {span.kind: span for span in exporter.get_finished_spans()}
+    assert {span.attributes["rpc.status_code"] for span in spans.values()} == {raised.value.code().name}
+    assert spans[SpanKind.CLIENT].status.status_code is StatusCode.ERROR
+    served = spans[SpanKind.SERVER]
+    assert (served.status.status_code is StatusCode.ERROR) is served_badly
+    assert ("error.type" in served.attributes) is served_badly
 
 
 async def test_without_tracing_a_callers_trace_still_passes_through(probe, logs):

@@ -122,6 +122,9 @@ def test_the_full_name_wins_over_a_well_known_one():
         (" \n", "is empty"),
         ("inference: [1]", "inference: must be a mapping of keys (from file)"),
         ("a: b: c", "line 1: not valid YAML"),
+        ("inference: {}\npostgres: {}\ninference: {}\n", "line 3: 'inference' is there twice"),
+        ("inference:\n  providers:\n    a: {url: x, 'url': y}\n", "line 3: 'url' is there twice"),
+        ("postgres: [{a: 1}, {a: 1, b: 2, b: 3}]", "line 1: 'b' is there twice"),
     ],
 )
 def test_a_mistake_in_the_file_is_named(yaml, text, problem):
@@ -136,6 +139,12 @@ def test_a_mistake_in_the_environment_is_named():
     assert problems(environ={"JANUS_INFERENC__TIMEOUT_S": "1"}) == [
         "JANUS_INFERENC__TIMEOUT_S: unknown section 'inferenc', did you mean 'inference'? (from environment)"
     ]
+
+
+def test_the_same_key_may_be_in_two_mappings_and_behind_an_alias(yaml):
+    text = "inference: {providers: {a: &one {url: x}, b: *one}}"
+    providers = load(SECTIONS, file=yaml(text))["inference"].providers
+    assert providers["a"] == providers["b"]
 
 
 def test_all_mistakes_are_listed_at_once():
