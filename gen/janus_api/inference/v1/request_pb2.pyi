@@ -566,8 +566,9 @@ Global___ReasoningOptions: _TypeAlias = ReasoningOptions  # noqa: Y015
 
 @_typing.final
 class Timeouts(_message.Message):
-    """Time limits; each from 1 ms to 1 h. Unset: the server's setting, and the
-    call's own deadline bounds them all.
+    """Time limits; each from 1 ms to 1 h. Unset: the server's setting. All but
+    total are of each attempt: a call that is tried again, or elsewhere, may take
+    as many times as long. Total, and the call's own deadline, bound them all.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -578,12 +579,14 @@ class Timeouts(_message.Message):
     TOTAL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def connect(self) -> _duration_pb2.Duration:
-        """Until the provider accepts the connection. Server default 5 s."""
+        """Until the provider accepts the connection, in each attempt. Server default
+        5 s.
+        """
 
     @_builtins.property
     def first_event(self) -> _duration_pb2.Duration:
-        """From the request to the first semantic event; pings do not count. Server
-        default 60 s.
+        """From the request to the first semantic event, in each attempt; pings do not
+        count. Server default 60 s.
         """
 
     @_builtins.property
@@ -592,7 +595,9 @@ class Timeouts(_message.Message):
 
     @_builtins.property
     def total(self) -> _duration_pb2.Duration:
-        """The whole call, retries included. Server default 10 min."""
+        """The whole call, retries, fallbacks and the waits between them included.
+        Server default 10 min.
+        """
 
     def __init__(
         self,
