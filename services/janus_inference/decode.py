@@ -171,7 +171,8 @@ def _part(part: content.Part) -> Part:
         case "audio":
             return Audio(_media(part.audio), mark)
         case "document":
-            return Document(_media(part.document.media), part.document.title, mark)
+            document = part.document
+            return Document(_media(document.media), document.title, mark, document.citations)
         case "tool_call":
             call = part.tool_call
             return ToolCall(call.call_id, call.name, call.arguments_json, mark)

@@ -60,11 +60,12 @@ class Audio:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A document for the model to read."""
+    """A document for the model to read; ``citations``: and to cite."""
 
     media: Media
     title: str = ""
     cache_breakpoint: bool = False
+    citations: bool = False
 
 
 @dataclass(frozen=True, slots=True)

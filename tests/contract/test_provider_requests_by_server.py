@@ -10,6 +10,7 @@ from tests.fakes.providers.typed_requests import SCHEMA, chat, messages, refused
 
 from janus_inference.adapters.openai_auto import needs_chat_completions
 from janus_inference.dialects.openai_chat_request import chat_body
+from janus_inference.dialects.openai_responses_request import responses_body
 from janus_inference.model import (
     Audio,
     Document,
@@ -320,3 +321,27 @@ def test_ids_of_another_provider_s_calls_take_the_form_that_this_one_wants(
     assert called == answered
     assert re.fullmatch(form, called)
     assert (called == call_id) is kept
+
+
+@pytest.mark.parametrize("media", [PDF, Media("text/plain", data=b"words")])
+def test_a_document_that_is_to_be_cited_says_so_to_the_provider_that_cites(media: Media) -> None:
+    said = messages(user(Document(media, "A report", citations=True)))["messages"][0]["content"][1]
+    assert said["citations"] == {"enabled": True}
+    assert "citations" not in messages(user(Document(media)))["messages"][0]["content"][1]
+
+
+@pytest.mark.parametrize("media", [PDF, Media("text/plain", data=b"words")])
+def test_a_document_that_is_to_be_cited_is_refused_where_none_is(media: Media) -> None:
+    cited = Document(media, citations=True)
+    asked, result = user(cited), Prompt((Message(Role.TOOL, (ToolResult("a", (Text("x"), cited)),)),))
+    found = []
+    for each in (asked, result):
+        for write in (chat_body, responses_body):
+            with pytest.raises(InvalidArgument) as raised:
+                write(each, "gpt", OPENAI, "openai")
+            found += refused_fields(raised.value)
+    inside = "prompt.messages[0].parts[0].tool_result.parts[1].document"
+    outside = ["prompt.messages[0].parts[1].document.citations"] * 2
+    # Chat's tools cannot answer with a PDF in any case.
+    chats = f"{inside}.citations" if media is not PDF else inside
+    assert found == [*outside, chats, f"{inside}.citations"]

@@ -153,6 +153,8 @@ class BlockWriter:
         block: dict[str, Any] = {"type": "document", "source": source}
         if part.title:
             block["title"] = part.title
+        if part.citations:
+            block["citations"] = {"enabled": True}
         return block
 
 

@@ -1,6 +1,6 @@
 """How a dialect says that something cannot be said in it."""
 
-from janus_inference.model import Part
+from janus_inference.model import Document, Part
 from janus_kit.errors import InvalidArgument
 
 _CAPABILITY = {"image": "IMAGE_INPUT", "audio": "AUDIO_INPUT", "document": "DOCUMENT_INPUT"}
@@ -18,6 +18,12 @@ def unsupported_part(model: str, part: Part, path: str) -> InvalidArgument:
     kind = type(part).__name__.lower()
     rule = f"this model takes no {kind} here"
     return unsupported(model, _CAPABILITY.get(kind, kind.upper()), f"{path}.{kind}", rule)
+
+
+def refuse_citations(model: str, document: Document, path: str) -> None:
+    """Raises InvalidArgument where a document is to be cited, by a provider that cites none."""
+    if document.citations:
+        raise unsupported(model, "citations", f"{path}.document.citations", "this provider does not cite documents")
 
 
 def malformed(path: str, rule: str) -> InvalidArgument:

@@ -7,7 +7,7 @@ from typing import Any
 from janus_inference.dialects import schemas
 from janus_inference.dialects.breakpoints import MOST_BREAKPOINTS, last_breakpoints
 from janus_inference.dialects.call_ids import fitting
-from janus_inference.dialects.capabilities import malformed, unsupported, unsupported_part
+from janus_inference.dialects.capabilities import malformed, refuse_citations, unsupported, unsupported_part
 from janus_inference.dialects.json_text import NotJson
 from janus_inference.dialects.media import (
     AUDIO_FORMATS,
@@ -118,6 +118,7 @@ class MessageWriter:
 
     def _document(self, part: Document, path: str) -> dict[str, Any]:
         """Plain text is said as text, which every model reads."""
+        refuse_citations(self._model, part, path)
         if (text := text_of(part)) is not None:
             return {"type": "text", "text": inline_text(part.title, text)}
         takes = self._profile.documents
@@ -134,6 +135,7 @@ class MessageWriter:
         for at, part in parts:
             text = part.text if isinstance(part, Text) else None
             if isinstance(part, Document) and (words := text_of(part)) is not None:
+                refuse_citations(self._model, part, f"{path}.tool_result.parts[{at}]")
                 text = inline_text(part.title, words)
             if text is None:
                 raise unsupported_part(self._model, part, f"{path}.tool_result.parts[{at}]")

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from janus_inference.dialects import call_ids
-from janus_inference.dialects.capabilities import malformed, unsupported_part
+from janus_inference.dialects.capabilities import malformed, refuse_citations, unsupported_part
 from janus_inference.dialects.json_text import NotJson, strict_object
 from janus_inference.dialects.media import data_url, file_name, inline_text, text_of
 from janus_inference.dialects.openai_responses_items import CALL, REASONING, kept
@@ -84,6 +84,7 @@ class ItemWriter:
 
     def _document(self, part: Document, path: str) -> dict[str, Any]:
         """Plain text is said as text, which every model reads."""
+        refuse_citations(self._model, part, path)
         if (text := text_of(part)) is not None:
             return {"type": "input_text", "text": inline_text(part.title, text)}
         if self._profile.documents is Documents.NO:

@@ -130,8 +130,9 @@ def _said(block: dict[str, Any]) -> list[Part]:
             _only(block, {"source"})
             return [Image(_media(block["source"]), mark)]
         case "document":
-            _only(block, {"source", "title"})
-            return [Document(_media(block["source"]), block.get("title") or "", mark)]
+            _only(block, {"source", "title", "citations"})
+            cites = bool((block.get("citations") or {}).get("enabled"))
+            return [Document(_media(block["source"]), block.get("title") or "", mark, cites)]
         case "tool_use":
             _only(block, {"id", "name", "input", "caller", "toolset_name"})
             about = {name: block[name] for name in ("id", "caller", "toolset_name") if name in block}

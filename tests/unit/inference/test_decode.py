@@ -9,6 +9,7 @@ from janus_api.content.v1 import message_pb2 as content
 from janus_api.inference.v1 import inference_service_pb2, request_pb2
 from janus_inference import decode
 from janus_inference.decode import inputs_from, prompt_from
+from janus_inference.model import Document, Media
 from janus_inference.validation import validate
 from janus_kit.errors import FieldViolation, InvalidArgument
 
@@ -103,3 +104,13 @@ def test_what_is_no_duration_is_refused(duration: Duration) -> None:
 def test_a_role_is_a_value_of_the_enum(role: Any) -> None:
     asked = request_pb2.Prompt(messages=[content.Message(role=role, parts=[TEXT])])
     assert violations(asked) == [FieldViolation("prompt.messages[0].role", "must be set to a value of the enum")]
+
+
+def test_a_document_is_decoded_with_what_is_asked_of_it() -> None:
+    media = content.Media(mime_type="application/pdf", data=b"%PDF")
+    document = content.Document(media=media, title="A report", citations=True)
+    asked = request_pb2.Prompt(
+        messages=[content.Message(role=content.ROLE_USER, parts=[content.Part(document=document)])]
+    )
+    (part,) = prompt_from(asked).messages[0].parts
+    assert part == Document(Media("application/pdf", data=b"%PDF"), "A report", citations=True)

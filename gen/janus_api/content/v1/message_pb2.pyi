@@ -236,8 +236,14 @@ class Document(_message.Message):
 
     MEDIA_FIELD_NUMBER: _builtins.int
     TITLE_FIELD_NUMBER: _builtins.int
+    CITATIONS_FIELD_NUMBER: _builtins.int
     title: _builtins.str
     """Shown to the model, at most 256 characters. Empty: none."""
+    citations: _builtins.bool
+    """Ask the model to cite it: then an answer has Citation parts. Default false.
+    Anthropic wants it for all documents of a prompt or for none. A provider
+    that does not cite documents: INVALID_ARGUMENT / CAPABILITY_UNSUPPORTED.
+    """
     @_builtins.property
     def media(self) -> Global___Media:
         """The bytes or the address. Required."""
@@ -247,10 +253,11 @@ class Document(_message.Message):
         *,
         media: Global___Media | None = ...,
         title: _builtins.str = ...,
+        citations: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["media", b"media"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["media", b"media", "title", b"title"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["citations", b"citations", "media", b"media", "title", b"title"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
