@@ -1,11 +1,10 @@
 """Whether a value holds to a JSON Schema, for the model to be told what it got wrong.
 
-The keywords that tools use: type, enum, const, properties, required,
-additionalProperties, patternProperties, items, prefixItems, uniqueItems, anyOf,
-oneOf, allOf, not, the bounds of numbers, strings and arrays, multipleOf,
-pattern, the common formats, and ``$ref`` within the schema. Others are not
-checked, and neither is a pattern that only a backtracking engine could match.
-The work is bounded: what is beyond the bound counts as held to.
+All keywords that assert something but unevaluatedProperties, unevaluatedItems
+and dynamic references; the common formats; ``$ref`` by a pointer within the
+schema; no pattern that only a backtracking engine could match. The work is
+bounded. What is not checked counts as held to; the contract says all this of
+``ToolCallCompleted.valid_schema``.
 """
 
 import json
@@ -13,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from janus_kit.json_schema import formats, patterns
+from janus_kit.json_schema import formats, patterns, references
 
 _MAX_STEPS = 20_000
 _MAX_PATTERN_STEPS = 50_000
@@ -61,7 +60,8 @@ def _problems(value: Any, schema: Any, path: str, root: Any, budget: _Budget, le
     if not isinstance(schema, dict) or level > 64 or not budget.spend():
         return
     if isinstance(reference := schema.get("$ref"), str):
-        yield from _problems(value, _resolve(reference, root), path, root, budget, level + 1)
+        found = references.resolved(reference, root)
+        yield from _problems(value, True if found is references.NOWHERE else found, path, root, budget, level + 1)
     wanted = schema.get("type")
     names = [wanted] if isinstance(wanted, str) else wanted if isinstance(wanted, list) else []
     if names and not any(_is(value, name) for name in names):
@@ -95,19 +95,30 @@ def _combined(value: Any, schema: dict[str, Any], path: str, root: Any, budget: 
         yield f"{path}: must hold to exactly one of the alternatives"
     if "not" in schema and holds(schema["not"]):
         yield f"{path}: must not hold to the excluded schema"
+    if "if" in schema:
+        branch = schema.get("then" if holds(schema["if"]) else "else", True)
+        yield from _problems(value, branch, path, root, budget, level + 1)
 
 
 def _object(
     value: dict[str, Any], schema: dict[str, Any], path: str, root: Any, budget: _Budget, level: int
 ) -> Iterator[str]:
-    properties = schema.get("properties")
-    properties = properties if isinstance(properties, dict) else {}
+    properties = _dict(schema.get("properties"))
     for name in _list(schema.get("required")):
         if name not in value:
             yield f"{path}: '{name}' is missing"
+    for name, needed in _dict(schema.get("dependentRequired")).items():
+        for other in _list(needed) if name in value else ():
+            if other not in value:
+                yield f"{path}: '{str(other)[:100]}' is missing beside '{name[:100]}'"
+    for name, branch in _dict(schema.get("dependentSchemas")).items():
+        if name in value:
+            yield from _problems(value, branch, path, root, budget, level + 1)
+    for name in value if "propertyNames" in schema else ():
+        for problem in _problems(name, schema["propertyNames"], "$", root, budget, level + 1):
+            yield f"{path}: the name '{name[:100]}'{problem[1:]}"
     others = schema.get("additionalProperties", True)
-    by_pattern = schema.get("patternProperties")
-    by_pattern = by_pattern if isinstance(by_pattern, dict) else {}
+    by_pattern = _dict(schema.get("patternProperties"))
     for name, item in value.items():
         below = f"{path}.{name}"[:200]
         fits = {pattern: budget.found(pattern, name) for pattern in by_pattern}
@@ -127,12 +138,18 @@ def _object(
 def _array(
     value: list[Any], schema: dict[str, Any], path: str, root: Any, budget: _Budget, level: int
 ) -> Iterator[str]:
-    first = _list(schema.get("prefixItems"))
-    rest = schema.get("items", True)
+    first, rest = _list(schema.get("prefixItems")), schema.get("items", True)
+    if isinstance(rest, list):
+        # As the drafts before 2020 said it.
+        first, rest = rest, schema.get("additionalItems", True)
     for index, item in enumerate(value):
         each = first[index] if index < len(first) else rest
         yield from _problems(item, each, f"{path}[{index}]"[:200], root, budget, level + 1)
     yield from _length(len(value), schema, "Items", "items", path)
+    if "contains" in schema:
+        fits = (next(_problems(item, schema["contains"], path, root, budget, level + 1), None) for item in value)
+        bounds = {"minContains": 1, **schema}
+        yield from _length(sum(each is None for each in fits), bounds, "Contains", "items as `contains` says", path)
     if schema.get("uniqueItems") is True and len({json.dumps(item, sort_keys=True) for item in value}) < len(value):
         yield f"{path}: must have no item twice"
 
@@ -197,15 +214,5 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _resolve(reference: str, root: Any) -> Any:
-    """A ``#/…`` pointer into the schema itself; anything else is not followed."""
-    if not reference.startswith("#"):
-        return True
-    found = root
-    for step in reference[1:].split("/")[1:33]:
-        step = step.replace("~1", "/").replace("~0", "~")
-        if isinstance(found, dict) and step in found:
-            found = found[step]
-        else:
-            return True
-    return found
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

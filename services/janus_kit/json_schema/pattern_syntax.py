@@ -55,6 +55,29 @@ def parsed(pattern: str) -> Node:
         raise Undecided from None
 
 
+def is_broken(pattern: object) -> bool:
+    """Whether no engine could read it: brackets without their other half, or a backslash with nothing after it.
+
+    What this language does not know, another may; it is not decided, see ``parsed``.
+    """
+    if not isinstance(pattern, str):
+        return True
+    groups, in_class, chars = 0, False, iter(pattern)
+    for char in chars:
+        if char == "\\":
+            if not next(chars, ""):
+                return True
+        elif in_class:
+            in_class = char != "]"
+        elif char == "[":
+            in_class = True
+        elif char in "()":
+            groups += 1 if char == "(" else -1
+            if groups < 0:
+                return True
+    return in_class or groups > 0
+
+
 class _Parser:
     """Reads a pattern. Raises Undecided, IndexError or ValueError for what it does not know."""
 

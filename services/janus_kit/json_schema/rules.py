@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+from janus_kit.json_schema.form import form_problem
+
 
 def object_problem(text: str, max_bytes: int, max_depth: int) -> str | None:
     """Which rule a user's JSON object breaks; None when it is fine."""
@@ -10,7 +12,7 @@ def object_problem(text: str, max_bytes: int, max_depth: int) -> str | None:
 
 
 def schema_problem(text: str, max_bytes: int, max_depth: int, max_nodes: int) -> str | None:
-    """Which rule a user's JSON Schema breaks: also its number of objects and arrays, and where it refers to."""
+    """Which rule a user's JSON Schema breaks: also its number of objects and arrays, where it refers to, its form."""
     schema, problem = _checked(text, max_bytes, max_depth)
     if problem is not None:
         return problem
@@ -26,7 +28,7 @@ def schema_problem(text: str, max_bytes: int, max_depth: int, max_nodes: int) ->
                 return "must refer only within itself ($ref)"
         values = node.values() if isinstance(node, dict) else node
         follow += [value for value in values if isinstance(value, dict | list)]
-    return None
+    return form_problem(schema)
 
 
 def _checked(text: str, max_bytes: int, max_depth: int) -> tuple[Any, str | None]:

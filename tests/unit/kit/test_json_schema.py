@@ -40,6 +40,13 @@ HOLD: list[tuple[Any, Any]] = [
     ([1, 2, "1"], {"uniqueItems": True}),
     ({"x_1": 1, "y": 2}, {"patternProperties": {"^x_": {"type": "integer"}}, "additionalProperties": True}),
     ({"x_1": 1}, {"patternProperties": {"^x_": {"type": "integer"}}, "additionalProperties": False}),
+    ({"a": 1}, {"dependentRequired": {"b": ["c"]}, "dependentSchemas": {"b": False}}),
+    ({"kind": "b"}, {"if": {"properties": {"kind": {"const": "a"}}}, "then": {"required": ["of_a"]}}),
+    ([1, "a"], {"contains": {"type": "string"}, "maxContains": 1}),
+    ([], {"contains": {"type": "string"}, "minContains": 0}),
+    ([1, "a"], {"items": [{"type": "integer"}], "additionalItems": {"type": "string"}}),
+    ("a", {"$ref": "#/anyOf/1", "anyOf": [{"type": "integer"}, {"type": "string"}]}),
+    ({"a": 1}, {"properties": {"a": True}, "unevaluatedProperties": False}),
     ({}, True),
     ("anything", {"type": "object-of-a-newer-draft"}),
     ({"a": 1}, {"$ref": "#/$defs/loop", "$defs": {"loop": {"$ref": "#/$defs/loop"}}}),
@@ -78,6 +85,24 @@ FAIL: list[tuple[Any, Any, str]] = [
     (5, {"allOf": [{"minimum": 1}, {"minimum": 9}]}, "$: must be at least 9"),
     (5, {"not": {"type": "integer"}}, "$: must not hold to the excluded schema"),
     (5, False, "$: is not allowed"),
+    ({"card": 1}, {"dependentRequired": {"card": ["address"]}}, "$: 'address' is missing beside 'card'"),
+    (
+        {"card": 1},
+        {"dependentSchemas": {"card": {"properties": {"card": {"type": "string"}}}}},
+        "$.card: must be string",
+    ),
+    (
+        {"kind": "a"},
+        {"if": {"properties": {"kind": {"const": "a"}}}, "then": {"required": ["of_a"]}},
+        "$: 'of_a' is missing",
+    ),
+    ({"kind": "b"}, {"if": {"required": ["x"]}, "else": False}, "$: is not allowed"),
+    ({"a b": 1}, {"propertyNames": {"pattern": "^[a-z]+$"}}, "$: the name 'a b': must match the pattern ^[a-z]+$"),
+    ([1, 2], {"contains": {"type": "string"}}, "$: must have at least 1 items as `contains` says"),
+    (["a", "b"], {"contains": {"type": "string"}, "maxContains": 1}, "$: must have at most 1 items as `contains` says"),
+    ([1, 2], {"items": [{"type": "integer"}], "additionalItems": {"type": "string"}}, "$[1]: must be string"),
+    ("a", {"$ref": "#/$defs/a~1b", "$defs": {"a/b": {"type": "integer"}}}, "$: must be integer"),
+    ("a", {"$ref": "#/$defs/a%20b", "$defs": {"a b": {"type": "integer"}}}, "$: must be integer"),
 ]
 
 
@@ -117,6 +142,14 @@ COMPARED: list[dict[str, Any]] = [
     {"prefixItems": [{"type": "boolean"}], "items": {"const": 0}, "maxItems": 2},
     {"$ref": "#/$defs/tree", "$defs": {"tree": {"type": ["object", "null"], "additionalProperties": {"$ref": "#"}}}},
     {"exclusiveMinimum": 0, "maximum": 5, "type": ["number", "string", "null"]},
+    {"dependentRequired": {"a": ["b"]}, "dependentSchemas": {"b": {"maxProperties": 1}}},
+    {
+        "if": {"type": "object", "required": ["a"]},
+        "then": {"properties": {"a": {"type": "integer"}}},
+        "else": {"type": ["array", "object", "string"]},
+    },
+    {"propertyNames": {"maxLength": 1, "pattern": "^[ax]"}, "contains": {"type": "integer"}},
+    {"contains": {"type": ["string", "array"]}, "minContains": 0, "maxContains": 1},
 ]
 
 

@@ -460,7 +460,12 @@ class ToolCallCompleted(_message.Message):
     """Whether the arguments are valid JSON."""
     valid_schema: _builtins.bool
     """Whether they also hold to the tool's schema. False where the JSON is
-    invalid.
+    invalid, or there is no such tool. Checked is every keyword of JSON Schema
+    2020-12 that asserts something but `unevaluatedProperties`,
+    `unevaluatedItems` and `$dynamicRef`; of `format`: date, date-time, time,
+    email, hostname, ipv4, ipv6, uri, uuid; of patterns, those of at most 512
+    characters without look-around, back references and word boundaries; and
+    all of it within 20,000 steps. What is not checked counts as held to.
     """
     problem: _builtins.str
     """Why not, for the model to read; empty when valid."""

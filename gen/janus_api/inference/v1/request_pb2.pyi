@@ -302,7 +302,8 @@ class ToolDefinition(_message.Message):
     """What it does, for the model; at most 16 KiB. Empty: none."""
     parameters_schema_json: _builtins.str
     """JSON Schema of the arguments, an object schema of at most 64 KiB, depth
-    32. Empty: no arguments.
+    32, with keywords of their right types. `$ref` only by a pointer (`#/…`) to
+    a place within it. Empty: no arguments.
     """
     strict: _builtins.bool
     """Ask the provider to hold to the schema exactly. Default false. A model
@@ -416,8 +417,8 @@ class JsonSchemaFormat(_message.Message):
     description: _builtins.str
     """What it is for, for the model; at most 16 KiB. Empty: none."""
     schema_json: _builtins.str
-    """The JSON Schema, at most 64 KiB, depth 32. Required. `$ref` only within
-    itself.
+    """The JSON Schema, at most 64 KiB, depth 32, with keywords of their right
+    types. Required. `$ref` only by a pointer (`#/…`) to a place within it.
     """
     strict: _builtins.bool
     """Hold to the schema by constrained decoding. Default false: the model is

@@ -230,7 +230,9 @@ class Tool(_message.Message):
     """What it does, for the model; at most 16 KiB. Empty: none."""
     parameters_schema_json: _builtins.str
     """JSON Schema of the arguments, an object schema of at most 64 KiB, depth
-    32. Empty: no arguments. Arguments are checked before a worker sees them.
+    32, with keywords of their right types; `$ref` only by a pointer (`#/…`) to
+    a place within it. Empty: no arguments. Arguments are checked, as far as
+    inference's ToolCallCompleted.valid_schema says, before a worker sees them.
     """
     side_effect: Global___SideEffect.ValueType
     """What a call does to the world. Unspecified: at most once, the careful
