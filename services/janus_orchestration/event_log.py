@@ -71,6 +71,8 @@ class RunLog:
         # How many of the queued ones nobody has been sent yet.
         self._saying = 0
         self._missed: list[Recorded] = []
+        # Events that were said and are journalled with the next commit.
+        self.notes: list[Recorded] = []
         self._has_noted = run.stream_broken
         self._retry_at = 0.0
         self._moved_at = clock.monotonic()
@@ -89,8 +91,11 @@ class RunLog:
         """The newest event's place."""
         return self._last
 
-    async def say(self, event: Event) -> Recorded:
-        """Number an event that is not in the journal yet and queue it; waits only when too many are queued."""
+    async def say(self, event: Event, *, keep: bool) -> None:
+        """Number an event that is not in the journal yet and queue it; waits only when too many are queued.
+
+        One that is to be kept is of the ``notes`` that the journal gets with its next commit.
+        """
         while len(self._queue) >= _MOST_QUEUED and not self._fenced:
             self._moved.clear()
             await self._moved.wait()
@@ -102,7 +107,8 @@ class RunLog:
         self._saying += 1
         self._moved_at = self._clock.monotonic()
         self._wake.set()
-        return recorded
+        if keep:
+            self.notes.append(replace(recorded, durable=True))
 
     async def flushed(self) -> None:
         """Wait until all that was said is persisted and sent. Raises Fenced."""
@@ -195,7 +201,9 @@ class RunLog:
         if not self._has_noted and not all(event.durable for event in batch):
             await self._until_journalled(self._note_broken)
         self._missed = [*self._missed, *batch] if len(self._missed) < _MOST_MISSED else []
-        self._feed.unkept = self._missed
+        # Of what the stream has, and cannot give now, a watcher must not miss what the journal is going to have.
+        first = (self._missed or batch)[0].cursor.sequence
+        self._feed.unkept = [*(note for note in self.notes if note.cursor.sequence < first), *self._missed]
 
     async def _append(self, batch: list[Recorded]) -> None:
         if not self._is_open:

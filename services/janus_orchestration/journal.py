@@ -116,8 +116,6 @@ class Journal:
         self._starts_epoch = starts_epoch
         # What is said gets its place neither within a commit nor after the last one.
         self._order = asyncio.Lock()
-        # Events that were sent already and are journalled with the next commit.
-        self._notes: list[Recorded] = []
 
     @property
     def is_over(self) -> bool:
@@ -168,18 +166,13 @@ class Journal:
     async def say(self, event: Event, *, keep: bool) -> None:
         """Send an event now; one that is to be kept is journalled with the next commit."""
         async with self._order:
-            await self._say(event, keep=keep)
+            await self.log.say(event, keep=keep)
 
     async def say_beside(self, event: Event) -> None:
         """Send and keep an event of something beside the steps; not when the run has ended or waits."""
         async with self._order:
             if not self.is_over and not self.is_waiting:
-                await self._say(event, keep=True)
-
-    async def _say(self, event: Event, *, keep: bool) -> None:
-        said = await self.log.say(event)
-        if keep:
-            self._notes.append(replace(said, durable=True))
+                await self.log.say(event, keep=True)
 
     async def read(self, work: Callable[[Records], Awaitable[T]]) -> T:
         """Read in a transaction; waits for Postgres however long it is away."""
@@ -226,10 +219,10 @@ class Journal:
         async with self._order:
             await self.log.flushed()
             drafts = self.log.draft(changes.events)
-            recorded = [*self._notes, *drafts]
+            recorded = [*self.log.notes, *drafts]
             self.run = await waited_out(lambda: self._write(changes, recorded))
             self._starts_epoch = False
-            self._notes.clear()
+            self.log.notes.clear()
             self.steps.update((step.index, step) for step in changes.steps)
             self._remember_thread(changes)
             self.log.publish(drafts)

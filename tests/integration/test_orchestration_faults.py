@@ -213,6 +213,8 @@ async def test_a_run_goes_on_without_redis(own_url: str, redis_url: str, peer: I
             early += await all_events(late)
             check(seen, after=0)
             check(early, after=0)
+            # What the journal gets with the next commit is not lost on anybody, either.
+            assert "model.started" in kinds(early)
             assert text_of(seen) == "with or without it"
             assert early[-1] == seen[-1]
             # A whole turn without it.
