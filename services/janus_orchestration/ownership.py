@@ -5,6 +5,7 @@ saves work; what keeps an owner that was fenced from writing is the epoch.
 """
 
 import asyncio
+from contextlib import suppress
 
 from janus_kit.errors import JanusError
 from janus_kit.telemetry.logging import get_logger
@@ -66,7 +67,17 @@ class Ownership:
                 await self._claim_once()
             except JanusError as error:
                 _log.debug("claim_failed", reason=error.reason)
-                await asyncio.sleep(self._poll_s)
+                await self._until_renewed()
+
+    async def _until_renewed(self) -> None:
+        """The database was away, and no lease was renewed: who lives comes before who claims."""
+        is_back = False
+        while not is_back:
+            await asyncio.sleep(self._poll_s)
+            with suppress(JanusError):
+                await self._leases.renew(self._executions.owner, self._executions.ids(), self._lease_s)
+                is_back = True
+        await asyncio.sleep(self._lease_s / 3)
 
     async def _claim_once(self) -> None:
         room = min(self._executions.room, _CLAIM_AT_ONCE)
