@@ -12,7 +12,7 @@ export UV_CACHE_DIR ?= $(CURDIR)/.venv/.uv-cache
 export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo test check format gen baseline bench bench-memory chaos chaos-memory clean example-node
+.PHONY: help install run demo test check format gen baseline bench bench-memory chaos chaos-memory chaos-runs clean example-node
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,10 @@ bench-memory: install ## Measure recall: what it finds, how long it takes; ARGS=
 
 chaos: install ## Kill processes and stores at random: the part of the tests that `make test` leaves out.
 	$(BIN)/python -m pytest -n auto --dist worksteal tests/integration/*_chaos.py
+	@$(MAKE) chaos-runs
+
+chaos-runs: install ## Kill and freeze replicas, workers and stores under 300 runs, then compare what everybody saw; ARGS='--seed 7' and the like.
+	@$(BIN)/python -m tests.chaos.runs $(ARGS)
 
 example-node: install ## Try the example worker in Node of deploy/workers/node; needs node and npm.
 	@cd deploy/workers/node && npm ci --no-audit --no-fund

@@ -29,6 +29,7 @@ from uuid import uuid4
 
 import grpc
 from tests.chaos.memory_people import HALLS, Person, Violated
+from tests.chaos.parts import EVERYTHING, counted, kill_service, kill_store, plan
 from tests.conftest import StackThread
 from tests.fakes.memory_process import MemoryProcess
 from tests.fakes.memory_service import Caller, texts
@@ -45,7 +46,6 @@ T = TypeVar("T")
 
 STORES = ("postgres", "redis", "chroma")
 REPLICAS = ("memory 1", "memory 2")
-EVERYTHING = "everything"
 PARTS = (*REPLICAS, *STORES)
 SPACES = {"near": space_pb2.VECTOR_BACKEND_PGVECTOR, "far": space_pb2.VECTOR_BACKEND_CHROMA}
 TENANTS = 2
@@ -81,24 +81,19 @@ class Report:
         lines = [
             ("seed", self.seed),
             ("sequences", f"{self.sequences} with {self.steps} steps, {self.seconds:.0f} s"),
-            ("kills", _counted(self.kills)),
-            ("acknowledged writes", _counted(self.acknowledged)),
+            ("kills", counted(self.kills)),
+            ("acknowledged writes", counted(self.acknowledged)),
             ("reads", self.reads),
-            ("calls made again", _counted(self.repeated)),
+            ("calls made again", counted(self.repeated)),
             ("texts kept", f"{self.kept}, read in every way"),
             ("texts erased or purged", f"{self.gone}, looked for in every store"),
-            ("repaired by the reconciler", _counted(self.repaired)),
-            ("differences after it", _counted(self.differences)),
+            ("repaired by the reconciler", counted(self.repaired)),
+            ("differences after it", counted(self.differences)),
             ("violations", len(self.violations)),
         ]
         return "\n".join(f"{name:28}{value}" for name, value in lines) + "".join(
             f"\n  {each}" for each in self.violations
         )
-
-
-def _counted(counter: Counter[str]) -> str:
-    parts = ", ".join(f"{name} {count}" for name, count in sorted(counter.items()) if count)
-    return f"{counter.total()}" + (f" ({parts})" if parts else "")
 
 
 @dataclass
@@ -190,29 +185,9 @@ class Chaos:
     async def _kill(self, part: str, silence: float) -> None:
         async with self._down[part]:
             if part in STORES:
-                await self._back(part, self.stack.kill(part))
-                return
-            try:
-                await self.replicas[part].again(meanwhile=asyncio.sleep(silence))
-            except (AssertionError, TimeoutError):
-                # It found no Postgres to begin with: whoever keeps services running tries again.
-                await self._start(part)
-
-    async def _start(self, part: str) -> None:
-        end = time.monotonic() + _BACK_WITHIN_S
-        while True:
-            try:
-                await self.replicas[part].again(meanwhile=asyncio.sleep(0.2))
-                return
-            except (AssertionError, TimeoutError):
-                if time.monotonic() > end:
-                    raise
-
-    async def _back(self, part: str, killed: int) -> None:
-        """Wait until another process is in the place of the one that was killed."""
-        async with asyncio.timeout(_BACK_WITHIN_S):
-            while self.stack.stack.process_ids[part] in (None, killed):  # noqa: ASYNC110 - in another thread
-                await asyncio.sleep(0.02)
+                await kill_store(self.stack, part)
+            else:
+                await kill_service(self.replicas[part], asyncio.sleep(silence))
 
     async def check(self) -> None:
         """After it all: everything acknowledged is there, nothing removed is, and the stores are equal."""
@@ -224,7 +199,7 @@ class Chaos:
             await self._indexed(tenant)
         self.report.differences = await self._differences(repair=False)
         if self.report.differences:
-            self.report.violations.append(f"the stores differ: {_counted(self.report.differences)}")
+            self.report.violations.append(f"the stores differ: {counted(self.report.differences)}")
         for number, (_, person) in enumerate(self.people):
             try:
                 await person.look_everywhere()
@@ -303,16 +278,6 @@ async def chaos(stack: StackThread, *, seed: int, sequences: int, kills: Sequenc
     return report
 
 
-def plan(seed: int, kills: int) -> list[str]:
-    """So many kills: all parts as often as each other, and everything at once for every twentieth."""
-    dice = random.Random(f"kills {seed}")
-    together = kills // 20
-    single = [PARTS[number % len(PARTS)] for number in range(kills - together)]
-    chosen = [*single, *[EVERYTHING] * together]
-    dice.shuffle(chosen)
-    return chosen
-
-
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(prog="make chaos-memory", description=__doc__.partition("\n")[0])
@@ -325,7 +290,7 @@ def main(arguments: Sequence[str]) -> int:
     folder = Path(tempfile.mkdtemp(prefix="janus-chaos-"))
     stack = StackThread(folder).start()
     try:
-        kills = plan(asked.seed, asked.kills or asked.sequences // 2)
+        kills = plan(asked.seed, asked.kills or asked.sequences // 2, PARTS)
         report = asyncio.run(
             chaos(stack, seed=asked.seed, sequences=asked.sequences, kills=kills, clients=asked.clients)
         )

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -26,13 +27,16 @@ Event = event_pb2.GenerationEvent
 class InferenceProcess(ServiceProcess):
     """``python -m janus_inference`` and a client of it."""
 
-    def __init__(self, postgres_url: str, redis_url: str, provider_url: str) -> None:
+    def __init__(
+        self, postgres_url: str, redis_url: str, provider_url: str, log: Path | None = None, **settings: Any
+    ) -> None:
         compatible = {"kind": "openai_compatible", "base_url": f"{provider_url}/v1"}
         environ = {
             "JANUS_SERVER__DRAIN_S": "0.5",
             "JANUS_INFERENCE__PROVIDERS": json.dumps({"compatible": compatible}),
+            **{f"JANUS_INFERENCE__{name.upper()}": str(value) for name, value in settings.items()},
         }
-        super().__init__("janus_inference", postgres_url, redis_url, environ)
+        super().__init__("janus_inference", postgres_url, redis_url, environ, log)
 
     @property
     def stub(self) -> rpc.InferenceServiceStub:

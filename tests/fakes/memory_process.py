@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
-import grpc
 from tests.fakes.memory_service import Caller
 from tests.fakes.service_process import ServiceProcess
 
@@ -18,7 +16,6 @@ class MemoryProcess(ServiceProcess):
     """``python -m janus_memory`` and a client of it."""
 
     def __init__(self, postgres_url: str, redis_url: str, chroma_url: str, log: Path | None = None) -> None:
-        self._channels: list[grpc.aio.Channel] = []
         super().__init__(
             "janus_memory",
             postgres_url,
@@ -31,22 +28,6 @@ class MemoryProcess(ServiceProcess):
         """A client of a tenant, of the process as it is now."""
         assert self._channel is not None
         return Caller(rpc.MemoryServiceStub(self._channel), tenant)
-
-    async def again(self, meanwhile: Awaitable[None]) -> None:
-        """Kill -9, something while it is down, and start.
-
-        The old channel stays: to close it would cancel whoever still calls through it.
-        """
-        self.kill()
-        await meanwhile
-        if self._channel is not None:
-            self._channels.append(self._channel)
-        await self.start()
-
-    async def stop(self) -> None:
-        await super().stop()
-        for channel in self._channels:
-            await channel.close()
 
     async def answer(self) -> Any:
         return await self.caller("probe").call("GetSpace", pb.GetSpaceRequest(name="default"))

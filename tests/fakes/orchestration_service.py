@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -175,9 +176,10 @@ async def running(postgres_url: str, redis_url: str, **settings: Any) -> AsyncIt
 class Process(ServiceProcess):
     """``python -m janus_orchestration`` and clients of it."""
 
-    def __init__(self, postgres_url: str, redis_url: str, **settings: Any) -> None:
+    def __init__(self, postgres_url: str, redis_url: str, *, log: Path | None = None, **settings: Any) -> None:
         environ = {f"JANUS_ORCHESTRATION__{name.upper()}": str(value) for name, value in options(**settings).items()}
-        super().__init__("janus_orchestration", postgres_url, redis_url, {"JANUS_SERVER__DRAIN_S": "1", **environ})
+        environ["JANUS_SERVER__DRAIN_S"] = "1"
+        super().__init__("janus_orchestration", postgres_url, redis_url, environ, log)
 
     async def answer(self) -> Any:
         return await self.caller("probe").call("ListAgents", pb.ListAgentsRequest(), 1)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
@@ -39,6 +40,7 @@ class ServiceProcess(ABC):
         }
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: grpc.aio.Channel | None = None
+        self._old_channels: list[grpc.aio.Channel] = []
 
     @abstractmethod
     async def answer(self) -> Any:
@@ -59,6 +61,11 @@ class ServiceProcess(ABC):
                     assert self._process.poll() is None, "the process has ended"
                     await asyncio.sleep(0.05)
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def signal(self, number: int) -> None:
         assert self._process is not None
         self._process.send_signal(number)
@@ -68,9 +75,21 @@ class ServiceProcess(ABC):
         assert self._process is not None
         self._process.wait()
 
-    async def stop(self) -> None:
+    async def again(self, meanwhile: Awaitable[None]) -> None:
+        """Kill -9, something while it is down, and start.
+
+        The old channel stays: to close it would cancel whoever still calls through it.
+        """
+        self.kill()
+        await meanwhile
         if self._channel is not None:
-            await self._channel.close()
+            self._old_channels.append(self._channel)
+        await self.start()
+
+    async def stop(self) -> None:
+        for channel in (self._channel, *self._old_channels):
+            if channel is not None:
+                await channel.close()
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGCONT)
             self._process.terminate()

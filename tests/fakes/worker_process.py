@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from janus_worker import Call, ToolError, Worker
@@ -46,6 +49,36 @@ class WorkerProcess:
         await self.ended()
 
 
+class Workers:
+    """Workers of a tenant, replaced when they are killed; their marks are of all that there were."""
+
+    def __init__(self, addresses: Sequence[str], tenant: str, folder: Path) -> None:
+        self._target = f"ipv4:{','.join(addresses)}"
+        self._tenant = tenant
+        self._folder = folder
+        self._all: list[WorkerProcess] = []
+        self.alive: list[WorkerProcess] = []
+
+    def add(self) -> None:
+        name = f"w{len(self._all) + 1}"
+        made = WorkerProcess(self._target, self._tenant, self._folder / name, name)
+        self._all.append(made)
+        self.alive.append(made)
+
+    async def kill(self, dice: random.Random) -> None:
+        victim = dice.choice(self.alive)
+        self.alive.remove(victim)
+        await victim.stop()
+        self.add()
+
+    async def stop(self) -> None:
+        await asyncio.gather(*(each.stop() for each in self._all))
+
+    @property
+    def marks(self) -> Counter[str]:
+        return Counter(mark for each in self._all for mark in each.marks)
+
+
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="worker: %(message)s")
     worker = Worker(
@@ -69,7 +102,12 @@ def main() -> None:
 
     @worker.tool(side_effect="idempotent")
     async def again(word: str, call: Call, seconds: float = 0) -> str:
+        mark(f"{word}-key-{call.idempotency_key}")
         return f"{await slow(word, seconds)}, try {call.attempt}"
+
+    @worker.tool(side_effect="read_only")
+    async def peek(word: str, seconds: float = 0) -> str:
+        return await slow(word, seconds)
 
     @worker.tool(side_effect="read_only")
     def on_a_thread(call: Call) -> str:

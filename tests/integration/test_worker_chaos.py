@@ -18,7 +18,6 @@ import pytest
 from tests.fakes.orchestration_service import (
     TERMINAL,
     Caller,
-    Process,
     assert_pairs,
     check,
     eventually,
@@ -26,7 +25,7 @@ from tests.fakes.orchestration_service import (
     processes,
 )
 from tests.fakes.peers.inference_peer import InferencePeer, inference_peer
-from tests.fakes.worker_process import WorkerProcess
+from tests.fakes.worker_process import Workers
 from tests.integration.test_orchestration_chaos import answer
 
 from janus_api.content.v1 import message_pb2 as content
@@ -91,38 +90,6 @@ async def talk(
             await asyncio.sleep(0.05)
 
 
-class Workers:
-    """Worker processes that are replaced when they are killed; their marks are of all of them."""
-
-    def __init__(self, replicas: list[Process], tenant: str, folder: Path) -> None:
-        self._target = f"ipv4:{','.join(replica.address for replica in replicas)}"
-        self._tenant = tenant
-        self._folder = folder
-        self._made = 0
-        self._all: list[WorkerProcess] = []
-        self.alive: list[WorkerProcess] = []
-
-    def add(self) -> None:
-        self._made += 1
-        name = f"w{self._made}"
-        made = WorkerProcess(self._target, self._tenant, self._folder / name, name)
-        self._all.append(made)
-        self.alive.append(made)
-
-    async def kill(self, dice: random.Random) -> None:
-        victim = dice.choice(self.alive)
-        self.alive.remove(victim)
-        await victim.stop()
-        self.add()
-
-    async def stop(self) -> None:
-        await asyncio.gather(*(each.stop() for each in self._all))
-
-    @property
-    def marks(self) -> Counter[str]:
-        return Counter(mark for each in self._all for mark in each.marks)
-
-
 async def test_what_must_not_run_twice_does_so_only_with_a_persons_word(
     own_url: str, redis_url: str, tmp_path: Path
 ) -> None:
@@ -133,7 +100,7 @@ async def test_what_must_not_run_twice_does_so_only_with_a_persons_word(
         replicas = await stack.enter_async_context(
             processes(2, own_url, redis_url, inference_target=peer.target, worker_lease_s=LEASE_S)
         )
-        workers = Workers(replicas, tenant, tmp_path)
+        workers = Workers([replica.address for replica in replicas], tenant, tmp_path)
         stack.push_async_callback(workers.stop)
         workers.add()
         workers.add()
