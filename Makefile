@@ -57,10 +57,12 @@ gen: install ## Generate gen/janus_api from protos/.
 baseline: install ## Accept the protos as they are as what may not break; part of a release.
 	$(BIN)/python protos/generate.py --baseline
 
-bench: install ## Measure the mesh and what inference adds; PEERS=1 measures another gateway as well.
+bench: install ## Measure the mesh, what inference adds, and runs; PEERS=1 measures another gateway as well.
 	@$(BIN)/python -m tests.bench.mesh
 	@echo
 	@$(BIN)/python -m tests.bench.inference
+	@echo
+	@$(BIN)/python -m tests.bench.runs
 
 bench-memory: install ## Measure recall: what it finds, how long it takes; ARGS='--tenants 1000 --only tenants' and the like.
 	@$(BIN)/python -m tests.bench.memory $(ARGS)

@@ -52,6 +52,13 @@ def bare_chain(upstream: str) -> Iterator[Measured]:
 
 
 @contextmanager
+def services() -> Iterator[Measured]:
+    """Inference and memory that cost almost nothing."""
+    with _announced("tests.fakes.bench_services") as process:
+        yield process
+
+
+@contextmanager
 def _announced(*command: str) -> Iterator[Measured]:
     """A module that prints its port and ends with its stdin."""
     process = subprocess.Popen(
