@@ -80,8 +80,8 @@ class Executions:
         limits: ExecutionLimits,
     ) -> None:
         self.owner = owner
-        # Set when a run ended here, since another of its thread may wait.
-        self.on_end: Callable[[], None] = lambda: None
+        # Called when there is room again: what could not be claimed meanwhile may wait.
+        self.on_room: Callable[[], None] = lambda: None
         self._store = store
         self._stream = stream
         self._hub = hub
@@ -262,8 +262,11 @@ class Executions:
         run_id = execution.journal.run.id
         execution.journal.log.stop()
         self._hub.close_local(execution.tenant, run_id)
+        was_full = not self.room
         del self._running[run_id]
-        self.on_end()
+        # Whoever follows in the thread is told of by the end's commit.
+        if was_full:
+            self.on_room()
 
     async def _guarded(self, execution: _Execution, work: Callable[[], Awaitable[None]]) -> None:
         try:

@@ -27,7 +27,7 @@ class Ownership:
         self._poll_s = poll_s
         self._look = asyncio.Event()
         self._absent: set[str] = set()
-        executions.on_end = self.look_now
+        executions.on_room = self.look_now
 
     def look_now(self) -> None:
         """Something may be free to claim."""

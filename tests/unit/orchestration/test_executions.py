@@ -41,9 +41,10 @@ class Ground:
     """Executions with one run, whose work is the test's."""
 
     def __init__(self) -> None:
-        self.log, self.hub, self.ends = Log(), Hub(), 0
+        self.log, self.hub, self.rooms = Log(), Hub(), 0
         nothing: Any = None
         hub: Any = self.hub
+        limits: Any = SimpleNamespace(max_runs=1)
         self.executions = Executions(
             "me",
             store=nothing,
@@ -52,16 +53,16 @@ class Ground:
             codec=nothing,
             clock=nothing,
             helpers=nothing,
-            limits=nothing,
+            limits=limits,
         )
-        self.executions.on_end = self._end
+        self.executions.on_room = self._has_room
         journal: Any = SimpleNamespace(
             run=SimpleNamespace(id="run_1", subject="", epoch=1, state=RunState.RUNNING), log=self.log, is_over=False
         )
         self.execution = _Execution("tenant", journal, Interrupt(), nothing)
 
-    def _end(self) -> None:
-        self.ends += 1
+    def _has_room(self) -> None:
+        self.rooms += 1
 
     def launch(self, work: Any) -> asyncio.Task[None]:
         self.executions._launch(self.execution, work)
@@ -71,7 +72,7 @@ class Ground:
     def assert_gone(self) -> None:
         assert self.executions.ids() == []
         assert self.hub.closed == ["run_1"]
-        assert self.ends == 1
+        assert self.rooms == 1
         assert self.log.has_stopped
 
 
