@@ -104,6 +104,11 @@ class Executions:
     def ids(self) -> list[str]:
         return list(self._running)
 
+    def epoch(self, run_id: str) -> int | None:
+        """Under which epoch a run is worked on here; another owner may have it under a newer one."""
+        execution = self._running.get(run_id)
+        return execution.journal.run.epoch if execution is not None else None
+
     def start(
         self,
         tenant: str,

@@ -245,7 +245,7 @@ class Runs:
         Raises NotFound, and OutOfRange for a cursor that never was.
         """
         run = await self._get(tenant, run_id)
-        await self._replay.require_cursor(tenant, run, after, self._hub.published(tenant, run_id))
+        await self._replay.require_cursor(tenant, run, after, self._published(tenant, run))
         if after != Cursor():
             telemetry.run_resumes.labels("ended" if state.is_terminal(run.state) else "live").inc()
         if state.is_terminal(run.state):
@@ -287,7 +287,7 @@ class Runs:
 
     async def described(self, records: Records, tenant: str, run: Run) -> RunDetails:
         """A run as it is in this transaction, for the answer to a write."""
-        published = self._hub.published(tenant, run.id)
+        published = self._published(tenant, run)
         starts = await records.epoch_starts(run.id)
         last = cursor_of(starts, max(run.last_sequence, published or 0))
         waiting_for = await _waiting_for(records, run)
@@ -382,7 +382,13 @@ class Runs:
         return run
 
     async def _last(self, tenant: str, run: Run) -> Cursor:
-        return await self._replay.newest_cursor(tenant, run, self._hub.published(tenant, run.id))
+        return await self._replay.newest_cursor(tenant, run, self._published(tenant, run))
+
+    def _published(self, tenant: str, run: Run) -> int | None:
+        """The newest sequence of a run that is worked on here, and that no other owner has taken meanwhile."""
+        if self._executions.epoch(run.id) != run.epoch:
+            return None
+        return self._hub.published(tenant, run.id)
 
 
 async def _waiting_for(records: Records, *runs: Run) -> dict[str, list[Pending]]:

@@ -52,7 +52,7 @@ from janus_orchestration.model import (
     Usage,
     Verdict,
 )
-from janus_orchestration.ports import ToolCodec
+from janus_orchestration.ports import Fenced, ToolCodec
 from janus_orchestration.state import Trigger
 from janus_orchestration.tools import Offered
 
@@ -434,7 +434,11 @@ class ToolRound:
         steps = state.tool_calls(list(journal.steps.values()))
         called = journal.step(StepKind.MODEL_CALL)
         assert called is not None, "only a model asks for tools"
-        (answer,) = await journal.read(lambda records: records.waiting_messages(run_id))
+        waiting = await journal.read(lambda records: records.waiting_messages(run_id))
+        if not waiting:
+            # It has joined the thread: another owner has gone on meanwhile.
+            raise Fenced(run_id)
+        (answer,) = waiting
         told = await journal.read(
             lambda records: records.events_of_kind(run_id, ToolCallCompleted.kind, after=called.after.sequence)
         )

@@ -133,8 +133,12 @@ async def test_an_owner_that_slept_past_its_lease_writes_nothing_more(
     there = second.watch(run_id, seen[-1].cursor)
     rest = await until_kind(there, "model.text_delta")
     replicas[0].signal(signal.SIGCONT)
-    await asyncio.wait_for(call.closed.wait(), 10)
+    # It knows a cursor that is newer than what it believes to own.
+    early = first.watch(run_id, rest[-1].cursor)
     again.text("words")
+    assert text_of(await until(early, 1)) == "words"
+    early.cancel()
+    await asyncio.wait_for(call.closed.wait(), 10)
     again.finish()
     rest += await all_events(there)
     check([*seen, *rest], after=0)

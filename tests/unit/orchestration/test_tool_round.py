@@ -41,7 +41,7 @@ from janus_orchestration.model import (
     ToolOutput,
     Verdict,
 )
-from janus_orchestration.ports import OutcomeUnknown, ToolReport, ToolTask
+from janus_orchestration.ports import Fenced, OutcomeUnknown, ToolReport, ToolTask
 from janus_orchestration.state import Trigger
 from janus_orchestration.tool_round import ToolRound, WaitedTooLong
 from janus_orchestration.tools import Offered
@@ -176,6 +176,7 @@ class Log:
 
     def __init__(self, run: Run) -> None:
         self.run_id, self.last = run.id, Cursor(run.epoch, run.last_sequence)
+        self.notes: list[Recorded] = []
 
     async def flushed(self) -> None: ...
 
@@ -191,10 +192,11 @@ class Log:
         if committed:
             self.last = committed[-1].cursor
 
-    async def say(self, event: Event) -> Recorded:
-        said = self._recorded(event, self.last.sequence + 1, False)
+    async def say(self, event: Event, *, keep: bool) -> None:
+        said = self._recorded(event, self.last.sequence + 1, keep)
         self.last = said.cursor
-        return said
+        if keep:
+            self.notes.append(said)
 
 
 class Owner:
@@ -481,12 +483,26 @@ TestWaiting = Waiting.TestCase
 TestWaiting.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
 
 
-def test_a_run_that_is_to_stop_does_not_wait_first() -> None:
+def asking() -> tuple[Waiting, Owner]:
+    """A run whose model has asked for a tool."""
     world = Waiting()
     message = content.Message(role=content.ROLE_ASSISTANT, id="msg_1")
     message.parts.add().tool_call.CopyFrom(content.ToolCall(call_id="c1", name="client", arguments_json="{}"))
     owner = world.alive()
     world.do(world._ask(owner, completed(message, NOW), None))
+    return world, owner
+
+
+def test_a_run_that_is_to_stop_does_not_wait_first() -> None:
+    world, owner = asking()
     owner.interrupt.cancel("enough")
     with pytest.raises(CancelRequested):
         asyncio.run(owner.round.work(world.offered, 0))
+
+
+def test_an_owner_that_slept_while_another_finished_the_calls_is_fenced() -> None:
+    world, _ = asking()
+    sleeper = Owner(world)
+    world.disk.waiting = []
+    with pytest.raises(Fenced):
+        asyncio.run(sleeper.round.work(world.offered, 0))
