@@ -288,7 +288,8 @@ async def test_a_run_that_ends_among_its_calls_leaves_whole_pairs(
     await asyncio.wait_for(search.closed.wait(), 10)
     rest = await all_events(stream)
     ended = "run_cancelled" if how == "cancel" else "run_failed"
-    assert kinds(rest) == ["tool_call_completed", "message_committed", "message_committed", ended]
+    told_of = [kind for kind in kinds(rest) if kind != "budget_warning"]
+    assert told_of == ["tool_call_completed", "message_committed", "message_committed", ended]
     history = await ann.messages(thread)
     assert_pairs(history)
     told = results(history[2])
