@@ -244,6 +244,9 @@ class Hub:
                 if last is None:
                     last = await self._stream.head(*key) or Cursor()
                     feed.published = last.sequence
+                    if feed.ready.is_set():
+                        # While the stream was away watchers began with what was there then.
+                        feed.lag_all()
                     feed.ready.set()
                 events = await self._stream.wait(*key, last, _IDLE_S)
                 if events:

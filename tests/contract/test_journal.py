@@ -32,6 +32,7 @@ from janus_orchestration.model import (
     StoreDebt,
     Thread,
 )
+from janus_orchestration.replay import cursor_of
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -137,6 +138,17 @@ async def test_a_run_has_one_terminal_event_and_every_sequence_once(ground: Grou
                 await records.add_events(run.id, [again])
     async with ground.store.tenant(ground.tenant) as records:
         assert [item.cursor.sequence for item in await records.events(run.id, 2, 9, 10)] == [2, 3]
+
+
+async def test_an_epoch_that_said_nothing_has_no_sequences(ground: Ground) -> None:
+    run = await ground.run(await ground.thread())
+    async with ground.store.tenant(ground.tenant) as records:
+        await records.set_epoch_start(run.id, 2, 33)
+        await records.set_epoch_start(run.id, 3, 23)
+        starts = await records.epoch_starts(run.id)
+        several = await records.epoch_starts_of([run.id])
+    assert starts == several[run.id] == [(1, 1), (2, 23), (3, 23)]
+    assert [cursor_of(starts, sequence).epoch for sequence in (22, 23, 33, 39)] == [1, 3, 3, 3]
 
 
 async def test_a_lease_that_ran_out_is_claimed_once(ground: Ground) -> None:

@@ -191,7 +191,11 @@ class PostgresJournal:
         return [rows.event_from(row) for row in found]
 
     async def set_epoch_start(self, run_id: str, epoch: int, first_sequence: int) -> None:
+        # An owner that kept clear of what might have been sent, and then said nothing, has no
+        # sequences: the next one may begin before.
         await self._connection.execute(
+            "WITH silent AS (UPDATE orchestration.run_epoch SET first_sequence = $4 "
+            "WHERE tenant = $1 AND run_id = $2 AND epoch < $3 AND first_sequence > $4) "
             "INSERT INTO orchestration.run_epoch (tenant, run_id, epoch, first_sequence) VALUES ($1, $2, $3, $4) "
             "ON CONFLICT DO NOTHING",
             self._tenant,

@@ -112,6 +112,36 @@ async def test_what_is_lost_is_declared_and_the_rest_goes_on() -> None:
     assert seen[0] >= 5
 
 
+class Returning(NoStream):
+    """A stream that is away until the test says so, and has then all that is past."""
+
+    def __init__(self, past: Past) -> None:
+        self.is_away = True
+        self._past = past
+
+    async def head(self, *_: object) -> Cursor | None:
+        if self.is_away:
+            raise StreamAway
+        return self._past.events[-1].cursor
+
+    async def wait(self, *_: object) -> list[Recorded]:
+        await asyncio.sleep(0.01)
+        return []
+
+
+async def test_what_was_said_while_the_stream_was_away_reaches_who_came_then() -> None:
+    past = Past()
+    past.events = [event(1)]
+    stream = Returning(past)
+    hub = Hub(stream, past, buffer=10)
+    watching = asyncio.create_task(collected(hub.follow("t", "r", Cursor())))
+    while past.reads == 0:  # noqa: ASYNC110 - it reads in a task of its own
+        await asyncio.sleep(0)
+    past.events += [event(2), event(3, terminal=True)]
+    stream.is_away = False
+    assert await asyncio.wait_for(watching, 5) == [1, 2, 3]
+
+
 async def test_the_last_watcher_leaves_nothing_behind() -> None:
     hub = Hub(NoStream(), Past(), buffer=10)
     before = asyncio.all_tasks()
