@@ -255,7 +255,9 @@ async def test_a_refusal_before_the_first_event_is_a_status(
 async def test_retry_after_is_passed_on(stores: Stores, setup: Setup) -> None:
     assert (await failure(stores, setup, ";status=429;retry-after=7")).retry_after == 7
     assert (await failure(stores, setup, ";status=503;retry-after-ms=1500")).retry_after == 1.5
-    assert (await failure(stores, setup, ";status=503;should-retry=false")).retry_after is None
+    advised = ";status=429;should-retry=false;retry-after-ms=1500"
+    assert (await failure(stores, setup, advised)).retry_after == 1.5
+    assert (await failure(stores, setup, ";status=503;should-retry=false")).retry_after == 1
 
 
 @pytest.mark.parametrize(
