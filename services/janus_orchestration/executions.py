@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from janus_kit.auth.identity import acting_as
 from janus_kit.clock import Clock
-from janus_kit.errors import Internal
+from janus_kit.errors import Aborted, Internal, JanusError
 from janus_kit.ids import new_id
 from janus_kit.interceptors.context import deadline_scope
 from janus_kit.telemetry.logging import bound, get_logger
@@ -160,9 +160,8 @@ class Executions:
                 # Its owner died, and with it the stream that it was to be bound to.
                 execution.interrupt.cancel("the client's stream was cut")
             if run.takeovers > self._limits.max_takeovers:
-                incident = new_id("inc")
-                _log.error("run_gives_up", run_id=run.id, incident_id=incident, takeovers=run.takeovers)
-                work = lambda: execution.turn.fail(Internal(incident))  # noqa: E731
+                _log.error("run_gives_up", run_id=run.id, takeovers=run.takeovers)
+                work = lambda: execution.turn.fail(_given_up(run))  # noqa: E731
         self._launch(execution, work)
 
     async def _open_stream(self, tenant: str, run: Run) -> tuple[int, bool] | None:
@@ -324,6 +323,12 @@ class Executions:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _given_up(run: Run) -> JanusError:
+    times = run.takeovers
+    text = f"{times} processes died or froze while they worked on the run, so no other one is given it"
+    return Aborted("RUN_GIVEN_UP", text, {"takeovers": str(times)})
 
 
 def wall_time(server_s: float, agent: Budgets | None, run: Budgets | None) -> float:

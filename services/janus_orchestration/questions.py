@@ -115,9 +115,9 @@ def answered(pending: Pending) -> ToolOutput:
     return ToolOutput(text if pending.schema_json else str(json.loads(text)))
 
 
-def left_open(pending: Pending | None, how: str) -> ToolOutput:
+def left_open(pending: Pending | None, how: str, *, is_begun: bool = True) -> ToolOutput:
     """The result of a call that has none when its run ends; ``how`` as in `was cancelled`."""
-    if pending is not None and pending.kind is PendingKind.APPROVAL and not pending.is_retry:
+    if not is_begun or (pending is not None and pending.kind is PendingKind.APPROVAL and not pending.is_retry):
         return ToolOutput(f"the run {how} before the call was begun", is_error=True)
     if pending is not None and pending.kind is PendingKind.INPUT:
         return ToolOutput(f"the run {how} before the question was answered", is_error=True)

@@ -107,6 +107,8 @@ class ToolRound:
         # By step: what an agent that was asked has used, and the agent that is handed over to.
         self._usages: dict[int, Usage] = {}
         self._hands_to: dict[int, str] = {}
+        # The budget allows none of the calls.
+        self._is_refused = False
         self._room = MOST_BYTES
         self._calls: Calls | None = None
 
@@ -162,6 +164,7 @@ class ToolRound:
         WaitedTooLong.
         """
         if refusal := budgets.refusal(self._journal.steps.values(), self._limits):
+            self._is_refused = True
             raise refusal
         self._offered = offered
         begun_elsewhere = self._asked is None
@@ -206,7 +209,7 @@ class ToolRound:
             if pending is not None and (given := await self._given(pending)) is not None:
                 self._keep(pending.call, step, given)
             else:
-                open_result = questions.left_open(pending, how)
+                open_result = questions.left_open(pending, how, is_begun=not self._is_refused)
                 self._results[step.index] = self._codec.result(asked.calls[step.index].call_id, open_result)
         return self._changes(asked, left, Changes())
 

@@ -7,6 +7,7 @@ import signal
 import uuid
 from collections.abc import AsyncIterator
 
+import asyncpg
 import grpc
 import pytest
 from tests.fakes.orchestration_service import (
@@ -28,7 +29,7 @@ from tests.fakes.tcp_proxy import TcpProxy
 
 from janus_api.orchestration.v1 import event_pb2, run_pb2
 from janus_kit.errors import JanusError
-from janus_kit.rpc_errors import from_rpc
+from janus_kit.rpc_errors import from_rpc, from_status
 
 
 @pytest.fixture
@@ -47,6 +48,24 @@ async def own_url(postgres_url: str) -> AsyncIterator[str]:
 async def replicas(own_url: str, redis_url: str, peer: InferencePeer) -> AsyncIterator[list[Process]]:
     async with processes(2, own_url, redis_url, inference_target=peer.target) as started:
         yield started
+
+
+async def test_a_run_that_kills_whoever_works_on_it_is_given_up_and_says_so(
+    own_url: str, redis_url: str, peer: InferencePeer
+) -> None:
+    async with processes(2, own_url, redis_url, inference_target=peer.target, max_takeovers=1) as (first, second):
+        name = tenant()
+        thread = await first.caller(name).ready()
+        run = await first.caller(name).start(thread)
+        await peer.call()
+        owner = await asyncpg.connect(own_url)
+        await owner.execute("UPDATE orchestration.run SET takeovers = 1")
+        await owner.close()
+        first.kill()
+        events = await second.caller(name).watched(run.id)
+        error = from_status(events[-1].run_failed.status)
+        assert (error.code, error.reason, dict(error.metadata)) == ("ABORTED", "RUN_GIVEN_UP", {"takeovers": "2"})
+        assert not events[-1].run_failed.retryable
 
 
 def tenant() -> str:

@@ -304,6 +304,16 @@ async def test_a_run_that_ends_among_its_calls_leaves_whole_pairs(
     assert list(peer.calls[-1].prompt.messages)[:3] == history
 
 
+async def test_calls_that_a_budget_does_not_allow_are_said_not_to_have_begun(ann: Caller, peer: InferencePeer) -> None:
+    thread = await ready(ann, budgets=agent_pb2.Budgets(max_tool_calls=1))
+    stream = ann.converse(thread)
+    (await peer.call()).tools(("c1", "time.now"), ("c2", "time.now"))
+    events = await all_events(stream)
+    assert kinds(events)[-1] == "run_failed"
+    told = results((await ann.messages(thread))[2])
+    assert told == dict.fromkeys(("c1", "c2"), ("the run failed before the call was begun", True))
+
+
 async def test_a_model_that_never_stops_asking_is_stopped(ann: Caller, peer: InferencePeer) -> None:
     thread = await ready(ann, budgets=agent_pb2.Budgets(max_model_steps=3))
     stream = ann.converse(thread)

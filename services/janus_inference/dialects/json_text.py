@@ -64,6 +64,15 @@ def strict_object(data: bytes) -> dict[str, Any]:
     return value
 
 
+def object_text(text: str) -> str:
+    """The text if it is one JSON object, else an object that shows it: some servers read a call's arguments."""
+    try:
+        strict_object((text or "{}").encode())
+    except (NotJson, UnicodeEncodeError):
+        return json.dumps({"invalid_json": text})
+    return text or "{}"
+
+
 def _finite(text: str) -> float:
     number = float(text)
     if math.isinf(number):

@@ -8,7 +8,7 @@ from janus_inference.dialects import schemas
 from janus_inference.dialects.breakpoints import MOST_BREAKPOINTS, last_breakpoints
 from janus_inference.dialects.call_ids import fitting
 from janus_inference.dialects.capabilities import malformed, refuse_citations, unsupported, unsupported_part
-from janus_inference.dialects.json_text import NotJson
+from janus_inference.dialects.json_text import NotJson, object_text
 from janus_inference.dialects.media import (
     AUDIO_FORMATS,
     bare_type,
@@ -173,7 +173,7 @@ class MessageWriter:
                 custom = _own(custom_id, part, f"{path}.parts[{at}]")
             elif isinstance(part, ToolCall):
                 call_id, text = self._id(part.call_id), custom_input(part) if part.call_id == custom else None
-                arguments = {"name": part.name, "arguments": part.arguments_json or "{}"}
+                arguments = {"name": part.name, "arguments": object_text(part.arguments_json)}
                 calls.append(
                     {"id": call_id, "type": "function", "function": arguments}
                     if text is None

@@ -5,7 +5,7 @@ from typing import Any
 
 from janus_inference.dialects import call_ids
 from janus_inference.dialects.capabilities import malformed, refuse_citations, unsupported_part
-from janus_inference.dialects.json_text import NotJson, strict_object
+from janus_inference.dialects.json_text import NotJson, object_text, strict_object
 from janus_inference.dialects.media import data_url, file_name, inline_text, text_of
 from janus_inference.dialects.openai_responses_items import CALL, REASONING, kept
 from janus_inference.dialects.parts import own_block, shown
@@ -159,7 +159,7 @@ def _call(call: ToolCall) -> dict[str, Any]:
         "type": CALL,
         "call_id": _fitting(call.call_id),
         "name": call.name,
-        "arguments": call.arguments_json or "{}",
+        "arguments": object_text(call.arguments_json),
     }
 
 

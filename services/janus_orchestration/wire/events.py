@@ -18,7 +18,7 @@ from janus_orchestration.wire.pending import VERDICTS, approval_to, input_to
 from janus_orchestration.wire.tools import call_to
 
 _RETRYABLE = (Unavailable, ResourceExhausted, DeadlineExceeded, Aborted)
-_FINAL = frozenset({"MESSAGE_TOO_LARGE", "BUDGET_EXCEEDED"})
+_FINAL = frozenset({"MESSAGE_TOO_LARGE", "BUDGET_EXCEEDED", "RUN_GIVEN_UP"})
 
 
 class ProtobufEvents:

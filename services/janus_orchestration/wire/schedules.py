@@ -32,7 +32,9 @@ def schedule_from(schedule: pb.Schedule, is_set: bool) -> ScheduleSpec:
     check.id("schedule.thread_id", schedule.thread_id, optional=True)
     check.id("schedule.subject", schedule.subject, optional=True)
     if check.length("schedule.cron", schedule.cron, at_least=1, at_most=128):
-        check.require(is_cron(schedule.cron), "schedule.cron", "must be a five-field cron expression")
+        check.require(
+            is_cron(schedule.cron), "schedule.cron", "must be a five-field cron expression that some date meets"
+        )
     check.require(
         not schedule.time_zone or schedule.time_zone in ZONES,
         "schedule.time_zone",

@@ -170,11 +170,21 @@ def test_what_is_kept_of_a_call_is_read_as_strictly(data: bytes) -> None:
         routed(user(Text("go")), said)
 
 
-@pytest.mark.parametrize("arguments", ['{"input": NaN}', "{" * 100_000, '{"input": 1}', "ls", ""])
-def test_a_call_that_is_no_free_text_goes_back_as_one_of_arguments(arguments: str) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "sent"),
+    [
+        ('{"input": 1}', '{"input": 1}'),
+        ("", "{}"),
+        ('{"input": NaN}', json.dumps({"invalid_json": '{"input": NaN}'})),
+        ("{" * 100_000, json.dumps({"invalid_json": "{" * 100_000})),
+        ("ls", '{"invalid_json": "ls"}'),
+        ("[1]", '{"invalid_json": "[1]"}'),
+    ],
+)
+def test_a_call_that_is_no_free_text_goes_back_as_one_of_arguments(arguments: str, sent: str) -> None:
     parts = (Opaque("openrouter", "custom_tool_call", b'{"id":"a"}'), ToolCall("a", "shell", arguments))
     (call,) = routed(user(Text("go")), Message(Role.ASSISTANT, parts))[1]["tool_calls"]
-    assert call["function"] == {"name": "shell", "arguments": arguments or "{}"}
+    assert call["function"] == {"name": "shell", "arguments": sent}
 
 
 def test_reasoning_goes_back_to_its_issuer_as_it_came() -> None:

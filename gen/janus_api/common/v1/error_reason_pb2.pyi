@@ -79,6 +79,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ABORTED. A call with the same `request_id` is still being worked on.
     With `RetryInfo`.
     """
+    ERROR_REASON_RUN_GIVEN_UP: _ErrorReason.ValueType  # 32
+    """ABORTED. Too many processes died while they worked on a run; it may be what
+    kills them, and is given to no other. Metadata: `takeovers`.
+    """
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 40
     """ALREADY_EXISTS. The `request_id` was used with another body.
     With `ResourceInfo`.
@@ -212,6 +216,10 @@ Metadata: `current_version`.
 ERROR_REASON_REQUEST_IN_PROGRESS: ErrorReason.ValueType  # 31
 """ABORTED. A call with the same `request_id` is still being worked on.
 With `RetryInfo`.
+"""
+ERROR_REASON_RUN_GIVEN_UP: ErrorReason.ValueType  # 32
+"""ABORTED. Too many processes died while they worked on a run; it may be what
+kills them, and is given to no other. Metadata: `takeovers`.
 """
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 40
 """ALREADY_EXISTS. The `request_id` was used with another body.

@@ -223,8 +223,8 @@ class Tool(_message.Message):
     SIDE_EFFECT_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """`[A-Za-z0-9_.-]{1,64}`. Required. Names with the prefixes `memory.` and
-    `time.` are Janus's own.
+    """`[A-Za-z0-9_.-]{1,64}`. Required. Names with the prefixes `agent.`,
+    `memory.`, `time.` and `user.` are Janus's own.
     """
     description: _builtins.str
     """What it does, for the model; at most 16 KiB. Empty: none."""
