@@ -15,8 +15,9 @@ from janus_inference.provider_errors import ProviderFailure
 from janus_kit.errors import ResourceExhausted
 
 MOST_BYTES = 16 * 1024 * 1024
-# What an event takes beside its text, and a token beside its spelling.
+# What an event takes beside its text, a fragment of arguments, which is also held as it came, and a token.
 _EVENT_BYTES = 256
+_FRAGMENT_BYTES = 64
 _TOKEN_BYTES = 16
 
 
@@ -34,6 +35,7 @@ class AnswerSize:
                 self._piece((type(event), part), text)
             case ToolCallArguments(part_index=part, fragment=text):
                 self._piece((type(event), part), text)
+                self.bytes += _FRAGMENT_BYTES
             case ReasoningDelta(part_index=part, text=str(text)) | ReasoningDelta(part_index=part, summary=str(text)):
                 self._piece((type(event), part, event.text is None), text)
             case _:
