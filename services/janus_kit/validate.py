@@ -71,10 +71,6 @@ class Violations:
             f"must be between {at_least:g} and {at_most:g}{suffix}",
         )
 
-    def finite(self, field: str, numbers: Collection[float]) -> bool:
-        """No NaN and no infinity among the numbers."""
-        return self.require(all(map(math.isfinite, numbers)), field, "must hold only finite numbers")
-
     def one_of(self, field: str, value: str, allowed: Collection[str]) -> bool:
         """One of a few names."""
         return self.require(value in allowed, field, f"must be one of {', '.join(sorted(allowed))}")

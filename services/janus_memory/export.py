@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from janus_kit.errors import DeadlineExceeded, NotFound, ResourceExhausted, Unavailable
-from janus_memory.model import Block, MemoryVersion, Scope, Space, Turn
+from janus_memory.model import Block, MemoryVersion, Scope, Space, Turn, has_direction
 from janus_memory.ports import Records, Snapshot, VectorIndex
 from janus_memory.spaces import Spaces
 
@@ -95,7 +95,7 @@ class Export:
             after = found[-1].memory.id
         after, number = "", 0
         while query.history and (versions := await snapshot.superseded_after(space, query.scope, after, number)):
-            yield versions if query.vectors else _without_vectors(versions)
+            yield _with_sound_vectors(versions) if query.vectors else _without_vectors(versions)
             after, number = versions[-1].memory.id, versions[-1].memory.version
         place = ("", "", "")
         while blocks := await snapshot.blocks_after(space, query.scope, place):
@@ -113,10 +113,17 @@ class Export:
             if index is None:
                 raise Unavailable(space.backend.name.lower())
             made = await index.vectors(tenant, space, list(units.values()))
-        return [
-            each if each.embedding else replace(each, embedding=tuple(made.get(units.get(each.memory.id, 0), ())))
-            for each in versions
-        ]
+        return _with_sound_vectors(
+            [
+                each if each.embedding else replace(each, embedding=tuple(made.get(units.get(each.memory.id, 0), ())))
+                for each in versions
+            ]
+        )
+
+
+def _with_sound_vectors(versions: Sequence[MemoryVersion]) -> list[MemoryVersion]:
+    """Without those that an import would refuse: a text without words is at zero, and is so when embedded again."""
+    return [each if has_direction(each.embedding) else replace(each, embedding=()) for each in versions]
 
 
 def _without_vectors(versions: Sequence[MemoryVersion]) -> list[MemoryVersion]:

@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import IntEnum
+from math import hypot
 from typing import Any, NamedTuple
 
 from janus_memory.filters import Filter
 
 DEFAULT_SPACE = "default"
 LEXICAL_MODEL = "janus/lexical-v1"
+LEAST_NORM, MOST_NORM = 1e-9, 1e9
+"""Norms of vectors that are compared: indexes reckon with squares, and products of two, in 32 bits."""
 
 
 class Kind(IntEnum):
@@ -425,6 +428,11 @@ class IndexBatch:
     tasks: tuple[IndexTask, ...]
 
 
+def has_direction(vector: Sequence[float]) -> bool:
+    """Whether every index can compare the vector: finite numbers, and neither zero nor as good as infinite."""
+    return LEAST_NORM <= hypot(*vector) <= MOST_NORM
+
+
 @dataclass(frozen=True, slots=True)
 class Embeddable:
     """A unit to be embedded: its texts by view, or the caller's own vector."""
@@ -435,8 +443,8 @@ class Embeddable:
     embedding: tuple[float, ...] = ()
 
     def own(self, dimensions: int) -> tuple[float, ...]:
-        """The caller's own vector, unless it is of another length: then the text is embedded."""
-        return self.embedding if len(self.embedding) == dimensions else ()
+        """The caller's own vector, unless it is of another length, or none to compare: then the text is embedded."""
+        return self.embedding if len(self.embedding) == dimensions and has_direction(self.embedding) else ()
 
 
 @dataclass(frozen=True, slots=True)

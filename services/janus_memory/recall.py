@@ -32,6 +32,7 @@ from janus_memory.model import (
     RecallQuery,
     Space,
     View,
+    has_direction,
 )
 from janus_memory.packing import pack
 from janus_memory.parts import Parts
@@ -208,6 +209,8 @@ class Recall:
 
     async def _embedded(self, space: Space, text: str) -> Sequence[float]:
         [vector] = await self._embedders.named(space.model).embed([text], space.dimensions, Purpose.QUERY)
+        if any(vector) and not has_direction(vector):
+            raise Unavailable("embedder", "the model gave a vector that cannot be compared")
         return vector
 
     async def _scan(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from janus_kit.auth.identity import Identity, acting_as
 from janus_kit.errors import InvalidArgument, Unavailable
-from janus_memory.model import Embeddable, Space, VectorRow, View
+from janus_memory.model import Embeddable, Space, VectorRow, View, has_direction
 from janus_memory.parts import Parts
 from janus_memory.ports import Embedders, Purpose
 
@@ -21,7 +21,7 @@ class Vectors:
 
         Raises Unavailable, also for a model that nobody serves now, and
         InvalidArgument when the model refuses a text or gives vectors of
-        another length.
+        another length, or such as no index can compare.
         """
         own = {each.about.unit: each.own(space.dimensions) for each in found}
         rows = [
@@ -63,4 +63,7 @@ class Vectors:
                 f"the model gave vectors of another length than the space's {space.dimensions}",
                 reason="DIMENSION_MISMATCH",
             )
+        # Zero is what a text without words comes to.
+        if any(any(vector) and not has_direction(vector) for vector in made):
+            raise InvalidArgument("embedding", "the model gave a vector that cannot be compared")
         return made

@@ -284,6 +284,18 @@ async def test_a_dropped_collection_is_begun_again(backends: Backends, chroma_ur
     assert units(await found(index, "ann", space, pointing(1))) == [2]
 
 
+async def test_a_vector_that_is_too_long_to_reckon_with_costs_the_others_nothing(
+    index: VectorIndex, backends: Backends
+) -> None:
+    space = await backends.space("ann")
+    await index.upsert("ann", space, [row(unit, pointing(1, unit / 100)) for unit in range(1, 61)])
+    # None such is let in any more.
+    await index.upsert("ann", space, [row(61, [1e19] * DIMENSIONS)])
+    # Chroma's graph has it only once something is taken out of it.
+    await index.delete("ann", space, list(range(1, 51)))
+    assert set(units(await found(index, "ann", space, pointing(1), limit=200))) - {61} == set(range(51, 61))
+
+
 async def test_what_an_index_holds_can_be_compared_with_the_records(index: VectorIndex, backends: Backends) -> None:
     space = await backends.space("ann")
     bounded = row(

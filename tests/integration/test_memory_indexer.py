@@ -29,10 +29,12 @@ RYW = scope_pb2.CONSISTENCY_READ_YOUR_WRITES
 
 @dataclass
 class Troubled:
-    """The built-in embedder, until it is told to fail; `poison` fails for a text that holds it."""
+    """The built-in embedder, until it is told to fail; `poison` fails for a text that holds it, and
+    what holds `overflow` gets a vector of numbers whose squares are too large."""
 
     away: bool = False
     poison: str = "\x00"
+    overflow: str = "\x00"
     model: str = "janus/lexical-v1"
     calls: list[int] = field(default_factory=list)
 
@@ -45,7 +47,8 @@ class Troubled:
             raise Unavailable("embedder")
         if any(self.poison in text for text in texts):
             raise InvalidArgument("embedding", "the model refuses this text")
-        return await LexicalEmbedder().embed(texts, dimensions, purpose)
+        made = await LexicalEmbedder().embed(texts, dimensions, purpose)
+        return [[1e18] * dimensions if self.overflow in text else each for text, each in zip(texts, made, strict=True)]
 
 
 @dataclass
@@ -179,6 +182,17 @@ async def test_a_row_that_always_fails_is_dead_with_its_reason_and_stops_nobody(
     assert "refuses this text" in rows[0]["error"]
     assert await bench.vectors(ann.tenant) == 4
     assert not await bench.indexer.work()
+
+
+async def test_a_vector_of_a_model_that_no_index_can_compare_costs_that_text_alone(bench: Bench) -> None:
+    ann = bench.memory.caller()
+    bench.embedders.overflow = "unbounded"
+    await ann.remember("the heron", "an unbounded text", "…")
+    await bench.drain()
+    # The one without words is at zero, which is as it should be.
+    assert await bench.vectors(ann.tenant) == 4
+    error = await bench.owner.fetchval("SELECT error FROM memory.outbox WHERE tenant = $1", ann.tenant)
+    assert error == "embedding: the model gave a vector that cannot be compared"
 
 
 async def test_a_space_is_worked_on_by_one_at_a_time(bench: Bench) -> None:

@@ -307,6 +307,19 @@ async def test_vectors_come_along_when_asked_for(memory: Memory, ann: Caller) ->
     assert (type(error), error.reason) == (InvalidArgument, "DIMENSION_MISMATCH")
 
 
+async def test_a_text_without_words_is_exported_without_its_vector_and_can_be_imported(
+    memory: Memory, ann: Caller
+) -> None:
+    await ann.remember("…", "herons eat fish")
+    await ann.indexed()
+    exported = await export(ann, include_vectors=True)
+    assert {each.text: bool(each.embedding) for each in records_of(exported)} == {"…": False, "herons eat fish": True}
+    bob = memory.caller()
+    await import_(bob, to_import(exported))
+    await bob.indexed()
+    assert records_of(await export(bob, include_vectors=True)) == records_of(exported)
+
+
 async def test_an_import_can_go_into_another_space(ann: Caller) -> None:
     await ann.append("talk", said("hello", id="m1"))
     exported = await export(ann)

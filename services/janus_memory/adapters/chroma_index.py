@@ -302,6 +302,7 @@ class ChromaIndex:
         if name in {"NotFoundError", "InvalidCollectionException"}:
             return _CollectionGone()
         if name in {"InvalidDimensionException", "InvalidArgumentError"} or isinstance(error, TypeError):
+            _log.warning("chroma_refused", error=name)
             return InvalidArgument("embedding", "was refused by the vector index")
         if not isinstance(error, TimeoutError):
             _log.warning("chroma_failed", error=name)
@@ -343,8 +344,12 @@ async def _query_among(collection: Any, ids: Sequence[str], aim: Mapping[str, An
 
 
 def _neighbours(answer: Any) -> list[Neighbour]:
-    pairs = zip(answer["ids"][0], answer["distances"][0], strict=True)
-    return [Neighbour(int(name), 1.0 - float(distance)) for name, distance in pairs]
+    """What has a distance: Chroma gives none where its 32-bit numbers overflow, and those of the others are right."""
+    pairs = list(zip(answer["ids"][0], answer["distances"][0], strict=True))
+    near = [Neighbour(int(name), 1.0 - float(distance)) for name, distance in pairs if distance is not None]
+    if len(near) < len(pairs):
+        _log.warning("chroma_gave_no_distance", units=[int(name) for name, distance in pairs if distance is None][:10])
+    return near
 
 
 def cosines(vector: Sequence[float], others: Any) -> list[float]:

@@ -17,7 +17,7 @@ from janus_kit.validate import Violations
 from janus_memory.idempotency import Request
 from janus_memory.model import Backend, HardFilter, Kind, RecallQuery, Scope, SpaceDraft, Weights
 from janus_memory.wire.filters import filter_of
-from janus_memory.wire.values import retention_of, scope_of, time_of
+from janus_memory.wire.values import check_vector, retention_of, scope_of, time_of
 from janus_memory.wire.writes import request_of
 
 _MAX_DIMENSIONS = 4_096
@@ -66,7 +66,7 @@ def recall_query(message: recall_pb2.RecallRequest, now: datetime) -> RecallQuer
     condition = filter_of(check, "filter", message.filter) if message.HasField("filter") else None
     weights = weights_of(check, "weights", message.weights)
     if check.count("query_embedding", message.query_embedding, at_most=_MAX_DIMENSIONS):
-        check.finite("query_embedding", message.query_embedding)
+        check_vector(check, "query_embedding", message.query_embedding)
     check.between("pack_tokens", message.pack_tokens, 0, 200_000)
     check.length("consistency_token", message.consistency_token, at_most=128)
     check.done()

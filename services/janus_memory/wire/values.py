@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from janus_api.memory.v1 import scope_pb2, space_pb2
 from janus_kit.validate import Violations
-from janus_memory.model import DEFAULT_SPACE, Scope
+from janus_memory.model import DEFAULT_SPACE, LEAST_NORM, MOST_NORM, Scope, has_direction
 
 MAX_METADATA_BYTES = 16 * 1024
 MAX_METADATA_DEPTH = 8
@@ -34,6 +34,12 @@ def time_of(check: Violations, path: str, holder: Any, field: str) -> datetime |
     if not check.require(inside, path, "must be a valid time between the years 1 and 9999"):
         return None
     return _EPOCH + timedelta(seconds=stamp.seconds, microseconds=stamp.nanos // 1000)
+
+
+def check_vector(check: Violations, path: str, vector: Sequence[float]) -> None:
+    """A caller's own vector, if there is one."""
+    rule = f"must hold finite numbers whose Euclidean norm is between {LEAST_NORM:g} and {MOST_NORM:g}"
+    check.require(not vector or has_direction(vector), path, rule)
 
 
 def stamp(when: datetime | None) -> Timestamp | None:

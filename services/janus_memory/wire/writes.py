@@ -15,7 +15,7 @@ from janus_memory.idempotency import Request
 from janus_memory.model import Kind, NewMemory, NewTurn, Role, Scope
 from janus_memory.versions import digest
 from janus_memory.wire.content import check_message, count_parts, facts
-from janus_memory.wire.values import check_metadata, scope_of, time_of
+from janus_memory.wire.values import check_metadata, check_vector, scope_of, time_of
 
 KiB = 1024
 _MAX_ITEMS = 256
@@ -235,7 +235,7 @@ def _memory(check: Violations, path: str, memory: record_pb2.Memory, outer: Scop
         check.require(valid_to > valid_from, f"{path}.valid_to", "must be after valid_from")
     importance = memory.importance if memory.HasField("importance") else 0.5
     check.between(f"{path}.importance", importance, 0, 1)
-    check.finite(f"{path}.embedding", memory.embedding)
+    check_vector(check, f"{path}.embedding", memory.embedding)
     kind = Kind(memory.kind + 1) if 1 <= memory.kind <= 5 else Kind.FACT
     return NewMemory(
         id=memory.id,

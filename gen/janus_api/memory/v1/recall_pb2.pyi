@@ -132,8 +132,9 @@ class RecallRequest(_message.Message):
 
     @_builtins.property
     def query_embedding(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Query vector, if the client embeds; length as the space's dimensions,
-        finite numbers. Empty: the space's model embeds the query.
+        """Query vector, if the client embeds; as many numbers as the space has
+        dimensions, finite, with a Euclidean norm between 1e-9 and 1e9. Empty:
+        the space's model embeds the query.
         """
 
     def __init__(

@@ -262,9 +262,9 @@ class Memory(_message.Message):
 
     @_builtins.property
     def embedding(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Its vector, if the client embeds; the length must be the space's
-        dimensions and every number finite. Empty: the space's model embeds.
-        Input only.
+        """Its vector, if the client embeds; as many numbers as the space has
+        dimensions, finite, with a Euclidean norm between 1e-9 and 1e9. Empty:
+        the space's model embeds. Input only.
         """
 
     def __init__(
