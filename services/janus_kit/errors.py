@@ -247,6 +247,11 @@ class Unavailable(JanusError):
         self.part = part
 
 
+def is_late(error: BaseException) -> bool:
+    """Whether it is what became of a wait that took too long: the part may be slow, and not away."""
+    return isinstance(error, TimeoutError) or isinstance(error.__cause__, TimeoutError)
+
+
 class DeadlineExceeded(JanusError):
     """Time ran out. ``leg`` is what was being waited for (`call`, `first_event`, …)."""
 

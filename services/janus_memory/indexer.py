@@ -13,7 +13,7 @@ import random
 from collections.abc import Collection, Mapping, Sequence
 from uuid import uuid4
 
-from janus_kit.errors import JanusError, Unavailable
+from janus_kit.errors import JanusError, Unavailable, is_late
 from janus_kit.telemetry.logging import get_logger
 from janus_memory.model import IndexBatch, IndexTask
 from janus_memory.parts import Parts
@@ -99,7 +99,9 @@ class Indexer:
             part = error.part if isinstance(error, Unavailable) else "index"
             if part == "postgres":
                 raise
-            await self._postpone(batch, tasks, f"{part} is not available", blame=False)
+            await self._postpone(
+                batch, tasks, f"{part} is {'slow' if is_late(error) else 'not available'}", blame=False
+            )
         except Exception as error:  # noqa: BLE001 - one bad row must not stop the others
             if len(tasks) > 1:
                 for task in tasks:

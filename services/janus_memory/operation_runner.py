@@ -13,7 +13,7 @@ from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from janus_kit.errors import Aborted, DeadlineExceeded, Internal, JanusError, ResourceExhausted, Unavailable
+from janus_kit.errors import Aborted, DeadlineExceeded, Internal, JanusError, ResourceExhausted, Unavailable, is_late
 from janus_kit.ids import new_id
 from janus_kit.telemetry.logging import get_logger
 from janus_memory.model import Claim, Operation, OperationState
@@ -116,7 +116,8 @@ class OperationRunner:
             raise
         except _NOT_NOW as error:
             what = error.part.split(":")[0] if isinstance(error, Unavailable) else ""
-            phase = f"waits for {what or 'a part'}, which is not available"
+            how = "slow to answer" if is_late(error) else "not available"
+            phase = f"waits for {what or 'a part'}, which is {how}"
             _log.warning("operation_waits", operation=claim.id, kind=operation.kind, reason=error.reason)
             await self._release(claim, operation.waits, error.retry_after or 0.0, phase, waits=1)
         except Exception:  # noqa: BLE001 - one operation's bug must not stop the others

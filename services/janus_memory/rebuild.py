@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from janus_kit.clock import Clock
-from janus_kit.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from janus_kit.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable, is_late
 from janus_kit.telemetry.logging import get_logger
 from janus_memory.generation import Generation, Phase, Waiting
 from janus_memory.generation_checks import GenerationChecks
@@ -27,12 +27,15 @@ from janus_memory.parts import Parts
 from janus_memory.ports import Embedders, Progress, Records, Transaction, VectorIndex
 from janus_memory.vectors import Vectors
 
-BATCH = 128
+BATCH = 256
+"""Units that are learnt at a time, as long as the index takes so many in time."""
 LEASE_S = 15.0
 """How long an erasure waits for texts in the hands of a process that died."""
 _APPLY_TIMEOUT_S = 12.0
+# An index that does not take so few in time is as good as away.
+_LEAST_BATCH = 16
 # With so many left, and no more, the switch is made while the indexer stands still.
-_LAST_UNITS = 2 * BATCH
+_LAST_UNITS = BATCH
 _LAST_TIMEOUT_S = 5.0
 _DROPPED = 1_000
 _PAUSE_S = 0.2
@@ -153,6 +156,7 @@ class _Build:
         self._progress = progress
         self._cursor: dict[str, Any] = dict(operation.cursor)
         self._total = operation.total
+        self._batch = BATCH
         # Units that the model refuses, and why; JSON has texts as keys only.
         self._refused = {int(unit): why for unit, why in self._cursor.get("refused", {}).items()}
 
@@ -181,15 +185,17 @@ class _Build:
                 extent = await tx.extent(self._built.number)
             self._total = extent.units
             self._cursor.update(after=0, upto=extent.last, queued=0)
-        # What a process that died had under way.
-        await self._drain()
-        while self._cursor["after"] < self._cursor["upto"]:
+        while True:
+            # Before progress is saved: a part that is away is asked less and less often until there is some.
+            await self._learn_next()
+            if self._cursor["after"] >= self._cursor["upto"]:
+                return
             async with self._records.transaction(self._tenant) as tx:
                 upto, done = self._cursor["upto"], self._cursor["queued"]
-                extent = await tx.queue_units(self._built.number, self._cursor["after"], upto, BATCH)
+                # The other half of a batch is for what is written meanwhile, which never ends.
+                extent = await tx.queue_units(self._built.number, self._cursor["after"], upto, self._batch // 2)
                 self._cursor.update(after=extent.last or upto, queued=done + extent.units)
                 await self._save("copying", done, tx)
-            await self._drain()
 
     async def _catch_up(self) -> None:
         await self._save("catching up", self._cursor["queued"])
@@ -208,7 +214,7 @@ class _Build:
         raise Unavailable(self._part, f"{self._part} does not keep what it is given")
 
     async def _switch(self, agreement: float | None) -> bool:
-        """Make the new generation the live one, unless too much is left for the indexer to stand still."""
+        """Make the new generation the live one, unless what is left takes too long for the indexer to stand still."""
         async with self._records.transaction(self._tenant) as tx:
             units = (await tx.extent(self._built.number)).units
         async with self._records.transaction(self._tenant) as tx:
@@ -216,8 +222,12 @@ class _Build:
             left = await self._waiting(_LAST_UNITS + 1)
             if len(left) > _LAST_UNITS:
                 return False
-            if left:
+            try:
                 await self._learn(left, _LAST_TIMEOUT_S)
+            except Unavailable as error:
+                if not is_late(error):
+                    raise
+                return False
             await tx.switch(self._built.number, self._refused)
             self._cursor["switched"] = {
                 "space": self._built.name,
@@ -234,8 +244,25 @@ class _Build:
         return True
 
     async def _drain(self) -> None:
-        while waiting := await self._waiting(BATCH):
-            await self._learn(waiting, _APPLY_TIMEOUT_S)
+        """Until less than a batch is left: nothing would be as long as somebody writes."""
+        while await self._learn_next():
+            pass
+
+    async def _learn_next(self) -> bool:
+        """Let what waits the longest be learnt, fewer at a time while the index is slow; whether that was a batch."""
+        while True:
+            waiting = await self._waiting(self._batch)
+            try:
+                await self._learn(waiting, _APPLY_TIMEOUT_S)
+            except Unavailable as error:
+                if not is_late(error) or len(waiting) <= _LEAST_BATCH:
+                    raise
+                self._batch = max(len(waiting) // 4, _LEAST_BATCH)
+                _log.warning("rebuild_slows_down", space_no=self._built.number, part=error.part, batch=self._batch)
+            else:
+                is_full = len(waiting) == self._batch
+                self._batch = min(2 * self._batch, BATCH)
+                return is_full
 
     async def _waiting(self, limit: int) -> list[Waiting]:
         async with self._records.transaction(self._tenant) as tx:
@@ -243,8 +270,11 @@ class _Build:
 
     async def _learn(self, waiting: Sequence[Waiting], within_s: float) -> None:
         """Put units into the new generation as they are now, or take them out."""
+        if not waiting:
+            return
         number, ids = self._built.number, [each.id for each in waiting]
         units = list(dict.fromkeys(each.unit for each in waiting))
+        part = "embedder"
         try:
             async with asyncio.timeout(within_s):
                 async with self._records.transaction(self._tenant) as tx:
@@ -253,6 +283,7 @@ class _Build:
                 async with self._records.transaction(self._tenant) as tx:
                     found = await tx.embeddables(number, units)
                 rows = await self._made(found)
+                part = self._part
                 there = {row.about.unit for row in rows}
                 try:
                     await self._index.upsert(self._tenant, self._built, rows)
@@ -265,8 +296,8 @@ class _Build:
                     )
                 async with self._records.transaction(self._tenant) as tx:
                     await tx.learnt(number, ids)
-        except TimeoutError:
-            raise Unavailable(self._part) from None
+        except TimeoutError as error:
+            raise Unavailable(part) from error
 
     async def _made(self, found: Sequence[Embeddable]) -> list[VectorRow]:
         """Rows of units; those that the model refuses are noted and left out."""

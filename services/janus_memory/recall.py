@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from janus_kit.clock import Clock
-from janus_kit.errors import InvalidArgument, JanusError, Unavailable
+from janus_kit.errors import InvalidArgument, JanusError, Unavailable, is_late
 from janus_kit.libraries import library
 from janus_memory import bm25, fusion
 from janus_memory.columns import Columns
@@ -199,10 +199,9 @@ class Recall:
         except (TimeoutError, JanusError) as error:
             if isinstance(error, Unavailable) and error.part == "postgres":
                 raise
-            late = isinstance(error, TimeoutError) or isinstance(error.__cause__, TimeoutError)
             # Of vectors in Postgres only the space is slow; others' are not the worse for it.
             alone = part == backend and space.backend is not Backend.PGVECTOR
-            if late and alone and time.monotonic() - asked_at >= _PATIENCE_S:
+            if is_late(error) and alone and time.monotonic() - asked_at >= _PATIENCE_S:
                 self._resting_until[backend] = time.monotonic() + _REST_S
             self._parts.away(part)
             return _Dense({}, (part.split(":")[0],))

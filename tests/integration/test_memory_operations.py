@@ -259,6 +259,23 @@ async def test_a_part_that_is_away_costs_nothing_but_time(bench: Bench) -> None:
         assert (await bench.ended(name)).state == operation_pb2.OPERATION_STATE_SUCCEEDED
 
 
+async def test_a_part_that_is_slow_is_not_said_to_be_away(bench: Bench) -> None:
+    async def work(operation: Operation, progress: Progress) -> Mapping[str, Any]:
+        if not operation.waits:
+            raise Unavailable("chroma") from TimeoutError()
+        return {}
+
+    async with bench.runner(Scripted(work)):
+        name = await bench.start()
+
+        async def says_so() -> bool:
+            return (await bench.get(name)).phase == "waits for chroma, which is slow to answer"
+
+        await eventually(says_so)
+        await bench.hurry(name)
+        assert (await bench.ended(name)).state == operation_pb2.OPERATION_STATE_SUCCEEDED
+
+
 async def test_an_error_that_nobody_expected_is_given_up_on_and_told_without_its_text(bench: Bench) -> None:
     async def work(operation: Operation, progress: Progress) -> Mapping[str, Any]:
         raise RuntimeError("the secret text")

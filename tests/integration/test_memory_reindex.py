@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import pytest
@@ -21,6 +21,7 @@ from janus_kit.postgres import database
 from janus_kit.redis import redis as redis_client
 from janus_kit.rpc_errors import from_status
 from janus_kit.settings import PostgresSettings, RedisSettings
+from janus_memory import rebuild
 from janus_memory.adapters.chroma_index import ChromaIndex
 from janus_memory.adapters.lexical_embedder import LexicalEmbedder
 from janus_memory.adapters.pgvector_index import PgvectorIndex
@@ -28,7 +29,7 @@ from janus_memory.adapters.postgres_records import PostgresRecords
 from janus_memory.adapters.redis_windows import RedisWindows
 from janus_memory.dead_letters import Replay
 from janus_memory.indexer import DEAD_AFTER, Indexer
-from janus_memory.model import Backend, Operation, Space, View
+from janus_memory.model import Backend, Operation, Space, VectorRow, View
 from janus_memory.parts import Parts
 from janus_memory.ports import Embedder, Purpose, VectorIndex
 from janus_memory.rebuild import Rebuild
@@ -57,6 +58,24 @@ class Troubled:
         if any(self.poison in text for text in texts):
             raise InvalidArgument("embedding", "the model refuses this text")
         return await LexicalEmbedder().embed(texts, dimensions, purpose)
+
+
+class Slow:
+    """An index that does not end in time where it is given more than ``most`` units."""
+
+    def __init__(self, index: VectorIndex, most: int) -> None:
+        self._index = index
+        self._most = most
+        self.waits = 0
+
+    async def upsert(self, tenant: str, space: Space, rows: Sequence[VectorRow]) -> None:
+        if len({row.about.unit for row in rows}) > self._most:
+            self.waits += 1
+            await asyncio.Event().wait()
+        await self._index.upsert(tenant, space, rows)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._index, name)
 
 
 class Died(Exception):
@@ -269,6 +288,36 @@ async def test_whatever_step_it_dies_at_it_is_done_in_the_end(bench: Bench) -> N
         dies_at += 1
     assert died >= 6
     assert phases == {"copying", "catching up", "comparing", "switching", "removing the old vectors"}
+
+
+async def test_a_rebuild_ends_although_somebody_writes_whenever_it_looks(bench: Bench) -> None:
+    await bench.fill()
+    operation = await bench.taken((await bench.reindex(backend=CHROMA)).id)
+    steps, written = Steps(operation), 0
+
+    async def write() -> None:
+        nonlocal written
+        # Not while it compares, nor from there to the switch: the indexer stands still then.
+        if steps.phases[-1] != "comparing":
+            written += 1
+            await bench.ann.remember(f"memory {written} of the meantime")
+            await bench.ann.indexed()
+
+    bench.embedders.before = write
+    async with asyncio.timeout(120):
+        await bench.rebuild.run(bench.ann.tenant, operation, steps)
+    assert written >= 3
+    await bench.assert_whole()
+
+
+async def test_an_index_that_is_slow_is_given_less_at_a_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    await bench.fill()
+    monkeypatch.setattr(rebuild, "_APPLY_TIMEOUT_S", 8.0)
+    slow = Slow(bench.indexes[Backend.CHROMA], most=100)
+    bench.indexes[Backend.CHROMA] = cast(VectorIndex, slow)
+    await bench.work(await bench.taken((await bench.reindex(backend=CHROMA)).id))
+    assert slow.waits >= 1
+    await bench.assert_whole()
 
 
 async def test_what_is_written_while_nobody_works_is_learnt(bench: Bench) -> None:
