@@ -304,6 +304,10 @@ class Transaction(Erasing, Reconciling, Rebuilding, Extracting, Protocol):
 
     async def count_turns(self, space: Space, scope: Scope) -> int: ...
 
+    async def answered(self, space_no: int, thread: str, calls: Sequence[str]) -> set[str]:
+        """Those of the calls that some turn of the thread holds the result of."""
+        ...
+
     async def summary(self, space_no: int, thread: str, incarnation: str) -> Summary | None:
         """The summary of a thread's older turns; None when there is none yet."""
         ...
@@ -391,7 +395,7 @@ class Transaction(Erasing, Reconciling, Rebuilding, Extracting, Protocol):
         ...
 
     async def put_block(self, space: Space, block: Block, expected_version: int) -> Block | None:
-        """Make (0) or change a block; None when its version is another."""
+        """Make (0) or change a block; None when its version is another. One that is made may bring its time."""
         ...
 
     async def blocks(

@@ -1,6 +1,6 @@
 """Working memory: the newest turns that fit a budget, tool calls with their results."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from janus_memory.model import Turn
 
@@ -36,21 +36,16 @@ def newest(turns: Sequence[Turn], max_tokens: int, max_messages: int, max_bytes:
 
     The newest turn, with those that it cannot be parted from, may exceed the bytes.
 
-    ``turns`` are consecutive, oldest first. A result whose call is not among
-    them would be cut from it, so the run begins after such a result, unless
-    the turns begin at the start of the thread: then there is no such call.
+    ``turns`` are oldest first. A result whose call is not among them would be
+    cut from it, so the run begins after such a result.
     """
-    whole = bool(turns) and turns[0].position == 1
     made_at: dict[str, int] = {}
     # need[i]: the smallest place that a run holding turn i may begin at.
     need: list[int] = []
     for place, turn in enumerate(turns):
         earliest = place
         for call in turn.results:
-            if call in made_at:
-                earliest = min(earliest, made_at[call])
-            elif not whole:
-                earliest = -1
+            earliest = min(earliest, made_at.get(call, -1))
         need.append(earliest)
         for call in turn.calls:
             made_at[call] = place
@@ -68,3 +63,20 @@ def newest(turns: Sequence[Turn], max_tokens: int, max_messages: int, max_bytes:
         if reach >= start:
             best = start
     return list(turns[best:])
+
+
+def unparted(turns: Sequence[Turn], answered: Collection[str] = ()) -> list[Turn]:
+    """Turns without those that belong to one that is not among them: of a result its call, of a call its result.
+
+    ``answered`` are calls whose result is on record; another still waits for it, and stays.
+    """
+    kept = list(turns)
+    while True:
+        made = {call for turn in kept for call in turn.calls}
+        given = {call for turn in kept for call in turn.results}
+        lost = {call for call in answered if call not in given}
+        whole = [turn for turn in kept if made.issuperset(turn.results) and lost.isdisjoint(turn.calls)]
+        if len(whole) == len(kept):
+            return kept
+        # One that is left out may take another with it.
+        kept = whole

@@ -8,7 +8,7 @@ from janus_memory.parts import Parts
 from janus_memory.ports import Records, Windows
 from janus_memory.spaces import Spaces
 from janus_memory.summary_text import shown
-from janus_memory.window import newest
+from janus_memory.window import newest, unparted
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,10 @@ class ReadWindow:
             if filtered:
                 found = await tx.turns(space, scope, head.last_position + 1, max_messages)
                 total = await tx.count_turns(space, scope)
+                given = {call for turn in found for call in turn.results}
+                waiting = [call for turn in found for call in turn.calls if call not in given]
+                # A filter may have the call, and not the result: then neither is shown.
+                found = unparted(found, await tx.answered(space.number, scope.thread, waiting) if waiting else ())
                 # The summary is of the whole thread, and a filter is a hard one.
                 return _window(found, total, max_tokens, max_messages, ())
             summary = await tx.summary(space.number, scope.thread, head.incarnation)
@@ -61,6 +65,9 @@ class ReadWindow:
             if not degraded:
                 degraded = await self._refill(tenant, head.incarnation, older)
             cached = older + cached
+        if len(cached) == head.turns:
+            # There is no call to find further back.
+            cached = unparted(cached)
         window = _window(cached, head.turns, max_tokens, max_messages, degraded)
         if not window.omitted:
             return window

@@ -108,6 +108,28 @@ async def test_a_thread_without_turns_has_an_empty_window(ann: Caller) -> None:
     assert (len(window.turns), window.omitted) == (0, 0)
 
 
+async def test_a_window_of_one_subject_parts_no_call_from_its_result(ann: Caller) -> None:
+    def calls(name: str) -> record_pb2.Turn:
+        part = content.Part(tool_call=content.ToolCall(call_id=name, name="look_up"))
+        return record_pb2.Turn(message=content.Message(role=content.ROLE_ASSISTANT, parts=[part]))
+
+    def result(name: str) -> record_pb2.Turn:
+        part = content.Part(tool_result=content.ToolResult(call_id=name, parts=[content.Part(text="found")]))
+        return record_pb2.Turn(message=content.Message(role=content.ROLE_TOOL, parts=[part]))
+
+    async def positions(**scope: str) -> list[int]:
+        return [turn.position for turn in (await ann.window("talk", scope=scope)).turns]
+
+    await ann.append("talk", result("lost"), "where is it?", calls("k1"), scope={"subject": "ann"})
+    await ann.append("talk", result("k1"), "over there")
+    await ann.append("talk", "and that?", calls("k2"), result("k2"), calls("k3"), scope={"subject": "ann"})
+    # k1 has its result in a turn of nobody's, and k3 still waits for its own.
+    assert await positions(subject="ann") == [2, 6, 7, 8, 9]
+    assert await positions() == list(range(2, 10))
+    await ann.append("talk", result("k3"))
+    assert await positions(subject="ann") == [2, 6, 7, 8]
+
+
 async def test_a_window_can_be_of_one_subject(ann: Caller) -> None:
     await ann.append("talk", "of bob", scope={"subject": "bob"})
     await ann.append("talk", "of eve", scope={"subject": "eve"})

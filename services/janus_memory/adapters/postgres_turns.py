@@ -98,6 +98,14 @@ class TurnStatements:
         )  # fmt: skip
         return int(count)
 
+    async def answered(self, space_no: int, thread: str, calls: Sequence[str]) -> set[str]:
+        rows = await self._connection.fetch(
+            """SELECT DISTINCT call FROM memory.turn, unnest(results) AS call
+               WHERE space_no = $1 AND thread = $2 AND call = ANY($3::text[])""",
+            space_no, thread, list(calls),
+        )  # fmt: skip
+        return {row["call"] for row in rows}
+
     async def _add_documents(self, space_no: int, documents: Sequence[Document], recorded_at: datetime) -> None:
         """Search documents and their outbox rows, in one statement; recorded then unless they say otherwise."""
         bound = Bound(space_no)

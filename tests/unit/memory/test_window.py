@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from janus_memory.model import Scope, Turn
-from janus_memory.window import estimate_tokens, newest
+from janus_memory.window import estimate_tokens, newest, unparted
 
 WHEN = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -50,13 +50,11 @@ def test_no_result_is_shown_without_its_call(turns: list[Turn], tokens: int, mes
 @given(threads(), st.integers(1, 400), st.integers(1, 20))
 def test_a_window_could_not_be_longer(turns: list[Turn], tokens: int, messages: int) -> None:
     kept = newest(turns, tokens, messages)
-    whole = bool(turns) and turns[0].position == 1
     for size in range(len(kept) + 1, len(turns) + 1):
-        run, rest = turns[-size:], turns[:-size]
+        run = turns[-size:]
         made = {call for each in run for call in each.calls}
-        outside = {call for each in rest for call in each.calls}
         results = {call for each in run for call in each.results}
-        parted = bool(results & outside) or (not whole and bool(results - made))
+        parted = bool(results - made)
         too_much = sum(each.tokens for each in run) > tokens or size > messages
         assert parted or too_much
 
@@ -72,9 +70,37 @@ def test_a_result_whose_call_is_further_back_than_was_read_is_left_out() -> None
     assert [each.position for each in newest(turns, 100, 10)] == [8]
 
 
-def test_a_result_without_any_call_does_not_hide_the_thread() -> None:
+def test_a_result_without_any_call_is_left_out_and_does_not_hide_the_thread() -> None:
     turns = [turn(1), turn(2, results=("never made",)), turn(3)]
-    assert len(newest(turns, 100, 10)) == 3
+    assert [each.position for each in newest(unparted(turns), 100, 10)] == [1, 3]
+
+
+def test_a_call_is_left_out_with_a_result_that_is_elsewhere_and_stays_while_it_waits() -> None:
+    turns = [turn(1), turn(2, calls=("a",)), turn(4, calls=("b",))]
+    assert [each.position for each in unparted(turns, {"a"})] == [1, 4]
+
+
+def test_what_is_left_out_takes_along_what_belongs_to_it() -> None:
+    turns = [
+        turn(1, calls=("a", "b")),
+        turn(2, results=("a",)),
+        turn(3, results=("c",), calls=("d",)),
+        turn(4, results=("d",)),
+        turn(5),
+    ]
+    assert [each.position for each in unparted(turns, {"a", "b", "d"})] == [5]
+
+
+@given(threads(), st.sets(st.integers(1, 25)))
+def test_of_any_turns_those_are_left_that_belong_to_none_elsewhere(turns: list[Turn], hidden: set[int]) -> None:
+    kept = unparted(
+        [each for each in turns if each.position not in hidden], {call for each in turns for call in each.results}
+    )
+    made = {call for each in kept for call in each.calls}
+    given_ = {call for each in kept for call in each.results}
+    answered = {call for each in turns for call in each.results}
+    assert given_ <= made
+    assert not (made & answered) - given_
 
 
 def large(position: int, mib: float, calls: tuple[str, ...] = (), results: tuple[str, ...] = ()) -> Turn:

@@ -262,8 +262,9 @@ class GetWindowResponse(_message.Message):
     @_builtins.property
     def turns(self) -> _containers.RepeatedCompositeFieldContainer[_record_pb2.Turn]:
         """Oldest first, at most 3 MiB, of which only the newest turn, with those that
-        it cannot be parted from, may be more. Empty: the thread has none, or none
-        fits.
+        it cannot be parted from, may be more. No tool's result is there without
+        its call, nor, where the scope names a subject or agent, a call without a
+        result that the thread has. Empty: the thread has none, or none fits.
         """
 
     @_builtins.property
