@@ -98,7 +98,9 @@ class _Tally:
         self.stored += other.stored
         self.unchanged += other.unchanged
         self.rejected += other.rejected
-        self.errors.extend(other.errors[: LISTED_ERRORS - len(self.errors)])
+        # Of one batch, which has less than may be listed: they are found by kind, and listed by place.
+        found = sorted(other.errors, key=lambda error: error[0])
+        self.errors.extend(found[: LISTED_ERRORS - len(self.errors)])
         self.upto.update(other.upto)
 
 

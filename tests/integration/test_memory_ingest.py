@@ -117,6 +117,7 @@ async def test_a_bad_item_is_reported_as_its_own_write_would_be_and_the_others_a
         7: ann.remember(fact("nul \0")),
         8: ann.remember(fact("x", metadata_json="[]")),
     }
+    assert [error.index for error in answer.errors] == list(range(1, 9))
     found = errors(answer)
     for place, call in alone.items():
         expected = await refused(call)

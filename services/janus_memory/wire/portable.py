@@ -148,11 +148,18 @@ class ImportStream:
                 return self._turn(message.turn, f"{path}.turn", space)
             case "block":
                 message.block.scope.space = self._exported(message.block.scope.space, f"{path}.block.scope", space)
-                return put_block_command(pb.PutBlockRequest(block=message.block)).block
+                return self._block(message.block, f"{path}.block")
             case "memory":
                 return self._version(record_pb2.MemoryVersion(memory=message.memory), f"{path}.memory", space)
             case _:
                 return self._version(message.version, f"{path}.version.memory", space)
+
+    def _block(self, block: record_pb2.Block, path: str) -> Block:
+        found = put_block_command(pb.PutBlockRequest(block=block)).block
+        check = Violations()
+        updated_at = time_of(check, f"{path}.updated_at", block, "updated_at")
+        check.done()
+        return replace(found, updated_at=updated_at)
 
     def _turn(self, turn: record_pb2.Turn, path: str, space: str) -> ImportedTurn:
         check = Violations()
