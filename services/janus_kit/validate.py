@@ -68,7 +68,7 @@ class Violations:
         return self.require(
             math.isfinite(number) and at_least <= number <= at_most,
             field,
-            f"must be between {at_least:g} and {at_most:g}{suffix}",
+            f"must be between {at_least:.15g} and {at_most:.15g}{suffix}",
         )
 
     def one_of(self, field: str, value: str, allowed: Collection[str]) -> bool:

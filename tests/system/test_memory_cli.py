@@ -76,9 +76,9 @@ def test_what_was_remembered_is_found_shown_and_has_its_history(mesh: Mesh, run:
 def test_what_cannot_be_done_is_said_in_a_line(mesh: Mesh, run: Any) -> None:
     absent = run("show", "mem_absent", code=1)
     assert "NOT_FOUND" in absent.stderr
-    assert "document_chunk" in run("search", "x", "--kind", "novel", code=1).stderr
-    assert "no Filter" in run("search", "x", "--filter", "{", code=1).stderr
-    assert "chroma" in run("reindex", "--backend", "paper", code=1).stderr
+    assert "document_chunk" in run("search", "x", "--kind", "novel", code=2).stderr
+    assert "no Filter" in run("search", "x", "--filter", "{", code=2).stderr
+    assert "chroma" in run("reindex", "--backend", "paper", code=2).stderr
     assert "query" in run("search", "", code=1).stderr
     run("verify", "--space", "default", code=2)
 

@@ -15,7 +15,6 @@ from janus_api.common.v1 import operation_pb2
 from janus_api.memory.v1 import memory_service_pb2 as pb
 from janus_api.memory.v1 import space_pb2
 from janus_app.memory.calls import Calls
-from janus_app.refusals import Refused
 from janus_app.terminal import plain
 
 _CUTS = 20
@@ -29,7 +28,7 @@ def reindex(
     """Whether it succeeded, or has started where nobody waits for it."""
     names = {"": 0, "pgvector": space_pb2.VECTOR_BACKEND_PGVECTOR, "chroma": space_pb2.VECTOR_BACKEND_CHROMA}
     if backend not in names:
-        raise Refused(f"There is no backend '{backend}': pgvector or chroma.")
+        raise typer.BadParameter(f"There is no backend '{backend}': pgvector or chroma.")
     request = pb.ReindexRequest(
         space=space,
         backend=space_pb2.VectorBackend.ValueType(names[backend]),

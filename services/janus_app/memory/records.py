@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 
+import typer
 from google.protobuf import json_format
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -13,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from janus_api.memory.v1 import recall_pb2, record_pb2, scope_pb2
-from janus_app.refusals import Refused
 from janus_app.terminal import plain, print_json, when
 
 
@@ -28,7 +28,7 @@ def recall_request(
     where: str,
     explain: bool,
 ) -> recall_pb2.RecallRequest:
-    """Raises Refused for a kind or filter that is none."""
+    """Raises BadParameter for a kind or filter that is none."""
     request = recall_pb2.RecallRequest(
         scope=scope_pb2.Scope(space=space, subject=subject, agent=agent, thread=thread),
         query=query,
@@ -38,13 +38,13 @@ def recall_request(
     known = {name.removeprefix("RECORD_KIND_").lower(): value for name, value in recall_pb2.RecordKind.items() if value}
     for kind in kinds:
         if kind not in known:
-            raise Refused(f"There is no kind '{kind}'. There are {', '.join(known)}.")
+            raise typer.BadParameter(f"There is no kind '{kind}'. There are {', '.join(known)}.")
         request.kinds.append(recall_pb2.RecordKind.ValueType(known[kind]))
     if where:
         try:
             json_format.Parse(where, request.filter)
         except json_format.ParseError as error:
-            raise Refused(f"The filter is no Filter of the contract: {error}") from None
+            raise typer.BadParameter(f"The filter is no Filter of the contract: {error}") from None
     return request
 
 

@@ -31,7 +31,7 @@ def time_of(check: Violations, path: str, holder: Any, field: str) -> datetime |
         return None
     stamp: Timestamp = getattr(holder, field)
     inside = _FIRST_SECOND <= stamp.seconds <= _LAST_SECOND and 0 <= stamp.nanos < 1_000_000_000
-    if not check.require(inside, path, "must be a valid time between the years 1 and 9999"):
+    if not check.require(inside, path, "must be a valid time from 0001-01-02 to 9999-12-31, 00:00 UTC"):
         return None
     return _EPOCH + timedelta(seconds=stamp.seconds, microseconds=stamp.nanos // 1000)
 

@@ -72,6 +72,13 @@ def test_every_violation_is_reported_together():
     ]  # fmt: skip
 
 
+def test_bounds_are_told_in_full():
+    check = Violations()
+    check.between("max_tokens", -1, 0, 1_000_000)
+    check.between("importance", 1.5, 0, 0.5)
+    assert [each.rule for each in check.found] == ["must be between 0 and 1000000", "must be between 0 and 0.5"]
+
+
 def test_nothing_wrong_means_nothing_raised():
     check = Violations()
     assert check.between("temperature", 0.0, 0, 2)

@@ -166,7 +166,7 @@ Global___RecallRequest: _TypeAlias = RecallRequest  # noqa: Y015
 class RecallWeights(_message.Message):
     """Weights of the fusion: score = Σ wᵢ·zᵢ / Σ wᵢ + speaker + session + …,
     with z the standardised score of a leg over the candidates. Unset: the
-    default in parentheses. Each 0 to 10.
+    space's, else the default that is named. Each 0 to 10.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -188,11 +188,17 @@ class RecallWeights(_message.Message):
     lexical_around: _builtins.float
     """Lexical match of the turn with its surroundings. 0 to 10. Unset: 0.5."""
     lexical_wide: _builtins.float
-    """Lexical match of the turn with wide surroundings. 0 to 10. Unset: 0.3."""
+    """Lexical match of the turn with wide surroundings. 0 to 10. Unset:
+    0.3, or 0.5 with the built-in model `janus/lexical-v1`.
+    """
     dense_turn: _builtins.float
-    """Similarity of the turn alone. 0 to 10. Unset: 0.6."""
+    """Similarity of the turn alone. 0 to 10. Unset: 0.6, or 0.2 with the built-in
+    model.
+    """
     dense_before: _builtins.float
-    """Similarity of the turn with the two before. 0 to 10. Unset: 0.6."""
+    """Similarity of the turn with the two before. 0 to 10. Unset: 0.6, or 0.2
+    with the built-in model.
+    """
     speaker: _builtins.float
     """Bonus where the query names the speaker. 0 to 10. Unset: 0.4."""
     session: _builtins.float
@@ -366,8 +372,9 @@ class ScoreDetail(_message.Message):
     leg: _builtins.str
     """`lexical_turn`, `dense_turn`, `speaker`, `session`, `recency`, …"""
     raw: _builtins.float
-    """What the leg said: BM25 (0 or more), cosine similarity (-1 to 1), or 0 to 1
-    for a bonus.
+    """What the leg said: BM25 (0 or more), cosine similarity (-1 to 1), or for a
+    bonus 0 to 1; for `session`, the mean of the session's three best scores
+    before any bonus, which may be above 1 or below 0.
     """
     standardised: _builtins.float
     """Standardised over the candidates: mean 0, deviation 1. For a bonus the same
@@ -378,7 +385,9 @@ class ScoreDetail(_message.Message):
     contribution: _builtins.float
     """What it added to the score."""
     rank: _builtins.int
-    """Rank in the leg, from 1. 0: the leg did not find it."""
+    """Rank in the leg, from 1, the same for equals. 0: a lexical leg did not
+    find it; the others rank every candidate, also at 0.
+    """
     def __init__(
         self,
         *,
