@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
 
 from janus_app.embedded import Addresses, Stack, stack
+from janus_app.embedded.login import service_url
 from janus_kit.migrations import migrate
 from janus_kit.mount import Mount
 from janus_kit.reload import Reloading
@@ -82,6 +83,10 @@ async def running(reloading: Reloading, data: Path, services: Sequence[str] = SE
             packages = [f"janus_{name}" for name in stored]
             if stores.postgres.migrate:
                 await migrate(stores.postgres, packages, wait_s=POSTGRES_WAIT_S)
+            if configured(settings, "postgres.url") is None:
+                stores = stores.at(
+                    replace(embedded.addresses, postgres_url=await service_url(embedded.addresses.postgres_url))
+                )
         server = settings.section("server", ServerSettings)
         if embedded is not None and server.uds is None:
             server = server.model_copy(update={"uds": str(embedded.socket)})

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+import asyncpg
 import grpc
 import psutil
 import pytest
@@ -23,6 +24,7 @@ from janus_api.memory.v1 import scope_pb2 as memory_scope
 from janus_api.orchestration.v1 import agent_pb2, event_pb2, run_pb2, thread_pb2
 from janus_api.orchestration.v1 import orchestration_service_pb2 as orchestration
 from janus_app.client import Mesh, connect
+from janus_app.embedded import read_state
 
 TERMINAL = {"run_completed", "run_failed", "run_cancelled", "run_expired"}
 
@@ -300,3 +302,26 @@ def test_the_log_is_json_and_names_runs_and_requests_but_no_words(served: Server
 
 def test_data_folder_keeps_its_secrets(served: Server) -> None:
     assert Path(served.data, "state.json").stat().st_mode & 0o077 == 0
+
+
+async def test_services_connect_as_a_user_that_cannot_leave_row_level_security(served: Server, mesh: Mesh) -> None:
+    converse(mesh, new_thread(mesh, "ann"), user("hello"))
+    state = read_state(served.data)
+    assert state is not None
+    owner = await asyncpg.connect(state.postgres_url)
+    try:
+        users = await owner.fetch(
+            "SELECT DISTINCT usename FROM pg_stat_activity WHERE application_name LIKE 'janus-%' ORDER BY 1"
+        )
+        roles = await owner.fetch(
+            """SELECT rolname, rolsuper OR rolbypassrls AS free FROM pg_roles
+               WHERE pg_has_role('janus_service', oid, 'MEMBER') ORDER BY 1"""
+        )
+        owned = "SELECT count(*) FROM pg_class WHERE pg_get_userbyid(relowner) = 'janus_service'"
+        assert [row["usename"] for row in users] == ["janus_service"]
+        assert [tuple(row) for row in roles] == [
+            ("janus_app", False), ("janus_service", False), ("janus_worker", False),
+        ]  # fmt: skip
+        assert await owner.fetchval(owned) == 0
+    finally:
+        await owner.close()
