@@ -24,7 +24,7 @@ class Mark(NamedTuple):
 
 @dataclass(frozen=True)
 class Updated:
-    """A new version; of one that was removed since, id and number are what is left."""
+    """A new version, as it was when it was made; of one that was removed since, id and number are what is left."""
 
     id: str
     number: int
@@ -99,6 +99,9 @@ class Lifecycle:
 
             answer, _ = await once(tx, request, work)
             version = await tx.version(memory_id, answer["version"])
+        if version is not None:
+            # As it was answered: whatever took its place since, it was the current one.
+            version = replace(version, memory=replace(version.memory, superseded_at=None))
         return Updated(memory_id, answer["version"], version, token(answer["space"], answer["outbox"]))
 
     async def forget(self, tenant: str, memory_id: str, purge: bool, cause: Cause, request: Request) -> datetime:

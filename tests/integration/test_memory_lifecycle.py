@@ -220,6 +220,19 @@ async def test_a_write_with_the_same_request_id_is_made_once(ann: Caller) -> Non
     assert len(await history(ann, "m")) == 3
 
 
+async def test_a_repeated_write_is_answered_as_at_first_whatever_came_after_it(ann: Caller) -> None:
+    await ann.remember(fact("one", id="m"))
+    first = await update(ann, "m", text="two", request_id="first")
+    second = await update(ann, "m", text="three", request_id="second")
+    assert await update(ann, "m", text="two", request_id="first") == first
+    at = await forget(ann, "m", request_id="forget")
+    await ann.remember(fact("four", id="m"))
+    assert await forget(ann, "m", request_id="forget") == at
+    assert await update(ann, "m", text="two", request_id="first") == first
+    assert await update(ann, "m", text="three", request_id="second") == second
+    assert (await get(ann, "m")).text == "four"
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 async def test_search_follows_an_update_and_still_knows_what_was(bench: Bench, ann: Caller, backend: Any) -> None:
     await ann.call("PutSpace", pb.PutSpaceRequest(space=space_pb2.Space(name="s", backend=backend)))

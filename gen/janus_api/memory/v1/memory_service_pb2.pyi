@@ -743,7 +743,9 @@ class UpdateMemoryResponse(_message.Message):
     """For RecallRequest.consistency_token. Never empty."""
     @_builtins.property
     def memory(self) -> _record_pb2.Memory:
-        """The new version. Always set."""
+        """The new version. Always set. Repeated, the same as at first, also when
+        another version took its place since.
+        """
 
     def __init__(
         self,

@@ -247,7 +247,8 @@ class MemoryServiceServicer(object):
 
     def UpdateMemory(self, request, context):
         """Makes a new version. ABORTED / VERSION_MISMATCH when `expected_version`
-        is not the current one.
+        is not the current one. The stored answer of a repeated request is without
+        what was purged or erased since: id and version stay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -74,7 +74,8 @@ class MemoryServiceStub:
     """Memories of a scope, newest first, stable under writes."""
     UpdateMemory: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.UpdateMemoryRequest, _memory_service_pb2.UpdateMemoryResponse]
     """Makes a new version. ABORTED / VERSION_MISMATCH when `expected_version`
-    is not the current one.
+    is not the current one. The stored answer of a repeated request is without
+    what was purged or erased since: id and version stay.
     """
     ForgetMemory: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ForgetMemoryRequest, _memory_service_pb2.ForgetMemoryResponse]
     """Takes a memory out of every search at once; its history stays, unless
@@ -171,7 +172,8 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     """Memories of a scope, newest first, stable under writes."""
     UpdateMemory: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.UpdateMemoryRequest, _memory_service_pb2.UpdateMemoryResponse]  # type: ignore[assignment]
     """Makes a new version. ABORTED / VERSION_MISMATCH when `expected_version`
-    is not the current one.
+    is not the current one. The stored answer of a repeated request is without
+    what was purged or erased since: id and version stay.
     """
     ForgetMemory: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ForgetMemoryRequest, _memory_service_pb2.ForgetMemoryResponse]  # type: ignore[assignment]
     """Takes a memory out of every search at once; its history stays, unless
@@ -319,7 +321,8 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_memory_service_pb2.UpdateMemoryResponse, _abc.Awaitable[_memory_service_pb2.UpdateMemoryResponse]]:
         """Makes a new version. ABORTED / VERSION_MISMATCH when `expected_version`
-        is not the current one.
+        is not the current one. The stored answer of a repeated request is without
+        what was purged or erased since: id and version stay.
         """
 
     @_abc_1.abstractmethod
