@@ -1,6 +1,7 @@
 """Remember: memories as versions, in one transaction, without any model."""
 
 import asyncio
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -11,7 +12,7 @@ from janus_kit.errors import AlreadyExists, FieldViolation, InvalidArgument, Jan
 from janus_kit.ids import new_id
 from janus_memory.consistency import caught_up, token
 from janus_memory.idempotency import Request, once
-from janus_memory.model import Cause, NewMemory, Space
+from janus_memory.model import Cause, Kind, NewMemory, Space
 from janus_memory.parts import Parts
 from janus_memory.ports import KnownMemory, Records, Transaction
 from janus_memory.spaces import Spaces, away_for
@@ -118,7 +119,11 @@ async def keep(
             kept.append(Kept(there.id, False))
             continue
         version = there.version + 1 if there else 1
-        memory = replace(memory, id=there.id if there else memory.id or new_id("mem"))
+        memory = replace(
+            memory,
+            id=there.id if there else memory.id or new_id("mem"),
+            provenance_json=_sources(memory, cause.changed_by),
+        )
         fresh.append((memory, version))
         written.add(memory.id)
         at = max(at, there.recorded_at + TICK) if there else at
@@ -138,6 +143,15 @@ async def keep(
                 await asyncio.sleep(0)
         await tx.add_memories(space.number, fresh, documents, cause, at)
     return kept
+
+
+def _sources(memory: NewMemory, client: str) -> str:
+    """Where it comes from. A fact that nobody named a source for comes from who writes it."""
+    # Who writes is known, and not asked: nobody speaks for another.
+    named = [source for source in json.loads(memory.provenance_json) if "client" not in source]
+    if not named and memory.kind is Kind.FACT:
+        named = [{"client": client, "quote": "", "origin": 0}]
+    return json.dumps(named)
 
 
 def _raise(place: int, error: JanusError) -> None:

@@ -130,7 +130,8 @@ async def fill(caller: Caller, seed: int) -> None:
             predicate=words(9),
             scope=scope_pb2.Scope(subject=rnd.choice(["", "ann", "bob"]), thread=rnd.choice(["", "talk"])),
         )
-        memory.provenance.add(document=words(9), quote=words(9), origin=rnd.randrange(5))
+        if rnd.random() < 0.8:
+            memory.provenance.add(document=words(9), quote=words(9), origin=rnd.randrange(5))
         if rnd.random() < 0.5:
             memory.importance = rnd.random()
             memory.valid_from.FromDatetime(when())

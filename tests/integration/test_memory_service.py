@@ -288,6 +288,23 @@ async def test_a_memory_comes_back_as_it_was_given(ann: Caller) -> None:
     assert hit.memory == memory
 
 
+async def test_a_fact_without_a_source_comes_from_who_wrote_it(ann: Caller) -> None:
+    fact, event = record_pb2.MEMORY_KIND_FACT, record_pb2.MEMORY_KIND_EVENT
+    said_by_another = record_pb2.Provenance(client="somebody else", origin=record_pb2.ORIGIN_USER)
+    named = record_pb2.Provenance(document="letter.txt", origin=record_pb2.ORIGIN_IMPORT)
+    await ann.remember(
+        record_pb2.Memory(id="bare", kind=fact, text="tea at four"),
+        record_pb2.Memory(id="pretended", kind=fact, text="tea at five", provenance=[said_by_another]),
+        record_pb2.Memory(id="named", kind=fact, text="tea at six", provenance=[named, said_by_another]),
+        record_pb2.Memory(id="event", kind=event, text="had tea at seven"),
+    )
+    [version] = (await ann.call("GetHistory", pb.GetHistoryRequest(memory_id="bare"))).versions
+    client = record_pb2.Provenance(client=version.changed_by)
+    assert client.client
+    found = {hit.memory.id: list(hit.memory.provenance) for hit in (await ann.recall("tea")).hits}
+    assert found == {"bare": [client], "pretended": [client], "named": [named], "event": []}
+
+
 async def test_a_client_can_bring_its_own_vectors(ann: Caller) -> None:
     await ann.call("PutSpace", pb.PutSpaceRequest(space=space_pb2.Space(name="own", dimensions=3)))
     memories = [

@@ -273,6 +273,8 @@ def _provenance(check: Violations, path: str, memory: record_pb2.Memory) -> str:
         value = getattr(source, kind)
         if kind == "document":
             check.length(f"{inside}.document", value, at_least=1, at_most=1_024)
+        elif kind == "client":
+            check.length(f"{inside}.client", value, at_most=1_024)
         else:
             check.id(f"{inside}.{kind}", value)
         check.length(f"{inside}.quote", source.quote, at_most=4_096)

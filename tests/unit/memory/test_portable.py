@@ -56,7 +56,8 @@ def turns(draw: st.DrawFn) -> Turn:
 def versions(draw: st.DrawFn) -> MemoryVersion:
     begins = draw(st.none() | _TIMES.filter(lambda when: when.year < 9999))
     superseded = draw(st.none() | _TIMES)
-    source = {"document": draw(_TEXT), "quote": draw(_TEXT), "origin": draw(st.integers(0, 4))}
+    kind = draw(st.sampled_from(["document", "client"]))
+    source = {kind: draw(_TEXT), "quote": draw(_TEXT), "origin": draw(st.integers(0, 4))}
     memory = Memory(
         id=draw(_IDS),
         version=draw(st.integers(1, 2**63 - 1)),

@@ -234,8 +234,10 @@ class Memory(_message.Message):
 
     @_builtins.property
     def provenance(self) -> _containers.RepeatedCompositeFieldContainer[Global___Provenance]:
-        """Where it comes from, at most 64. Required for MEMORY_KIND_FACT made by
-        Extract.
+        """Where it comes from, at most 64. A MEMORY_KIND_FACT always says: one that
+        Remember or Ingest is given without a source has `client` as its source,
+        one made by Extract the message that it rests on. Import keeps what is
+        there, and an erasure takes out what it removes.
         """
 
     @_builtins.property
@@ -305,6 +307,7 @@ class Provenance(_message.Message):
     MESSAGE_ID_FIELD_NUMBER: _builtins.int
     MEMORY_ID_FIELD_NUMBER: _builtins.int
     DOCUMENT_FIELD_NUMBER: _builtins.int
+    CLIENT_FIELD_NUMBER: _builtins.int
     QUOTE_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
     message_id: _builtins.str
@@ -313,6 +316,11 @@ class Provenance(_message.Message):
     """Id of another memory, 1 to 128 characters."""
     document: _builtins.str
     """Name or address of a document, 1 to 1,024 characters."""
+    client: _builtins.str
+    """Subject of the identity that wrote it and named no source, at most 1,024
+    characters; when, is `recorded_at` of the first version that has it.
+    Output only, except in Import: left out of what others send.
+    """
     quote: _builtins.str
     """The words it rests on, at most 4 KiB; may be empty."""
     origin: Global___Origin.ValueType
@@ -323,14 +331,15 @@ class Provenance(_message.Message):
         message_id: _builtins.str = ...,
         memory_id: _builtins.str = ...,
         document: _builtins.str = ...,
+        client: _builtins.str = ...,
         quote: _builtins.str = ...,
         origin: Global___Origin.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "memory_id", b"memory_id", "message_id", b"message_id", "source", b"source"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "document", b"document", "memory_id", b"memory_id", "message_id", b"message_id", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "memory_id", b"memory_id", "message_id", b"message_id", "origin", b"origin", "quote", b"quote", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "document", b"document", "memory_id", b"memory_id", "message_id", b"message_id", "origin", b"origin", "quote", b"quote", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["message_id", "memory_id", "document"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["message_id", "memory_id", "document", "client"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 
