@@ -469,11 +469,25 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True)
+class ContextTurn:
+    """A turn that may be shown beside what was found, as packing reads it."""
+
+    id: str
+    thread: str
+    position: int
+    session: int
+    speaker: str
+    text: str
+    occurred_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Span:
-    """Neighbouring records as one text."""
+    """Records that are read together, as one text. ``context_ids``: those of them that were not found themselves."""
 
     text: str
     record_ids: tuple[str, ...]
+    context_ids: tuple[str, ...]
     occurred_at: datetime
     score: float
     tokens: int
@@ -502,6 +516,7 @@ class RecallQuery:
     weights: Weights
     embedding: tuple[float, ...] = ()
     pack_tokens: int = 0
+    pack_neighbours: int = 0
     explain: bool = False
     token: str = ""
     exact: bool = False

@@ -21,6 +21,7 @@ from janus_memory.model import (
     Candidate,
     Cause,
     Claim,
+    ContextTurn,
     Document,
     Embeddable,
     HardFilter,
@@ -480,6 +481,22 @@ class Transaction(Erasing, Reconciling, Rebuilding, Extracting, Protocol):
 
     async def records(self, space: Space, turns: Sequence[int], memories: Sequence[int]) -> dict[int, Turn | Memory]:
         """What units stand for, by unit."""
+        ...
+
+    async def cited_turns(
+        self, space_no: int, sources: Sequence[tuple[str, str]], where: HardFilter, most_bytes: int
+    ) -> dict[tuple[str, str], ContextTurn]:
+        """Allowed turns by (thread, id), no thread standing for any: then an id of several threads is nobody's.
+
+        Texts longer than ``most_bytes`` are left out, and what does not fit
+        into an answer; in the order asked for.
+        """
+        ...
+
+    async def turns_around(
+        self, space_no: int, spans: Sequence[tuple[str, int, int]], where: HardFilter, most_bytes: int
+    ) -> list[ContextTurn]:
+        """Allowed turns within (thread, first position, last position), with the bounds of ``cited_turns``."""
         ...
 
     async def embeddables(self, space_no: int, units: Sequence[int]) -> list[Embeddable]:

@@ -11,7 +11,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from janus_kit.clock import Clock
@@ -31,10 +31,11 @@ from janus_memory.model import (
     Recalled,
     RecallQuery,
     Space,
+    Span,
     View,
     has_direction,
 )
-from janus_memory.packing import pack
+from janus_memory.packing import Packing
 from janus_memory.parts import Parts
 from janus_memory.ports import Embedders, Purpose, Records, Transaction, VectorIndex
 from janus_memory.spaces import Spaces
@@ -122,16 +123,16 @@ class Recall:
             turns = [candidates[row].unit for row in best if candidates[row].kind == Kind.TURN]
             others = [candidates[row].unit for row in best if candidates[row].kind != Kind.TURN]
             records = await tx.records(space, turns, others)
-        hits = tuple(
-            Hit(
-                records[candidates[row].unit],
-                float(ranking.total[row]),
-                ranking.details(row) if query.explain else (),
+            hits = tuple(
+                Hit(
+                    records[candidates[row].unit],
+                    float(ranking.total[row]),
+                    ranking.details(row) if query.explain else (),
+                )
+                for row in best
+                if candidates[row].unit in records
             )
-            for row in best
-            if candidates[row].unit in records
-        )
-        spans = pack(hits, query.pack_tokens) if query.pack_tokens else ()
+            spans = await _packed(tx, space, query, hits) if query.pack_tokens else ()
         return Recalled(hits, dense.degraded, space.model, spans)
 
     async def _matched(
@@ -263,6 +264,19 @@ class Recall:
         for leg, found in dense.found.items():
             legs[leg] = similarities(columns, found)
         return fusion.Ranking(columns, legs, weights, query.query, self._clock.now())
+
+
+async def _packed(tx: Transaction, space: Space, query: RecallQuery, hits: Sequence[Hit]) -> tuple[Span, ...]:
+    """The hits, and as far as they leave room the turns that they rest on and those around them."""
+    packing = Packing(hits, query.pack_tokens)
+    # Kinds say what is to be found. What is shown beside it is allowed by everything else.
+    where = replace(query.filter, kinds=())
+    if sources := packing.sources():
+        packing.add_sources(await tx.cited_turns(space.number, sources, where, packing.most_bytes))
+    if spans := packing.around(query.pack_neighbours):
+        turns = await tx.turns_around(space.number, spans, where, packing.most_bytes)
+        packing.add_around(turns, query.pack_neighbours)
+    return packing.spans()
 
 
 def rarest(wanted: Sequence[str], lexicon: Lexicon, limit: int) -> list[str]:

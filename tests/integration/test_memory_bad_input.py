@@ -254,10 +254,18 @@ async def test_one_bad_turn_stores_none(memory: Memory) -> None:
 
 async def test_every_mistake_is_listed_at_once(memory: Memory) -> None:
     error = await refused(
-        memory.caller().call("Recall", recall_pb2.RecallRequest(limit=999, pack_tokens=-1, kinds=[99]))
+        memory.caller().call(
+            "Recall", recall_pb2.RecallRequest(limit=999, pack_tokens=-1, pack_neighbours=11, kinds=[99])
+        )
     )
     assert isinstance(error, InvalidArgument)
-    assert {violation.field for violation in error.violations} == {"query", "limit", "pack_tokens", "kinds[0]"}
+    assert {violation.field for violation in error.violations} == {
+        "query",
+        "limit",
+        "pack_tokens",
+        "pack_neighbours",
+        "kinds[0]",
+    }
 
 
 async def test_odd_but_valid_text_is_stored_and_found(memory: Memory) -> None:

@@ -1,15 +1,24 @@
 """What Recall reads from Postgres."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from janus_kit.postgres import Connection
+from janus_memory.adapters.paging import page
 from janus_memory.adapters.sql import MEMORY_COLUMNS, TURN_COLUMNS, Bound, allowed, memory_of, quoted, turn_of
-from janus_memory.model import Candidate, HardFilter, Lexicon, Memory, Space, Turn
+from janus_memory.model import Candidate, ContextTurn, HardFilter, Lexicon, Memory, Space, Turn
 from janus_memory.ports import AllowedUnits
 from janus_memory.text import lexeme
 
 # In the order of Candidate's fields.
 _CANDIDATE = "unit, kind, thread, position, session, speaker, occurred_at, importance, bag"
+# Of a unit `u`; $2 is the most bytes of a text.
+_CONTEXT = """CROSS JOIN LATERAL (
+    SELECT t.id, t.thread, t.position, t.session, t.speaker, t.text, t.occurred_at, octet_length(t.text) AS size
+    FROM memory.turn t
+    WHERE t.space_no = $1 AND t.thread = u.thread AND t.position = u.position AND t.id = u.record_id
+      AND octet_length(t.text) <= $2
+    OFFSET 0) AS t"""
 
 
 class SearchStatements:
@@ -113,3 +122,60 @@ class SearchStatements:
             )  # fmt: skip
             found.update((row["unit"], memory_of(row, space.name)) for row in rows)
         return found
+
+    async def cited_turns(
+        self, space_no: int, sources: Sequence[tuple[str, str]], where: HardFilter, most_bytes: int
+    ) -> dict[tuple[str, str], ContextTurn]:
+        threads, ids = zip(*sources, strict=True)
+        bound = Bound(space_no, most_bytes, list(threads), list(ids))
+        # MATERIALIZED: looked for once. Of a tenant that the statistics do not know yet, a lookup for
+        # each source would read all its turns each time.
+        rows, _ = await page(
+            self._connection,
+            len(sources),
+            f"""WITH named AS MATERIALIZED (
+                    SELECT record_id, thread, position FROM memory.unit
+                    WHERE space_no = $1 AND kind = 1 AND record_id = ANY($4::text[]){allowed(where, bound)}
+                ), u AS (
+                    SELECT s.nth, n.record_id, min(n.thread) AS thread, min(n.position) AS position
+                    FROM unnest($3::text[], $4::text[]) WITH ORDINALITY AS s (in_thread, id, nth)
+                    JOIN named n ON n.record_id = s.id AND s.in_thread IN ('', n.thread)
+                    GROUP BY s.nth, n.record_id HAVING count(*) = 1
+                )
+                SELECT u.nth, t.* FROM u {_CONTEXT} ORDER BY u.nth""",  # noqa: S608 - placeholders and constants
+            *bound.values,
+        )
+        return {sources[row["nth"] - 1]: _context_turn(row) for row in rows}
+
+    async def turns_around(
+        self, space_no: int, spans: Sequence[tuple[str, int, int]], where: HardFilter, most_bytes: int
+    ) -> list[ContextTurn]:
+        threads, firsts, lasts = zip(*spans, strict=True)
+        bound = Bound(space_no, most_bytes, list(threads), list(firsts), list(lasts))
+        rows, _ = await page(
+            self._connection,
+            sum(last - first + 1 for _, first, last in spans),
+            f"""SELECT t.*
+                FROM unnest($3::text[], $4::bigint[], $5::bigint[]) WITH ORDINALITY AS s (in_thread, first, last, nth)
+                CROSS JOIN LATERAL (
+                    SELECT record_id, thread, position FROM memory.unit
+                    WHERE space_no = $1 AND kind = 1 AND thread = s.in_thread
+                      AND position BETWEEN s.first AND s.last{allowed(where, bound)}
+                    OFFSET 0) AS u
+                {_CONTEXT}
+                ORDER BY s.nth""",  # noqa: S608 - placeholders and constants
+            *bound.values,
+        )
+        return [_context_turn(row) for row in rows]
+
+
+def _context_turn(row: Any) -> ContextTurn:
+    return ContextTurn(
+        id=row["id"],
+        thread=row["thread"],
+        position=row["position"],
+        session=row["session"],
+        speaker=row["speaker"],
+        text=row["text"],
+        occurred_at=row["occurred_at"],
+    )

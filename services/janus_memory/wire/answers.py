@@ -143,6 +143,7 @@ def _packed(spans: Sequence[Span]) -> recall_pb2.PackedContext:
             recall_pb2.PackedSpan(
                 text=span.text,
                 record_ids=span.record_ids,
+                context_ids=span.context_ids,
                 occurred_at=stamp(span.occurred_at),
                 score=span.score,
             )

@@ -22,6 +22,8 @@ from janus_memory.wire.writes import request_of
 
 _MAX_DIMENSIONS = 4_096
 _MAX_KINDS = 64
+_MAX_NEIGHBOURS = 10
+_NEIGHBOURS = 1
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ def recall_query(message: recall_pb2.RecallRequest, now: datetime) -> RecallQuer
     if check.count("query_embedding", message.query_embedding, at_most=_MAX_DIMENSIONS):
         check_vector(check, "query_embedding", message.query_embedding)
     check.between("pack_tokens", message.pack_tokens, 0, 200_000)
+    check.between("pack_neighbours", message.pack_neighbours, 0, _MAX_NEIGHBOURS)
     check.length("consistency_token", message.consistency_token, at_most=128)
     check.done()
     kinds = tuple(dict.fromkeys(Kind(kind) for kind in message.kinds))
@@ -78,6 +81,7 @@ def recall_query(message: recall_pb2.RecallRequest, now: datetime) -> RecallQuer
         weights=weights,
         embedding=tuple(message.query_embedding),
         pack_tokens=message.pack_tokens,
+        pack_neighbours=message.pack_neighbours if message.HasField("pack_neighbours") else _NEIGHBOURS,
         explain=message.explain,
         token=message.consistency_token,
         exact=message.exact,

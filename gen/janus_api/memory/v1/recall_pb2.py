@@ -28,27 +28,27 @@ from janus_api.memory.v1 import record_pb2 as janus_dot_memory_dot_v1_dot_record
 from janus_api.memory.v1 import scope_pb2 as janus_dot_memory_dot_v1_dot_scope__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cjanus/memory/v1/recall.proto\x12\x0fjanus.memory.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cjanus/memory/v1/filter.proto\x1a\x1cjanus/memory/v1/record.proto\x1a\x1bjanus/memory/v1/scope.proto\"\xa2\x03\n\rRecallRequest\x12%\n\x05scope\x18\x01 \x01(\x0b\x32\x16.janus.memory.v1.Scope\x12\r\n\x05query\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\x05\x12*\n\x05kinds\x18\x04 \x03(\x0e\x32\x1b.janus.memory.v1.RecordKind\x12\'\n\x06\x66ilter\x18\x05 \x01(\x0b\x32\x17.janus.memory.v1.Filter\x12,\n\x08valid_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brecorded_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x07weights\x18\x08 \x01(\x0b\x32\x1e.janus.memory.v1.RecallWeights\x12\x17\n\x0fquery_embedding\x18\t \x03(\x02\x12\x13\n\x0bpack_tokens\x18\n \x01(\x05\x12\x0f\n\x07\x65xplain\x18\x0b \x01(\x08\x12\x19\n\x11\x63onsistency_token\x18\x0c \x01(\t\x12\r\n\x05\x65xact\x18\r \x01(\x08\"\xa9\x03\n\rRecallWeights\x12\x19\n\x0clexical_turn\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0elexical_before\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1b\n\x0elexical_around\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x0clexical_wide\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x17\n\ndense_turn\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x19\n\x0c\x64\x65nse_before\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x14\n\x07speaker\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x14\n\x07session\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12\x14\n\x07recency\x18\t \x01(\x01H\x08\x88\x01\x01\x12\x17\n\nimportance\x18\n \x01(\x01H\t\x88\x01\x01\x42\x0f\n\r_lexical_turnB\x11\n\x0f_lexical_beforeB\x11\n\x0f_lexical_aroundB\x0f\n\r_lexical_wideB\r\n\x0b_dense_turnB\x0f\n\r_dense_beforeB\n\n\x08_speakerB\n\n\x08_sessionB\n\n\x08_recencyB\r\n\x0b_importance\"\x95\x01\n\x0eRecallResponse\x12(\n\x04hits\x18\x01 \x03(\x0b\x32\x1a.janus.memory.v1.RecallHit\x12\x10\n\x08\x64\x65graded\x18\x02 \x03(\t\x12.\n\x06packed\x18\x03 \x01(\x0b\x32\x1e.janus.memory.v1.PackedContext\x12\x17\n\x0f\x65mbedding_model\x18\x04 \x01(\t\"\xa5\x01\n\tRecallHit\x12%\n\x04turn\x18\x01 \x01(\x0b\x32\x15.janus.memory.v1.TurnH\x00\x12)\n\x06memory\x18\x02 \x01(\x0b\x32\x17.janus.memory.v1.MemoryH\x00\x12\r\n\x05score\x18\x03 \x01(\x01\x12-\n\x07\x64\x65tails\x18\x04 \x03(\x0b\x32\x1c.janus.memory.v1.ScoreDetailB\x08\n\x06record\"q\n\x0bScoreDetail\x12\x0b\n\x03leg\x18\x01 \x01(\t\x12\x0b\n\x03raw\x18\x02 \x01(\x01\x12\x14\n\x0cstandardised\x18\x03 \x01(\x01\x12\x0e\n\x06weight\x18\x04 \x01(\x01\x12\x14\n\x0c\x63ontribution\x18\x05 \x01(\x01\x12\x0c\n\x04rank\x18\x06 \x01(\x05\"K\n\rPackedContext\x12*\n\x05spans\x18\x01 \x03(\x0b\x32\x1b.janus.memory.v1.PackedSpan\x12\x0e\n\x06tokens\x18\x02 \x01(\x05\"n\n\nPackedSpan\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x12\n\nrecord_ids\x18\x02 \x03(\t\x12/\n\x0boccurred_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05score\x18\x04 \x01(\x01*\xc1\x01\n\nRecordKind\x12\x1b\n\x17RECORD_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10RECORD_KIND_TURN\x10\x01\x12\x14\n\x10RECORD_KIND_FACT\x10\x02\x12\x1a\n\x16RECORD_KIND_PREFERENCE\x10\x03\x12\x15\n\x11RECORD_KIND_EVENT\x10\x04\x12\x17\n\x13RECORD_KIND_SUMMARY\x10\x05\x12\x1e\n\x1aRECORD_KIND_DOCUMENT_CHUNK\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cjanus/memory/v1/recall.proto\x12\x0fjanus.memory.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cjanus/memory/v1/filter.proto\x1a\x1cjanus/memory/v1/record.proto\x1a\x1bjanus/memory/v1/scope.proto\"\xd4\x03\n\rRecallRequest\x12%\n\x05scope\x18\x01 \x01(\x0b\x32\x16.janus.memory.v1.Scope\x12\r\n\x05query\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\x05\x12*\n\x05kinds\x18\x04 \x03(\x0e\x32\x1b.janus.memory.v1.RecordKind\x12\'\n\x06\x66ilter\x18\x05 \x01(\x0b\x32\x17.janus.memory.v1.Filter\x12,\n\x08valid_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brecorded_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x07weights\x18\x08 \x01(\x0b\x32\x1e.janus.memory.v1.RecallWeights\x12\x17\n\x0fquery_embedding\x18\t \x03(\x02\x12\x13\n\x0bpack_tokens\x18\n \x01(\x05\x12\x0f\n\x07\x65xplain\x18\x0b \x01(\x08\x12\x19\n\x11\x63onsistency_token\x18\x0c \x01(\t\x12\r\n\x05\x65xact\x18\r \x01(\x08\x12\x1c\n\x0fpack_neighbours\x18\x0e \x01(\x05H\x00\x88\x01\x01\x42\x12\n\x10_pack_neighbours\"\xa9\x03\n\rRecallWeights\x12\x19\n\x0clexical_turn\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0elexical_before\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1b\n\x0elexical_around\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x0clexical_wide\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x17\n\ndense_turn\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x19\n\x0c\x64\x65nse_before\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x14\n\x07speaker\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x14\n\x07session\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12\x14\n\x07recency\x18\t \x01(\x01H\x08\x88\x01\x01\x12\x17\n\nimportance\x18\n \x01(\x01H\t\x88\x01\x01\x42\x0f\n\r_lexical_turnB\x11\n\x0f_lexical_beforeB\x11\n\x0f_lexical_aroundB\x0f\n\r_lexical_wideB\r\n\x0b_dense_turnB\x0f\n\r_dense_beforeB\n\n\x08_speakerB\n\n\x08_sessionB\n\n\x08_recencyB\r\n\x0b_importance\"\x95\x01\n\x0eRecallResponse\x12(\n\x04hits\x18\x01 \x03(\x0b\x32\x1a.janus.memory.v1.RecallHit\x12\x10\n\x08\x64\x65graded\x18\x02 \x03(\t\x12.\n\x06packed\x18\x03 \x01(\x0b\x32\x1e.janus.memory.v1.PackedContext\x12\x17\n\x0f\x65mbedding_model\x18\x04 \x01(\t\"\xa5\x01\n\tRecallHit\x12%\n\x04turn\x18\x01 \x01(\x0b\x32\x15.janus.memory.v1.TurnH\x00\x12)\n\x06memory\x18\x02 \x01(\x0b\x32\x17.janus.memory.v1.MemoryH\x00\x12\r\n\x05score\x18\x03 \x01(\x01\x12-\n\x07\x64\x65tails\x18\x04 \x03(\x0b\x32\x1c.janus.memory.v1.ScoreDetailB\x08\n\x06record\"q\n\x0bScoreDetail\x12\x0b\n\x03leg\x18\x01 \x01(\t\x12\x0b\n\x03raw\x18\x02 \x01(\x01\x12\x14\n\x0cstandardised\x18\x03 \x01(\x01\x12\x0e\n\x06weight\x18\x04 \x01(\x01\x12\x14\n\x0c\x63ontribution\x18\x05 \x01(\x01\x12\x0c\n\x04rank\x18\x06 \x01(\x05\"K\n\rPackedContext\x12*\n\x05spans\x18\x01 \x03(\x0b\x32\x1b.janus.memory.v1.PackedSpan\x12\x0e\n\x06tokens\x18\x02 \x01(\x05\"\x83\x01\n\nPackedSpan\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x12\n\nrecord_ids\x18\x02 \x03(\t\x12/\n\x0boccurred_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05score\x18\x04 \x01(\x01\x12\x13\n\x0b\x63ontext_ids\x18\x05 \x03(\t*\xc1\x01\n\nRecordKind\x12\x1b\n\x17RECORD_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10RECORD_KIND_TURN\x10\x01\x12\x14\n\x10RECORD_KIND_FACT\x10\x02\x12\x1a\n\x16RECORD_KIND_PREFERENCE\x10\x03\x12\x15\n\x11RECORD_KIND_EVENT\x10\x04\x12\x17\n\x13RECORD_KIND_SUMMARY\x10\x05\x12\x1e\n\x1aRECORD_KIND_DOCUMENT_CHUNK\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'janus.memory.v1.recall_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RECORDKIND']._serialized_start=1645
-  _globals['_RECORDKIND']._serialized_end=1838
+  _globals['_RECORDKIND']._serialized_start=1717
+  _globals['_RECORDKIND']._serialized_end=1910
   _globals['_RECALLREQUEST']._serialized_start=172
-  _globals['_RECALLREQUEST']._serialized_end=590
-  _globals['_RECALLWEIGHTS']._serialized_start=593
-  _globals['_RECALLWEIGHTS']._serialized_end=1018
-  _globals['_RECALLRESPONSE']._serialized_start=1021
-  _globals['_RECALLRESPONSE']._serialized_end=1170
-  _globals['_RECALLHIT']._serialized_start=1173
-  _globals['_RECALLHIT']._serialized_end=1338
-  _globals['_SCOREDETAIL']._serialized_start=1340
-  _globals['_SCOREDETAIL']._serialized_end=1453
-  _globals['_PACKEDCONTEXT']._serialized_start=1455
-  _globals['_PACKEDCONTEXT']._serialized_end=1530
-  _globals['_PACKEDSPAN']._serialized_start=1532
-  _globals['_PACKEDSPAN']._serialized_end=1642
+  _globals['_RECALLREQUEST']._serialized_end=640
+  _globals['_RECALLWEIGHTS']._serialized_start=643
+  _globals['_RECALLWEIGHTS']._serialized_end=1068
+  _globals['_RECALLRESPONSE']._serialized_start=1071
+  _globals['_RECALLRESPONSE']._serialized_end=1220
+  _globals['_RECALLHIT']._serialized_start=1223
+  _globals['_RECALLHIT']._serialized_end=1388
+  _globals['_SCOREDETAIL']._serialized_start=1390
+  _globals['_SCOREDETAIL']._serialized_end=1503
+  _globals['_PACKEDCONTEXT']._serialized_start=1505
+  _globals['_PACKEDCONTEXT']._serialized_end=1580
+  _globals['_PACKEDSPAN']._serialized_start=1583
+  _globals['_PACKEDSPAN']._serialized_end=1714
 # @@protoc_insertion_point(module_scope)

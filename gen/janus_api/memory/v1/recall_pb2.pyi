@@ -82,13 +82,17 @@ class RecallRequest(_message.Message):
     EXPLAIN_FIELD_NUMBER: _builtins.int
     CONSISTENCY_TOKEN_FIELD_NUMBER: _builtins.int
     EXACT_FIELD_NUMBER: _builtins.int
+    PACK_NEIGHBOURS_FIELD_NUMBER: _builtins.int
     query: _builtins.str
     """What to look for, 1 to 8,192 characters. Required."""
     limit: _builtins.int
     """Most hits, 1 to 200. 0: 10. All of them satisfy scope, filter and time."""
     pack_tokens: _builtins.int
     """Also pack the hits into at most this many tokens of context, 1 to
-    200,000. 0: no packing.
+    200,000. 0: no packing. What room the hits leave is for the turns that
+    memories among them rest on, and then for those around turns
+    (pack_neighbours): allowed by scope, filter and time like a hit, while
+    `kinds` is about hits only.
     """
     explain: _builtins.bool
     """Return each hit's score details. Default false."""
@@ -99,6 +103,12 @@ class RecallRequest(_message.Message):
     exact: _builtins.bool
     """Exhaustive search in the vector backend instead of an approximate one.
     Default false; small spaces are always searched exhaustively.
+    """
+    pack_neighbours: _builtins.int
+    """With pack_tokens: how many turns before and after each turn that was found
+    are packed with it, of the same session, 0 to 10. They take what room hits
+    and sources leave, and displace neither; around the best hits, 256 in all.
+    Unset: 1. 0: none.
     """
     @_builtins.property
     def scope(self) -> _scope_pb2.Scope:
@@ -153,12 +163,15 @@ class RecallRequest(_message.Message):
         explain: _builtins.bool = ...,
         consistency_token: _builtins.str = ...,
         exact: _builtins.bool = ...,
+        pack_neighbours: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "recorded_at", b"recorded_at", "scope", b"scope", "valid_at", b"valid_at", "weights", b"weights"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_pack_neighbours", b"_pack_neighbours", "filter", b"filter", "pack_neighbours", b"pack_neighbours", "recorded_at", b"recorded_at", "scope", b"scope", "valid_at", b"valid_at", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency_token", b"consistency_token", "exact", b"exact", "explain", b"explain", "filter", b"filter", "kinds", b"kinds", "limit", b"limit", "pack_tokens", b"pack_tokens", "query", b"query", "query_embedding", b"query_embedding", "recorded_at", b"recorded_at", "scope", b"scope", "valid_at", b"valid_at", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pack_neighbours", b"_pack_neighbours", "consistency_token", b"consistency_token", "exact", b"exact", "explain", b"explain", "filter", b"filter", "kinds", b"kinds", "limit", b"limit", "pack_neighbours", b"pack_neighbours", "pack_tokens", b"pack_tokens", "query", b"query", "query_embedding", b"query_embedding", "recorded_at", b"recorded_at", "scope", b"scope", "valid_at", b"valid_at", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__pack_neighbours: _TypeAlias = _typing.Literal["pack_neighbours"]  # noqa: Y015
+    _WhichOneofArgType__pack_neighbours: _TypeAlias = _typing.Literal["_pack_neighbours", b"_pack_neighbours"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pack_neighbours) -> _WhichOneofReturnType__pack_neighbours | None: ...
 
 Global___RecallRequest: _TypeAlias = RecallRequest  # noqa: Y015
 
@@ -436,7 +449,9 @@ Global___PackedContext: _TypeAlias = PackedContext  # noqa: Y015
 
 @_typing.final
 class PackedSpan(_message.Message):
-    """Neighbouring records as one text."""
+    """Records that are read together, as one text: turns next to each other, or a
+    memory with the turns that it rests on.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -444,17 +459,24 @@ class PackedSpan(_message.Message):
     RECORD_IDS_FIELD_NUMBER: _builtins.int
     OCCURRED_AT_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
+    CONTEXT_IDS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """The records' texts, ready for a prompt."""
     score: _builtins.float
     """Score of its best hit."""
     @_builtins.property
     def record_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Ids of the turns and memories that it holds."""
+        """Ids of the turns and memories that it holds, in the order of the text."""
 
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp:
         """When the oldest of them happened."""
+
+    @_builtins.property
+    def context_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those of record_ids that were not found themselves: turns that a memory
+        rests on, and turns around others. Empty: all of them are hits.
+        """
 
     def __init__(
         self,
@@ -463,10 +485,11 @@ class PackedSpan(_message.Message):
         record_ids: _abc.Iterable[_builtins.str] | None = ...,
         occurred_at: _timestamp_pb2.Timestamp | None = ...,
         score: _builtins.float = ...,
+        context_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_at", b"occurred_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["occurred_at", b"occurred_at", "record_ids", b"record_ids", "score", b"score", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_ids", b"context_ids", "occurred_at", b"occurred_at", "record_ids", b"record_ids", "score", b"score", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
