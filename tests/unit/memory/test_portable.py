@@ -79,7 +79,10 @@ def versions(draw: st.DrawFn) -> MemoryVersion:
     if superseded:
         cause = Cause(draw(_TEXT), draw(st.just("") | _IDS), draw(_TEXT))
         change = draw(st.sampled_from(list(Change)))
-    numbers = draw(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False)))
+    # No embedding, or one of a length that indexes can compare.
+    numbers = draw(
+        st.one_of(st.just([]), st.lists(st.floats(-100, 100, width=32), min_size=1).map(lambda n: [1.0, *n]))
+    )
     return MemoryVersion(memory, change, cause, embedding=tuple(numbers))
 
 
