@@ -1,15 +1,20 @@
 """Agents as data: put, get, list, delete. Every change makes a version; runs keep theirs."""
 
+from janus_kit.auth.identity import acting_as
 from janus_kit.clock import Clock
 from janus_kit.errors import Aborted, NotFound
 from janus_kit.validate import Violations
+from janus_orchestration import identity
 from janus_orchestration.idempotency import Once, once
-from janus_orchestration.model import Agent, AgentSpec
-from janus_orchestration.ports import Records, Store
+from janus_orchestration.model import DEFAULT_SPACE, Agent, AgentSpec
+from janus_orchestration.ports import Memory, Model, Records, Store
 from janus_orchestration.tools import Toolbox
 
 DEFAULT_AGENT = "default"
 """Answers where neither the run nor its thread names an agent: the default model, memory as by default."""
+
+# Somebody waits, and both answer without asking anybody else.
+_ASKED_FOR_S = 2.0
 
 
 async def agent_or_default(records: Records, name: str, clock: Clock) -> Agent | None:
@@ -36,9 +41,11 @@ async def _require_others(records: Records, spec: AgentSpec) -> None:
 class Agents:
     """The agents of all tenants."""
 
-    def __init__(self, store: Store, toolbox: Toolbox, clock: Clock) -> None:
+    def __init__(self, store: Store, toolbox: Toolbox, model: Model, memory: Memory, clock: Clock) -> None:
         self._store = store
         self._toolbox = toolbox
+        self._model = model
+        self._memory = memory
         self._clock = clock
 
     async def put(self, tenant: str, spec: AgentSpec, expected_version: int, key: Once[Agent]) -> Agent | bytes:
@@ -46,9 +53,10 @@ class Agents:
 
         Raises Aborted / VERSION_MISMATCH when ``expected_version`` (0: any) is
         not the current one, InvalidArgument for a tool that nobody offers, and
-        for an agent to bring in that is not there.
+        for a model, a space or an agent to bring in that is not there,
+        Unavailable when the service that knows cannot be asked.
         """
-        await self._require_tools(tenant, spec)
+        await self._require_parts(tenant, spec)
         async with self._store.tenant(tenant) as records:
 
             async def work() -> Agent:
@@ -71,9 +79,20 @@ class Agents:
 
             return await once(records, key, work)
 
-    async def _require_tools(self, tenant: str, spec: AgentSpec) -> None:
+    async def _require_parts(self, tenant: str, spec: AgentSpec) -> None:
+        """What the agent names of others: its model, tools and space."""
         known = await self._toolbox.find(tenant, [tool.name for tool in spec.tools if not tool.client_side])
         check = Violations()
+        # As its runs will ask for them.
+        with acting_as(identity.of_run(tenant, "")):
+            if spec.model:
+                can_answer = await self._model.can_answer(spec.model, _ASKED_FOR_S)
+                rule = "must be an alias or provider/model that the inference service can ask for an answer"
+                check.require(can_answer, "agent.model", rule)
+            if spec.memory.space != DEFAULT_SPACE:
+                has_space = await self._memory.has_space(spec.memory.space, _ASKED_FOR_S)
+                rule = f"must be a space that is there; only '{DEFAULT_SPACE}' is made on first use"
+                check.require(has_space, "agent.memory.space", rule)
         for place, tool in enumerate(spec.tools):
             is_there = tool.client_side or tool.name in known
             check.require(is_there, f"agent.tools[{place}].name", "must name a tool that somebody offers")

@@ -105,6 +105,7 @@ async def mount(
         outbox = PostgresOutbox(db)
         deliveries = Deliveries(store, outbox, memories, poll_s=_OUTBOX_POLL_S)
         removals = Removals(store, outbox, memories, poll_s=_OUTBOX_POLL_S)
+        model = InferenceClient(inference, clock)
         tools_codec = ProtobufTools()
         workers = PostgresWorkers(db, retention_s=settings.tool_retention_s)
         worker_tools = WorkerTools(PostgresDispatches(db), poll_s=_CALLS_POLL_S, grace_s=settings.worker_lease_s / 3)
@@ -117,7 +118,7 @@ async def mount(
         # What the operator has set up cannot be stood in for by a tenant's worker.
         toolbox = Toolbox([BuiltInTools(memories, clock), mcp_tools, worker_tools])
         helpers = Helpers(
-            model=InferenceClient(inference, clock),
+            model=model,
             memory=memories,
             toolbox=toolbox,
             deliveries=deliveries,
@@ -166,7 +167,7 @@ async def mount(
         threads = Threads(store, stream, deliveries, removals, tools_codec, clock)
         answers = Answers(store, executions, runs)
         servicer = OrchestrationServicer(
-            Agents(store, toolbox, clock),
+            Agents(store, toolbox, model, memories, clock),
             threads,
             runs,
             answers,

@@ -144,11 +144,15 @@ class ThreadMessage:
     is_output: bool = False
 
 
+DEFAULT_SPACE = "default"
+"""Memory makes it on first use."""
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryPolicy:
     """What an agent remembers. Tokens are estimates."""
 
-    space: str = "default"
+    space: str = DEFAULT_SPACE
     recall_limit: int = 8
     recall_scope: RecallScope = RecallScope.SUBJECT
     window_tokens: int = 8_192

@@ -585,6 +585,9 @@ class Model(Protocol):
         refused or the stream broke.
         """
 
+    async def can_answer(self, name: str, timeout_s: float) -> bool:
+        """Whether prompts may name this model or alias. Raises what keeps it from saying."""
+
 
 class Stored(NamedTuple):
     """What memory said to a write."""
@@ -615,6 +618,9 @@ class Memory(Protocol):
 
     async def forget(self, scope: MemoryScope, message_ids: Sequence[str], timeout_s: float) -> None:
         """Take turns of the scope's thread out; what is not there is gone already."""
+
+    async def has_space(self, name: str, timeout_s: float) -> bool:
+        """Whether the space is there. Raises what keeps it from saying."""
 
 
 # -- Tools ---------------------------------------------------------------------------

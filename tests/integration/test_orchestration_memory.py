@@ -20,6 +20,7 @@ from tests.fakes.orchestration_service import (
     text_of,
 )
 from tests.fakes.peers.inference_peer import InferencePeer, inference_peer
+from tests.fakes.peers.memory_peer import memory_peer
 from tests.fakes.providers.inference_service import inference_on
 from tests.fakes.reading_model import proposed, reading_model
 from tests.fakes.tcp_proxy import TcpProxy
@@ -180,9 +181,15 @@ async def test_an_answer_longer_than_a_part_is_remembered(
 async def test_a_space_that_is_not_there_fails_the_run(
     own_url: str, redis_url: str, memory: Memory, peer: InferencePeer
 ) -> None:
-    async with running(own_url, redis_url, inference_target=peer.target, memory_target=memory.host.address) as service:
+    async with (
+        memory_peer() as other,
+        running(own_url, redis_url, memory_target=other.target) as before,
+        running(own_url, redis_url, inference_target=peer.target, memory_target=memory.host.address) as service,
+    ):
         ann = service.caller()
-        thread = await ann.ready(memory=agent_pb2.MemoryPolicy(space="nowhere"))
+        # Where it was put, the space was there.
+        await before.caller(ann.tenant).agent(memory=agent_pb2.MemoryPolicy(space="nowhere"))
+        thread = await ann.thread()
         events = await all_events(ann.converse(thread))
         assert kinds(events)[-1] == "run_failed"
         assert "nowhere" in events[-1].run_failed.status.message

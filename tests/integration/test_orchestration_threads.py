@@ -21,6 +21,7 @@ from tests.fakes.orchestration_service import (
     until,
 )
 from tests.fakes.peers.inference_peer import InferencePeer, inference_peer
+from tests.fakes.peers.memory_peer import memory_peer
 
 from janus_api.content.v1 import message_pb2 as content
 from janus_api.orchestration.v1 import agent_pb2, run_pb2, thread_pb2
@@ -214,7 +215,7 @@ async def test_an_agent_is_versioned(ann: Caller, peer: InferencePeer) -> None:
     assert (await ann.run(run.id)).agent_version == 2
 
 
-async def test_an_agent_comes_back_as_it_was_put(ann: Caller) -> None:
+async def test_an_agent_comes_back_as_it_was_put(own_url: str, redis_url: str, peer: InferencePeer) -> None:
     agent = agent_pb2.Agent(
         name="whole",
         model="fast",
@@ -237,7 +238,11 @@ async def test_an_agent_comes_back_as_it_was_put(ann: Caller) -> None:
     agent.reasoning.budget_tokens = 0
     agent.budgets.max_model_steps = 3
     agent.budgets.max_wall_time.seconds = 60
-    stored = (await ann.call("PutAgent", pb.PutAgentRequest(agent=agent))).agent
+    async with (
+        memory_peer() as memory,
+        running(own_url, redis_url, inference_target=peer.target, memory_target=memory.target) as service,
+    ):
+        stored = (await service.caller().call("PutAgent", pb.PutAgentRequest(agent=agent))).agent
     assert stored.version == 1
     assert stored.HasField("created_at")
     stored.ClearField("version")

@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager, suppress
 import grpc
 
 from janus_api.content.v1 import message_pb2
-from janus_api.inference.v1 import event_pb2, request_pb2
+from janus_api.inference.v1 import event_pb2, model_pb2, request_pb2
 from janus_api.inference.v1 import inference_service_pb2 as pb
 from janus_api.inference.v1 import inference_service_pb2_grpc as rpc
 from janus_kit.clock import Clock
-from janus_kit.errors import ResourceExhausted, Unavailable
+from janus_kit.errors import DeadlineExceeded, NotFound, ResourceExhausted, Unavailable
 from janus_kit.ids import new_id
 from janus_kit.rpc_errors import from_rpc, from_status
 from janus_orchestration.model import MOST_BYTES, Answer, Failure, ModelEvent, ModelEventKind, Prompt
@@ -53,6 +53,20 @@ class InferenceClient:
                         await call.code()
         finally:
             call.cancel()
+
+    async def can_answer(self, name: str, timeout_s: float) -> bool:
+        try:
+            response = await self._stub.GetModel(pb.GetModelRequest(name=name), timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            match from_rpc(error, part="inference"):
+                case NotFound():
+                    return False
+                case DeadlineExceeded():
+                    raise Unavailable("inference", "the inference service does not answer") from error
+                case other:
+                    raise other from error
+        # An alias has what all of its targets can do.
+        return model_pb2.CAPABILITY_EMBEDDING not in response.model.capabilities
 
     async def _events(
         self,

@@ -10,6 +10,7 @@ from janus_api.memory.v1 import filter_pb2, recall_pb2, record_pb2, scope_pb2
 from janus_api.memory.v1 import memory_service_pb2 as pb
 from janus_api.memory.v1 import memory_service_pb2_grpc as rpc
 from janus_kit.clock import Clock
+from janus_kit.errors import DeadlineExceeded, NotFound, Unavailable
 from janus_kit.rpc_errors import from_rpc
 from janus_orchestration.model import MemoryScope, NewMemory, Recalled, ThreadMessage
 from janus_orchestration.ports import Stored
@@ -102,6 +103,19 @@ class MemoryClient:
             await self._stub.ForgetMessages(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error, part="memory") from error
+
+    async def has_space(self, name: str, timeout_s: float) -> bool:
+        try:
+            await self._stub.GetSpace(pb.GetSpaceRequest(name=name), timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            match from_rpc(error, part="memory"):
+                case NotFound():
+                    return False
+                case DeadlineExceeded():
+                    raise Unavailable("memory", "the memory service does not answer") from error
+                case other:
+                    raise other from error
+        return True
 
 
 def _turn_to(item: ThreadMessage) -> record_pb2.Turn:

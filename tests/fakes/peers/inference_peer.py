@@ -17,10 +17,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from janus_api.content.v1 import message_pb2 as content
 from janus_api.content.v1 import usage_pb2
-from janus_api.inference.v1 import event_pb2, request_pb2
+from janus_api.inference.v1 import event_pb2, model_pb2, request_pb2
 from janus_api.inference.v1 import inference_service_pb2 as pb
 from janus_api.inference.v1 import inference_service_pb2_grpc as rpc
-from janus_kit.errors import JanusError
+from janus_kit.errors import JanusError, NotFound
 from janus_kit.rpc_errors import from_status, to_status, to_trailers
 
 
@@ -100,6 +100,8 @@ class InferencePeer(rpc.InferenceServiceServicer):
         self.speaking: set[asyncio.Task[None]] = set()
         self.always: tuple[str, ...] | None = None
         """What every call is answered at once, when set."""
+        self.unknown: set[str] = set()
+        """Models that are not there; all others are."""
 
     async def call(self) -> Call:
         """The next call that arrives."""
@@ -114,6 +116,12 @@ class InferencePeer(rpc.InferenceServiceServicer):
     async def any_call(self) -> Call:
         """The next call, however long it takes to come."""
         return await self._arrived.get()
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
+        if request.name in self.unknown:
+            code, details, trailers = to_trailers(NotFound("model", request.name))
+            await context.abort(code, details, trailers)
+        return pb.GetModelResponse(model=model_pb2.Model(name=request.name, kind=model_pb2.MODEL_KIND_GENERATIVE))
 
     async def StreamGenerate(
         self, request: pb.StreamGenerateRequest, context: Any

@@ -17,7 +17,7 @@ from tests.fakes.peers.inference_peer import PeerHealth
 
 from janus_api.memory.v1 import memory_service_pb2 as pb
 from janus_api.memory.v1 import memory_service_pb2_grpc as rpc
-from janus_api.memory.v1 import recall_pb2, record_pb2
+from janus_api.memory.v1 import recall_pb2, record_pb2, space_pb2
 
 
 class Search:
@@ -57,6 +57,10 @@ class MemoryPeer(rpc.MemoryServiceServicer):
     def others_wait(self) -> bool:
         """Whether more searches are here than the test has taken."""
         return not self._arrived.empty()
+
+    async def GetSpace(self, request: pb.GetSpaceRequest, context: Any) -> pb.GetSpaceResponse:
+        """Every space is there."""
+        return pb.GetSpaceResponse(space=space_pb2.Space(name=request.name))
 
     async def Recall(self, request: recall_pb2.RecallRequest, context: Any) -> recall_pb2.RecallResponse:
         search = Search(request)

@@ -170,8 +170,8 @@ class Agent(_message.Message):
     Required.
     """
     model: _builtins.str
-    """Model or alias of the inference service, at most 256 characters. Empty: its
-    default.
+    """Model or alias of the inference service, at most 256 characters; PutAgent
+    refuses one that it cannot ask for an answer. Empty: its default.
     """
     instructions: _builtins.str
     """Instructions for the model, at most 256 KiB. Empty: none."""
@@ -340,7 +340,8 @@ class MemoryPolicy(_message.Message):
     SUMMARIZE_FIELD_NUMBER: _builtins.int
     space: _builtins.str
     """Space to recall from and store in, 1 to 128 characters of
-    `[A-Za-z0-9._:-]`, starting with a letter or digit. Empty: `default`.
+    `[A-Za-z0-9._:-]`, starting with a letter or digit. PutAgent refuses one
+    that is not there. Empty: `default`, which is made on first use.
     """
     recall_limit: _builtins.int
     """Most records to recall before each turn, 1 to 200. Unset: 8. 0: none."""

@@ -192,7 +192,9 @@ class OrchestrationServiceServicer(object):
     """
 
     def PutAgent(self, request, context):
-        """Stores an agent as a new version; the same content keeps its version.
+        """Stores an agent as a new version; the same content keeps its version. A
+        model and a space that it names must be there; while the service that knows
+        cannot be asked, the answer is UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

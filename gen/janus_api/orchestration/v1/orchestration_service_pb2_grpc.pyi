@@ -40,7 +40,10 @@ class OrchestrationServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> OrchestrationServiceAsyncStub: ...
     PutAgent: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.PutAgentRequest, _orchestration_service_pb2.PutAgentResponse]
-    """Stores an agent as a new version; the same content keeps its version."""
+    """Stores an agent as a new version; the same content keeps its version. A
+    model and a space that it names must be there; while the service that knows
+    cannot be asked, the answer is UNAVAILABLE.
+    """
     GetAgent: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.GetAgentRequest, _orchestration_service_pb2.GetAgentResponse]
     """An agent, the newest version or a given one."""
     ListAgents: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListAgentsRequest, _orchestration_service_pb2.ListAgentsResponse]
@@ -149,7 +152,10 @@ class OrchestrationServiceAsyncStub(OrchestrationServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     PutAgent: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.PutAgentRequest, _orchestration_service_pb2.PutAgentResponse]  # type: ignore[assignment]
-    """Stores an agent as a new version; the same content keeps its version."""
+    """Stores an agent as a new version; the same content keeps its version. A
+    model and a space that it names must be there; while the service that knows
+    cannot be asked, the answer is UNAVAILABLE.
+    """
     GetAgent: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.GetAgentRequest, _orchestration_service_pb2.GetAgentResponse]  # type: ignore[assignment]
     """An agent, the newest version or a given one."""
     ListAgents: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListAgentsRequest, _orchestration_service_pb2.ListAgentsResponse]  # type: ignore[assignment]
@@ -261,7 +267,10 @@ class OrchestrationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestration_service_pb2.PutAgentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_orchestration_service_pb2.PutAgentResponse, _abc.Awaitable[_orchestration_service_pb2.PutAgentResponse]]:
-        """Stores an agent as a new version; the same content keeps its version."""
+        """Stores an agent as a new version; the same content keeps its version. A
+        model and a space that it names must be there; while the service that knows
+        cannot be asked, the answer is UNAVAILABLE.
+        """
 
     @_abc_1.abstractmethod
     def GetAgent(
