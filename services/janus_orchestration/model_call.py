@@ -25,10 +25,9 @@ _RETRY_S = (0.05, 0.1, 0.2, 0.5)
 class ModelFailed(Exception):
     """The model's stream ended in a failure, which callers get as it is."""
 
-    def __init__(self, failure: Failure, usage: Usage | None) -> None:
+    def __init__(self, failure: Failure) -> None:
         super().__init__(failure.reason)
         self.failure = failure
-        self.usage = usage
 
 
 class ModelCall:
@@ -45,13 +44,15 @@ class ModelCall:
         self._clock = clock
         self._wait_s = wait_s
         self._has_heard = False
+        # What the latest call used, as far as the service said: one that is cut has cost it.
+        self.usage: Usage | None = None
 
     async def answer(self, prompt: Prompt, step: Step, starting: Changes) -> Answer:
         """The whole answer. ``starting`` is committed before anything of it is said.
 
         Raises ModelFailed, or what the service refused the call with.
         """
-        self._has_heard = False
+        self._has_heard, self.usage = False, None
         give_up = self._clock.monotonic() + self._wait_s
         to_commit: Changes | None = starting
         attempt = 0
@@ -76,10 +77,12 @@ class ModelCall:
     async def _listen(self, events: AsyncIterator[ModelEvent], step: Step) -> Answer:
         async for event in events:
             self._has_heard = True
+            if event.usage is not None:
+                self.usage = event.usage
             is_delta = event.kind is ModelEventKind.DELTA
             await self._journal.say(ModelSaid(step.index, event.wire), keep=not is_delta)
             if event.answer is not None:
                 return event.answer
             if event.failure is not None:
-                raise ModelFailed(event.failure, event.usage)
+                raise ModelFailed(event.failure)
         raise Unavailable("inference", "the model's stream ended without saying how it ended")

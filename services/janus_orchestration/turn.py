@@ -132,7 +132,7 @@ class Turn:
                 async with self._warned_of_time():
                     await self._steps()
             except ModelFailed as failed:
-                await self._fail(failed.failure, failed.usage)
+                await self._fail(failed.failure)
             except WaitedTooLong as waited:
                 await self._expire(waited.kind)
             except WallTimeSpent:
@@ -169,7 +169,7 @@ class Turn:
     async def fail(self, error: JanusError) -> None:
         """End the run as failed, unless a cancel came first."""
         try:
-            await self._fail(self._helpers.events.failure(error), None)
+            await self._fail(self._helpers.events.failure(error))
         except CancelRequested as asked:
             await self._cancelled(asked.reason)
 
@@ -323,9 +323,9 @@ class Turn:
             )
         )
 
-    async def _fail(self, failure: Failure, usage: Usage | None) -> None:
+    async def _fail(self, failure: Failure) -> None:
         _log.info("run_failed", reason=failure.reason)
-        steps = self._journal.open_steps(usage=usage, error=failure.status)
+        steps = self._journal.open_steps(usage=self._call.usage, error=failure.status)
         spent = budgets.total(self._journal.with_steps(*steps))
         await self._end(
             Trigger.FAIL,
@@ -365,7 +365,7 @@ class Turn:
                 )
             except JanusError as error:
                 _log.warning("rollback_waits_for_memory", reason=error.reason)
-        steps = journal.open_steps()
+        steps = journal.open_steps(usage=self._call.usage)
         spent = budgets.total(journal.with_steps(*steps))
         await journal.commit(
             Changes(
@@ -379,7 +379,7 @@ class Turn:
         )
 
     async def _end_cancelled(self, reason: str) -> None:
-        steps = self._journal.open_steps()
+        steps = self._journal.open_steps(usage=self._call.usage)
         spent = budgets.total(self._journal.with_steps(*steps))
         await self._end(
             Trigger.CONFIRM_CANCEL,
@@ -392,7 +392,7 @@ class Turn:
     async def _expire(self, waited_for: PendingKind) -> None:
         error = DeadlineExceeded(waited_for.value, f"what the run waited for did not come in time: {waited_for.value}")
         failure = self._helpers.events.failure(error)
-        steps = self._journal.open_steps(error=failure.status)
+        steps = self._journal.open_steps(usage=self._call.usage, error=failure.status)
         spent = budgets.total(self._journal.with_steps(*steps))
         await self._end(
             Trigger.EXPIRE, steps, RunExpired(waited_for, failure, spent), Ending(spent, failure.status), "expired"

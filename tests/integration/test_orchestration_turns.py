@@ -27,6 +27,7 @@ from tests.fakes.orchestration_service import (
 from tests.fakes.peers.inference_peer import InferencePeer, inference_peer, reason_of
 
 from janus_api.content.v1 import message_pb2 as content
+from janus_api.content.v1 import usage_pb2
 from janus_api.inference.v1 import event_pb2 as inference_pb2
 from janus_api.orchestration.v1 import agent_pb2, run_pb2
 from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
@@ -352,6 +353,60 @@ async def test_cancel_closes_the_model_call_and_ends_the_run(ann: Caller, peer: 
     assert (kinds(rest)[-1], rest[-1].run_cancelled.reason) == ("run_cancelled", "enough")
     again = await ann.cancel(events[0].run_id)
     assert again.state == run_pb2.RUN_STATE_CANCELLED
+
+
+@pytest.mark.parametrize("how", ["cancelled", "cut", "failed"])
+async def test_a_model_call_without_an_end_costs_what_was_last_heard_of_it(
+    ann: Caller, peer: InferencePeer, how: str
+) -> None:
+    thread = await ann.ready()
+    stream = ann.converse(thread)
+    call = await peer.call()
+    call.start()
+    for tokens in (1, 3):
+        usage = usage_pb2.Usage(input_uncached_tokens=10, output_tokens=tokens, source=usage_pb2.USAGE_SOURCE_REPORTED)
+        call.send(inference_pb2.GenerationEvent(usage=inference_pb2.UsageUpdated(usage=usage)))
+    call.text("on and on")
+    events = await until_kind(stream, "model.text_delta")
+    if how == "cancelled":
+        await ann.cancel(events[0].run_id)
+    elif how == "cut":
+        call.cut()
+    else:
+        call.fail(Unavailable("openai"))
+    last = (await all_events(stream))[-1]
+    told = last.run_cancelled.usage if how == "cancelled" else last.run_failed.usage
+    run = await ann.run(events[0].run_id)
+    (step,) = [step for step in run.steps if step.kind == run_pb2.STEP_KIND_MODEL_CALL]
+    assert told == run.usage == step.usage
+    assert (told.input_uncached_tokens, told.output_tokens) == (10, 3)
+    assert told.source == usage_pb2.USAGE_SOURCE_ESTIMATED
+
+
+async def test_an_answer_that_a_run_cannot_take_costs_what_it_used(ann: Caller, peer: InferencePeer) -> None:
+    thread = await ann.ready()
+    stream = ann.converse(thread)
+    call = await peer.call()
+    call.start()
+    call.finish(inference_pb2.FINISH_REASON_PAUSE)
+    failed = (await all_events(stream))[-1].run_failed
+    assert reason_of(failed.status) == "NOT_IMPLEMENTED"
+    assert (failed.usage.output_tokens, failed.usage.source) == (5, usage_pb2.USAGE_SOURCE_REPORTED)
+
+
+async def test_a_model_call_that_was_cut_before_anything_was_heard_of_its_usage_counts_nothing(
+    ann: Caller, peer: InferencePeer
+) -> None:
+    thread = await ann.ready()
+    stream = ann.converse(thread)
+    call = await peer.call()
+    call.start()
+    call.text("on and on")
+    events = await until_kind(stream, "model.text_delta")
+    await ann.cancel(events[0].run_id)
+    last = (await all_events(stream))[-1]
+    assert not last.run_cancelled.HasField("usage")
+    assert not (await ann.run(events[0].run_id)).HasField("usage")
 
 
 async def test_an_inference_service_that_is_late_is_waited_for(own_url: str, redis_url: str) -> None:

@@ -4,10 +4,11 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 
 import grpc
 
-from janus_api.content.v1 import message_pb2
+from janus_api.content.v1 import message_pb2, usage_pb2
 from janus_api.inference.v1 import event_pb2, model_pb2, request_pb2
 from janus_api.inference.v1 import inference_service_pb2 as pb
 from janus_api.inference.v1 import inference_service_pb2_grpc as rpc
@@ -15,7 +16,7 @@ from janus_kit.clock import Clock
 from janus_kit.errors import DeadlineExceeded, NotFound, ResourceExhausted, Unavailable
 from janus_kit.ids import new_id
 from janus_kit.rpc_errors import from_rpc, from_status
-from janus_orchestration.model import MOST_BYTES, Answer, Failure, ModelEvent, ModelEventKind, Prompt
+from janus_orchestration.model import MOST_BYTES, Answer, Failure, ModelEvent, ModelEventKind, Prompt, Usage
 from janus_orchestration.wire.content import MOST_PARTS, ROLE_NUMBERS, completed, pieces, usage_from
 
 _STATUS_WAIT_S = 1.0
@@ -87,10 +88,16 @@ class InferenceClient:
                     yield _failed(event.failed, wire)
                     return
                 answer.add(event)
-                yield ModelEvent(ModelEventKind.NOTE if kind in _NOTES else ModelEventKind.DELTA, wire)
+                usage = _so_far(event.usage) if kind == "usage" else None
+                yield ModelEvent(ModelEventKind.NOTE if kind in _NOTES else ModelEventKind.DELTA, wire, usage=usage)
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error, part="inference") from error
         raise Unavailable("inference", "the inference service ended a stream without saying how it ended")
+
+
+def _so_far(said: event_pb2.UsageUpdated) -> Usage:
+    """Usage of a call that goes on: as long as its end does not confirm it, no more than an estimate."""
+    return replace(usage_from(said.usage), source=usage_pb2.USAGE_SOURCE_ESTIMATED)
 
 
 def _failed(failed: event_pb2.GenerationFailed, wire: bytes) -> ModelEvent:

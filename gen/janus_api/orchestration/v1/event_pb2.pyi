@@ -717,7 +717,7 @@ class RunCompleted(_message.Message):
     """Why its last model call ended."""
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage:
-        """Sum over the run's model calls."""
+        """Sum over the run's model calls, as Run.usage."""
 
     def __init__(
         self,
@@ -750,7 +750,7 @@ class RunFailed(_message.Message):
 
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage:
-        """Sum over the run's model calls."""
+        """Sum over the run's model calls, as Run.usage."""
 
     def __init__(
         self,
@@ -785,7 +785,7 @@ class RunCancelled(_message.Message):
     """
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage:
-        """Sum over the run's model calls."""
+        """Sum over the run's model calls, as Run.usage."""
 
     def __init__(
         self,
@@ -821,7 +821,7 @@ class RunExpired(_message.Message):
 
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage:
-        """Sum over its model calls."""
+        """Sum over its model calls, as Run.usage."""
 
     def __init__(
         self,

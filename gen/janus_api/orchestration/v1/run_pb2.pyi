@@ -188,7 +188,12 @@ class Run(_message.Message):
 
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage:
-        """Sum over its own model calls, without those of runs that it started."""
+        """Sum over the `usage` of its own model calls, without those of runs that it
+        started. Of a call that was cut before its end it has what inference had
+        said by then, mostly nothing; of a call that was tried again, the last try.
+        What all of them used is in InferenceService.GetUsage. Unset until it ended,
+        and when nothing was said.
+        """
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
@@ -310,8 +315,9 @@ class Step(_message.Message):
 
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage:
-        """With a model call: what it cost; with a call of `agent.ask`: what the run
-        cost that answered it. Unset otherwise.
+        """With a model call: what its last try used, as far as inference said before
+        it ended or was cut, an estimate then; with a call of `agent.ask`: what the
+        run used that answered it. Unset otherwise, and where nothing was said.
         """
 
     @_builtins.property
