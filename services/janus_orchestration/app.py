@@ -108,7 +108,7 @@ async def mount(
         model = InferenceClient(inference, clock)
         tools_codec = ProtobufTools()
         workers = PostgresWorkers(db, retention_s=settings.tool_retention_s)
-        worker_tools = WorkerTools(PostgresDispatches(db), poll_s=_CALLS_POLL_S, grace_s=settings.worker_lease_s / 3)
+        worker_tools = WorkerTools(PostgresDispatches(db), poll_s=_CALLS_POLL_S, lease_s=settings.worker_lease_s)
         sessions = WorkerSessions(workers, _session_limits(settings))
         stack.push_async_callback(sessions.close)
         mcp_servers = _mcp_servers(settings)

@@ -31,6 +31,8 @@ from janus_orchestration.worker_ports import DispatchRecords
 
 _log = get_logger(__name__)
 
+# Told to the model, so that it looks before it asks anew.
+_UNKNOWN = "whether it did anything is not known"
 # A call that takes down every worker that gets it does not get all of them.
 _MOST_ATTEMPTS = 3
 _RETRY_S = 0.2
@@ -53,9 +55,10 @@ class _Waiter:
 class _Watched:
     """The calls that are waited for in this process, and what has to be looked at."""
 
-    def __init__(self, records: DispatchRecords, grace_s: float) -> None:
+    def __init__(self, records: DispatchRecords, lease_s: float) -> None:
         self.records = records
-        self.grace_s = grace_s
+        self.lease_s = lease_s
+        self.grace_s = lease_s / 3
         # How often the records were away: what was seen before proves nothing after.
         self.outages = 0
         self.waiters: dict[CallKey, tuple[str, _Waiter]] = {}
@@ -81,17 +84,18 @@ class _Watched:
 class WorkerTools:
     """A ``ToolSource``. Times in seconds.
 
-    ``poll_s``: between looks at calls of which no news comes. ``grace_s``: a
-    worker's lease must be seen to be over for so long, since after an outage of
-    the records no lease has been renewed.
+    ``poll_s``: between looks at calls of which no news comes. ``lease_s``: of a
+    worker. That it is over must be seen for a third of it, since after an outage
+    of the records no lease has been renewed; and a call that was begun waits for
+    a worker as long as that.
     """
 
     knows_calls = True
 
-    def __init__(self, records: DispatchRecords, *, poll_s: float, grace_s: float) -> None:
+    def __init__(self, records: DispatchRecords, *, poll_s: float, lease_s: float) -> None:
         self._records = records
         self._poll_s = poll_s
-        self._watched = _Watched(records, grace_s)
+        self._watched = _Watched(records, lease_s)
 
     async def find(self, tenant: str, names: Collection[str]) -> Sequence[Tool]:
         return await self._records.tools(tenant, names)
@@ -167,8 +171,8 @@ class _Following:
         self._waiter = waiter
         self._started: tuple[int, str] | None = None
         self._reports = 0
-        # The loss that was seen, since when, and how many outages there had been by then.
-        self._loss: tuple[str, float, int] | None = None
+        # What the call lacks, how many outages there had been when that was seen, and since when it is so.
+        self._lack: tuple[str, int, float] | None = None
 
     async def to_end(self, dispatch: Dispatch) -> ToolOutput:
         while True:
@@ -180,7 +184,7 @@ class _Following:
     async def _next(self, dispatch: Dispatch) -> Dispatch:
         """How the call is, once something may have changed."""
         wait_s = max(dispatch.left_s, 0) + _LATE_S
-        if self._loss is not None:
+        if self._lack is not None:
             wait_s = min(wait_s, self._watched.grace_s)
         waiter = self._waiter
         try:
@@ -214,19 +218,32 @@ class _Following:
                 return await self._claimed(dispatch)
 
     async def _unclaimed(self, dispatch: Dispatch) -> ToolOutput | None:
-        name = self._task.tool.name
+        has_begun = dispatch.attempt > 1
         if dispatch.left_s <= 0:
-            who = "no worker" if dispatch.attempt == 1 else "its worker vanished, and no other"
-            why = f"{who} took the call within {self._task.timeout_s:g} s"
-        elif not dispatch.has_takers and self._task.when_no_worker is WhenNoWorker.FAIL:
-            why = f"no worker that offers '{name}' is connected"
-        else:
+            why = f"no worker took the call within {self._task.timeout_s:g} s"
+        elif not self._is_in_vain(dispatch, has_begun):
             return None
+        else:
+            why = f"no worker that offers '{self._task.tool.name}' is connected"
+        if has_begun:
+            why = f"the tool's worker vanished before it answered, and {why}; {_UNKNOWN}"
         if not await waited_out(lambda: self._watched.records.withdraw(self._tenant, self._key)):
             # Somebody took it at this very moment.
             self._watched.look_at(self._key)
             return None
         return ToolOutput(why, is_error=True)
+
+    def _is_in_vain(self, dispatch: Dispatch, has_begun: bool) -> bool:
+        """Whether no worker is to be waited for.
+
+        The one that had begun the call has time to come back: a restart is no reason to give up.
+        """
+        if dispatch.has_takers or self._task.when_no_worker is WhenNoWorker.WAIT:
+            self._lack = None
+            return False
+        if not has_begun or dispatch.state is DispatchState.WITHDRAWN:
+            return True
+        return self._lacks_for("takers") >= self._watched.lease_s
 
     async def _claimed(self, dispatch: Dispatch) -> ToolOutput | None:
         may_resend = state.after_unknown(self._task.tool.side_effect) is AfterUnknown.RESEND
@@ -240,8 +257,10 @@ class _Following:
         if not may_resend:
             raise OutcomeUnknown("the tool's worker vanished before it answered")
         if dispatch.attempt >= _MOST_ATTEMPTS:
-            return ToolOutput(f"the tool's worker vanished before it answered, {dispatch.attempt} times", is_error=True)
+            why = f"the tool's worker vanished before it answered, {dispatch.attempt} times; {_UNKNOWN}"
+            return ToolOutput(why, is_error=True)
         await waited_out(lambda: self._watched.records.resend(self._tenant, self._key, dispatch))
+        self._lack = None
         self._watched.look_at(self._key)
         return None
 
@@ -252,11 +271,15 @@ class _Following:
         waited for only where sending the call again is no choice.
         """
         if dispatch.standing is Standing.CONNECTED or (dispatch.standing is Standing.GONE and not may_resend):
-            self._loss = None
+            self._lack = None
             return False
         if dispatch.standing is Standing.GONE:
             return True
+        return self._lacks_for(dispatch.worker) >= self._watched.grace_s
+
+    def _lacks_for(self, what: str) -> float:
+        """For how long it was seen that the call lacks this; an outage begins that anew."""
         now = asyncio.get_running_loop().time()
-        if self._loss is None or (self._loss[0], self._loss[2]) != (dispatch.worker, self._watched.outages):
-            self._loss = (dispatch.worker, now, self._watched.outages)
-        return now - self._loss[1] >= self._watched.grace_s
+        if self._lack is None or self._lack[:2] != (what, self._watched.outages):
+            self._lack = (what, self._watched.outages, now)
+        return now - self._lack[2]

@@ -33,8 +33,18 @@ class WorkerProcess:
         self.process = subprocess.Popen([sys.executable, "-m", "tests.fakes.worker_process"], env=environ)
 
     @property
-    def marks(self) -> list[str]:
+    def lines(self) -> list[str]:
         return self._marks.read_text().split()
+
+    @property
+    def marks(self) -> list[str]:
+        """What ran."""
+        return [line for line in self.lines if "-key-" not in line]
+
+    @property
+    def keys(self) -> list[str]:
+        """The idempotency keys that calls came with."""
+        return [line for line in self.lines if "-key-" in line]
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
@@ -76,7 +86,7 @@ class Workers:
 
     @property
     def marks(self) -> Counter[str]:
-        return Counter(mark for each in self._all for mark in each.marks)
+        return Counter(mark for each in self._all for mark in each.lines)
 
 
 def main() -> None:

@@ -75,9 +75,13 @@ async def serving(target: str, tenant: str, marks: Path, worker_id: str = "proc"
         await made.stop()
 
 
-async def ready(caller: Caller, names: tuple[str, ...] = TOOLS) -> str:
+async def ready(
+    caller: Caller,
+    names: tuple[str, ...] = TOOLS,
+    when_no_worker: agent_pb2.WhenNoWorker.ValueType = agent_pb2.WHEN_NO_WORKER_WAIT,
+) -> str:
     """A thread of an agent with these tools, as soon as their worker has registered them."""
-    tools = [agent_pb2.AgentTool(name=name, when_no_worker=agent_pb2.WHEN_NO_WORKER_WAIT) for name in names]
+    tools = [agent_pb2.AgentTool(name=name, when_no_worker=when_no_worker) for name in names]
 
     async def put() -> bool:
         try:
@@ -248,6 +252,29 @@ async def test_a_worker_that_dies_or_freezes_has_its_calls_judged_by_what_they_d
                 assert kinds(await all_events(stream))[-1] == "run_completed"
                 assert "a-done" not in first.marks
                 assert first.marks[-1] == "c-done"
+
+
+async def test_the_only_worker_may_start_anew_and_gets_its_call_again(
+    own_url: str, redis_url: str, peer: InferencePeer, tmp_path: Path
+) -> None:
+    async with running(own_url, redis_url, inference_target=peer.target) as service:
+        ann = service.caller()
+        async with AsyncExitStack() as stack:
+            first = await stack.enter_async_context(serving(service.address, ann.tenant, tmp_path / "one"))
+            thread = await ready(ann, when_no_worker=agent_pb2.WHEN_NO_WORKER_UNSPECIFIED)
+            stream = ann.converse(thread)
+            (await peer.call()).tools(asking("c1", "again", word="a", seconds=1))
+            await begun(first, "a")
+            first.signal(signal.SIGKILL)
+            await first.ended()
+            second = await stack.enter_async_context(serving(service.address, ann.tenant, tmp_path / "two"))
+            (await peer.call()).answer("done")
+            assert kinds(await all_events(stream))[-1] == "run_completed"
+            assert told((await ann.messages(thread))[2]) == [("a is done, try 2", False)]
+            assert first.marks == ["a-begun"]
+            assert second.marks == ["a-begun", "a-done"]
+            assert len(first.keys) == 1
+            assert first.keys == second.keys, "it is the same call"
 
 
 async def test_an_outage_of_postgres_loses_no_call_and_fails_no_run(

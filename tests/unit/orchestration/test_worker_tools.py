@@ -29,6 +29,8 @@ KEY = CallKey("run", 2)
 OPEN = Dispatch(DispatchState.OPEN, 1, 30, True)
 CLAIMED = Dispatch(DispatchState.CLAIMED, 1, 30, False, "wks", "bob", Standing.CONNECTED)
 GRACE_S = 0.2
+LEASE_S = 3 * GRACE_S
+UNKNOWN = "whether it did anything is not known"
 
 
 @dataclass
@@ -108,8 +110,9 @@ async def asked(
     records: Records,
     side_effect: SideEffect = SideEffect.IDEMPOTENT,
     when_no_worker: WhenNoWorker = WhenNoWorker.FAIL,
+    lease_s: float = LEASE_S,
 ) -> AsyncIterator[Asked]:
-    tools, report = WorkerTools(records, poll_s=0.05, grace_s=GRACE_S), Report()
+    tools, report = WorkerTools(records, poll_s=0.05, lease_s=lease_s), Report()
     task = ToolTask(
         tool=Tool("count", "", "", side_effect, timedelta(seconds=30)),
         call=ToolCall("c", "count", "{}"),
@@ -191,7 +194,7 @@ async def test_a_call_that_takes_every_worker_down_does_not_get_all_of_them() ->
             call.move(replace(CLAIMED, standing=Standing.GONE, attempt=attempt))
         output = await asyncio.wait_for(call.result, 5)
         assert output.is_error
-        assert "vanished before it answered, 3 times" in output.text
+        assert output.text == f"the tool's worker vanished before it answered, 3 times; {UNKNOWN}"
         assert call.records.resent == [1, 2]
         assert call.report.told == [("bob", 1), ("bob", 2), ("bob", 3)]
 
@@ -222,6 +225,52 @@ async def test_without_a_worker_the_agent_decides() -> None:
         call.move(replace(nobody, left_s=-1.0))
         output = await asyncio.wait_for(call.result, 5)
         assert output == ToolOutput("no worker took the call within 30 s", is_error=True)
+
+
+async def test_a_call_that_was_begun_waits_for_a_worker_to_come_back() -> None:
+    nobody = replace(OPEN, has_takers=False, attempt=2)
+    async with asked(Records(replace(CLAIMED, standing=Standing.GONE)), lease_s=60) as call:
+        await call.seen()
+        assert call.records.resent == [1]
+        call.move(nobody)
+        await call.seen()
+        await call.seen()
+        assert (call.records.withdrawn, call.result.done()) == (0, False)
+        call.move(replace(CLAIMED, attempt=2))
+        await call.seen()
+        call.move(replace(CLAIMED, attempt=2, state=DispatchState.ANSWERED, result=b"r"))
+        assert await asyncio.wait_for(call.result, 5) == ToolOutput(wire=b"r")
+        assert call.report.told == [("bob", 1), ("bob", 2)]
+
+
+async def test_a_call_that_was_begun_and_that_nobody_takes_says_that_its_effect_is_not_known() -> None:
+    nobody = replace(OPEN, has_takers=False, attempt=2)
+    vanished = "the tool's worker vanished before it answered, and no worker"
+    async with asked(Records(nobody)) as call:
+        output = await asyncio.wait_for(call.result, 5)
+        assert output == ToolOutput(f"{vanished} that offers 'count' is connected; {UNKNOWN}", is_error=True)
+    for when in WhenNoWorker:
+        async with asked(Records(replace(nobody, left_s=-1.0)), when_no_worker=when) as call:
+            output = await asyncio.wait_for(call.result, 5)
+            assert output == ToolOutput(f"{vanished} took the call within 30 s; {UNKNOWN}", is_error=True)
+
+
+async def test_a_call_that_was_begun_has_its_whole_wait_after_an_outage() -> None:
+    async with asked(Records(replace(OPEN, has_takers=False, attempt=2))) as call:
+        await call.seen()
+        call.records.away = True
+        await asyncio.sleep(2 * LEASE_S)
+        call.records.away = False
+        await call.seen()
+        assert (call.records.withdrawn, call.result.done()) == (0, False)
+
+
+async def test_a_call_that_an_earlier_owner_gave_up_is_not_waited_for_again() -> None:
+    given_up = replace(OPEN, state=DispatchState.WITHDRAWN, has_takers=False, attempt=2)
+    async with asked(Records(given_up)) as call:
+        output = await asyncio.wait_for(call.result, 5)
+        assert output.text.endswith(UNKNOWN)
+        assert call.records.looks == 0
 
 
 async def test_an_outage_when_a_call_is_put_up_is_waited_out() -> None:
