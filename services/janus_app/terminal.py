@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from janus_api.orchestration.v1 import agent_pb2
@@ -18,6 +23,66 @@ def print_json(message: Message) -> None:
     """A message as one JSON text, for programs."""
     text = json.dumps(json_format.MessageToDict(message, preserving_proto_field_name=True), ensure_ascii=False)
     sys.stdout.write(f"{text}\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table. ``left_out``: the highest goes first where a terminal is too narrow; 0 stays."""
+
+    name: str
+    right: bool = False
+    folds: bool = False
+    left_out: int = 0
+
+
+_GAP = 2
+# A column that folds is no narrower than can be read, and than its words, unless they are very long.
+_NARROWEST, _LONGEST_WORD = 20, 32
+
+
+def print_table(console: Console, columns: Sequence[Column], rows: Sequence[Sequence[Text]]) -> None:
+    """Nothing in it is ever cut: ids and names are there to be copied.
+
+    On a terminal, columns that fold share what is left, and columns are left
+    out where that is not enough. For a pipe or a file a row is a line.
+    """
+    full = [max(_widths(cells), default=0) for cells in _columns(columns, rows)]
+    least = list(full)
+    for place, column in enumerate(columns):
+        if column.folds:
+            words = Text(" ").join(_columns(columns, rows)[place]).plain.split()
+            least[place] = min(full[place], _LONGEST_WORD, max([_NARROWEST, *map(cell_len, words)]))
+    shown = list(range(len(columns)))
+    spare = sum(full)
+    if console.is_terminal:
+        for place in sorted(shown, key=lambda each: -columns[each].left_out):
+            spare = console.width - sum(least[each] + _GAP for each in shown) + _GAP
+            if spare >= 0 or not columns[place].left_out:
+                break
+            shown.remove(place)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    total = -_GAP
+    for place in shown:
+        more = min(max(spare, 0), full[place] - least[place])
+        spare -= more
+        column, width = columns[place], least[place] + more
+        total += width + _GAP
+        justify, overflow = "right" if column.right else "left", "fold"
+        table.add_column(column.name, justify=justify, overflow=overflow, width=width)  # type: ignore[arg-type]
+    for row in rows:
+        table.add_row(*(row[place] for place in shown))
+    # Else the table is squeezed into what the console has.
+    table.width = total
+    console.print(table, crop=False)
+
+
+def _columns(columns: Sequence[Column], rows: Sequence[Sequence[Text]]) -> list[list[Text]]:
+    """All texts of each column, its name first."""
+    return [[Text(column.name), *(row[place] for row in rows)] for place, column in enumerate(columns)]
+
+
+def _widths(cells: Sequence[Text]) -> list[int]:
+    return [cell_len(line) for cell in cells for line in cell.plain.split("\n")]
 
 
 def plain(text: str) -> Text:

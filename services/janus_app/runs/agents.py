@@ -8,13 +8,23 @@ from pathlib import Path
 import yaml
 from google.protobuf import json_format
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from janus_api.orchestration.v1 import agent_pb2
 from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
 from janus_app.calls import Calls
 from janus_app.refusals import Refused
-from janus_app.terminal import plain, print_json, when
+from janus_app.terminal import Column, plain, print_json, print_table, when
+
+_COLUMNS = (
+    Column("name"),
+    Column("version", left_out=2),
+    Column("put", left_out=4),
+    Column("model"),
+    Column("a second message", left_out=3),
+    Column("tools", folds=True),
+    Column("what for", folds=True, left_out=1),
+)
 
 
 def put(console: Console, calls: Calls, file: str, expected_version: int, *, as_json: bool) -> None:
@@ -63,22 +73,19 @@ def show_list(console: Console, calls: Calls, *, as_json: bool) -> None:
     if not agents:
         console.print("There are none but `default`, which is there without being put.", markup=False)
         return
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("name", "version", "put", "model", "a second message"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("tools", overflow="fold")
-    table.add_column("what for", overflow="fold")
-    for agent in agents:
-        table.add_row(
+    rows = [
+        (
             plain(agent.name),
-            str(agent.version),
-            when(agent.created_at),
+            Text(str(agent.version)),
+            Text(when(agent.created_at)),
             plain(agent.model or "default"),
-            _policy(agent.double_texting),
+            Text(_policy(agent.double_texting)),
             plain(", ".join(tool.name for tool in agent.tools)),
             plain(agent.description),
         )
-    console.print(table)
+        for agent in agents
+    ]
+    print_table(console, _COLUMNS, rows)
 
 
 def _policy(policy: agent_pb2.DoubleTexting.ValueType) -> str:

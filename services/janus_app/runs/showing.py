@@ -16,8 +16,28 @@ from janus_api.orchestration.v1 import agent_pb2, run_pb2
 from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
 from janus_app.calls import Calls
 from janus_app.refusals import Refused
-from janus_app.terminal import decision_word, plain, print_json, when
+from janus_app.terminal import Column, decision_word, plain, print_json, print_table, when
 
+_LIST = (
+    Column("id"),
+    Column("state"),
+    Column("agent"),
+    Column("thread", left_out=5),
+    Column("created", left_out=1),
+    Column("took", right=True, left_out=2),
+    Column("tokens", right=True, left_out=3),
+    Column("cost", right=True, left_out=4),
+)
+_TIMELINE = (
+    Column("step"),
+    Column("tries", right=True, left_out=2),
+    Column("at", right=True, left_out=1),
+    Column("took", right=True),
+    Column("tokens", right=True),
+    Column("cost", right=True, left_out=3),
+    Column("", left_out=4),
+    Column("what", folds=True),
+)
 _BAR = 32
 _COLORS = {
     run_pb2.STEP_KIND_RECALL: "cyan",
@@ -43,22 +63,7 @@ def show_list(console: Console, calls: Calls, thread: str, states: Sequence[str]
     if not runs:
         console.print("There are none.")
         return
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("id", "state", "agent", "thread", "created", "took", "tokens", "cost"):
-        table.add_column(name, no_wrap=True, justify="right" if name in ("took", "tokens", "cost") else "left")
-    for run in runs:
-        usage = run.usage if run.HasField("usage") else None
-        table.add_row(
-            run.id,
-            _shown_state(run.state),
-            plain(run.agent),
-            plain(run.thread_id),
-            when(run.created_at),
-            _took(run.started_at, run.ended_at) if run.HasField("started_at") else "",
-            _tokens(usage),
-            _cost(usage),
-        )
-    console.print(table)
+    print_table(console, _LIST, [_row(run) for run in runs])
 
 
 def show(console: Console, run: run_pb2.Run, *, as_json: bool, whose: str = "") -> None:
@@ -75,7 +80,7 @@ def show(console: Console, run: run_pb2.Run, *, as_json: bool, whose: str = "") 
     console.print(facts)
     if run.steps:
         console.print()
-        console.print(_timeline(run))
+        print_table(console, _TIMELINE, _timeline(run))
     for pending in run.waiting_for:
         console.print()
         _show_pending(console, run, pending, whose)
@@ -113,6 +118,20 @@ def _listed(calls: Calls, thread: str, states: Sequence[Any], limit: int) -> Ite
             return
 
 
+def _row(run: run_pb2.Run) -> tuple[Text, ...]:
+    usage = run.usage if run.HasField("usage") else None
+    return (
+        plain(run.id),
+        _shown_state(run.state),
+        plain(run.agent),
+        plain(run.thread_id),
+        Text(when(run.created_at)),
+        Text(_took(run.started_at, run.ended_at) if run.HasField("started_at") else ""),
+        Text(_tokens(usage)),
+        Text(_cost(usage)),
+    )
+
+
 def _state(name: str) -> int:
     known = {each.removeprefix("RUN_STATE_").lower(): value for each, value in run_pb2.RunState.items() if value}
     if name.lower() not in known:
@@ -146,37 +165,35 @@ def _facts(run: run_pb2.Run) -> Iterator[tuple[str, Text]]:
         yield "error", plain(run.error.message)
 
 
-def _timeline(run: run_pb2.Run) -> Table:
+def _timeline(run: run_pb2.Run) -> list[tuple[Text, ...]]:
     """A row a step: when it began, how long it took, its tries, tokens and cost, and where that lies in the run."""
     begin = _seconds(run.started_at)
     end = max([_end(step.ended_at) for step in run.steps] + [_end(run.ended_at)])
     span = max(end - begin, 1e-6)
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("step", no_wrap=True)
-    for name in ("tries", "at", "took", "tokens", "cost"):
-        table.add_column(name, no_wrap=True, justify="right")
-    table.add_column("", no_wrap=True, width=_BAR)
-    table.add_column("what", overflow="fold")
+    rows: list[tuple[Text, ...]] = []
     for step in run.steps:
         usage = step.usage if step.HasField("usage") else None
         color = "red" if step.HasField("error") else _COLORS.get(step.kind, "white")
-        table.add_row(
-            f"{step.index} {run_pb2.StepKind.Name(step.kind).removeprefix('STEP_KIND_').lower().replace('_', ' ')}",
-            str(step.attempts),
-            f"+{max(0.0, _seconds(step.started_at) - begin):.2f} s",
-            _took(step.started_at, step.ended_at),
-            _tokens(usage),
-            _cost(usage),
-            Text(_bar(step, begin, span), style=color),
-            plain(step.error.message if step.HasField("error") else step.summary),
+        kind = run_pb2.StepKind.Name(step.kind).removeprefix("STEP_KIND_").lower().replace("_", " ")
+        rows.append(
+            (
+                Text(f"{step.index} {kind}"),
+                Text(str(step.attempts)),
+                Text(f"+{max(0.0, _seconds(step.started_at) - begin):.2f} s"),
+                Text(_took(step.started_at, step.ended_at)),
+                Text(_tokens(usage)),
+                Text(_cost(usage)),
+                Text(_bar(step, begin, span), style=color),
+                plain(step.error.message if step.HasField("error") else step.summary),
+            )
         )
-    return table
+    return rows
 
 
 def _bar(step: run_pb2.Step, begin: float, span: float) -> str:
     first = min(_BAR - 1, int((max(_seconds(step.started_at), begin) - begin) / span * _BAR))
     last = min(_BAR, max(first + 1, round((_end(step.ended_at) - begin) / span * _BAR)))
-    return " " * first + "█" * (last - first)
+    return (" " * first + "█" * (last - first)).ljust(_BAR)
 
 
 def _show_pending(console: Console, run: run_pb2.Run, pending: run_pb2.PendingCall, whose: str) -> None:
