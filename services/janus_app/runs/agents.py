@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 from google.protobuf import json_format
+from google.protobuf.descriptor import Descriptor
 from rich.console import Console
 from rich.text import Text
 
@@ -49,11 +50,33 @@ def read(file: str) -> agent_pb2.Agent:
         raise Refused(f"{file} is neither YAML nor JSON: {error}") from None
     if not isinstance(value, dict):
         raise Refused(f"{file} describes no agent: it must be an object with a name.")
+    unknown = _unknown(value, agent_pb2.Agent.DESCRIPTOR, "agent")
+    if unknown:
+        raise Refused(f"{file} is no Agent of the contract: {unknown}.")
     try:
         agent: agent_pb2.Agent = json_format.ParseDict(value, agent_pb2.Agent())
     except json_format.ParseError as error:
         raise Refused(f"{file} is no Agent of the contract: {error}") from None
     return agent
+
+
+def _unknown(value: object, kind: Descriptor, where: str) -> str:
+    """The first key that the contract does not have, with those that it has; empty for none."""
+    if not isinstance(value, dict) or kind.file.package == "google.protobuf" or kind.GetOptions().map_entry:
+        return ""
+    fields = {name: field for field in kind.fields for name in (field.name, field.json_name)}
+    for key, inner in value.items():
+        field = fields.get(key)
+        if field is None:
+            return f"{where} has no field '{key}'. It has {', '.join(each.name for each in kind.fields)}"
+        if field.message_type is None:
+            continue
+        path = f"{where}.{field.name}"
+        items = [(f"{path}[{place}]", each) for place, each in enumerate(inner)] if isinstance(inner, list) else []
+        for place, each in items or [(path, inner)]:
+            if found := _unknown(each, field.message_type, place):
+                return found
+    return ""
 
 
 def show_list(console: Console, calls: Calls, *, as_json: bool) -> None:
