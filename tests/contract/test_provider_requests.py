@@ -194,7 +194,10 @@ def test_a_whole_conversation_for_chat() -> None:
     assert said[2]["name"] == "Caroline"
     assert said[2]["content"][1]["image_url"]["url"] == "data:image/png;base64,iVBORw=="
     assert said[3]["content"] == "Let me look."
-    assert [call["function"]["arguments"] for call in said[3]["tool_calls"]] == ['{"city": "Rome"}', "{broken"]
+    assert [call["function"]["arguments"] for call in said[3]["tool_calls"]] == [
+        '{"city": "Rome"}',
+        '{"invalid_json": "{broken"}',
+    ]
     assert said[5]["content"] == "Error: no such city"
     assert said[7]["refusal"] == "No more."
     assert said[8]["content"][0]["image_url"]["url"] == "https://example.org/x.png"

@@ -1,7 +1,7 @@
 """The user that services connect as to the embedded Postgres.
 
 Row-level security binds the roles ``janus_app`` and ``janus_worker``. Whoever
-connects as the superuser can leave them again (``SET ROLE NONE``); this user
+connects as the superuser can leave them again, for role ``NONE``; this user
 owns nothing and can only take these two. `deploy/postgres` makes the same one.
 """
 
