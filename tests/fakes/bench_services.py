@@ -21,7 +21,7 @@ from grpc_health.v1 import health_pb2_grpc
 from tests.fakes.peers.inference_peer import PeerHealth
 
 from janus_api.content.v1 import usage_pb2
-from janus_api.inference.v1 import event_pb2
+from janus_api.inference.v1 import event_pb2, model_pb2
 from janus_api.inference.v1 import inference_service_pb2 as inference
 from janus_api.inference.v1 import inference_service_pb2_grpc as inference_rpc
 from janus_api.memory.v1 import memory_service_pb2 as memory
@@ -34,7 +34,12 @@ _FINISHED = event_pb2.GenerationFinished(reason=event_pb2.FINISH_REASON_STOP, us
 
 
 class Inference(inference_rpc.InferenceServiceServicer):
-    """StreamGenerate."""
+    """GetModel and StreamGenerate."""
+
+    async def GetModel(self, request: inference.GetModelRequest, context: Any) -> inference.GetModelResponse:
+        return inference.GetModelResponse(
+            model=model_pb2.Model(name=request.name, kind=model_pb2.MODEL_KIND_GENERATIVE)
+        )
 
     async def StreamGenerate(
         self, request: inference.StreamGenerateRequest, context: Any
