@@ -23,7 +23,6 @@ from janus_orchestration.agents import Agents
 from janus_orchestration.answers import Answers, Reply
 from janus_orchestration.idempotency import Once
 from janus_orchestration.model import Cursor
-from janus_orchestration.refusals import refuse_the_rest
 from janus_orchestration.runs import Asking, RunDetails, Runs
 from janus_orchestration.schedules import Schedules
 from janus_orchestration.sessions import Rejected, Sessions
@@ -387,9 +386,6 @@ class OrchestrationServicer(rpc.OrchestrationServiceServicer):
         task = asyncio.create_task(work, name=f"abandon-{run_id}")
         self._cancelling.add(task)
         task.add_done_callback(self._cancelling.discard)
-
-
-refuse_the_rest(OrchestrationServicer, pb.DESCRIPTOR.services_by_name["OrchestrationService"])
 
 
 def _tenant() -> str:
