@@ -20,6 +20,7 @@ from janus_inference.events import (
     TextDelta,
     ToolCallArguments,
     Usage,
+    is_list_tier,
 )
 from janus_inference.model import (
     Audio,
@@ -47,8 +48,11 @@ _SOUND_BYTES_PER_TOKEN = 1600
 _MOST_TOKENS = 2**40
 
 
-def openai_usage(said: Mapping[str, Any]) -> Usage | None:
-    """Chat Completions, embeddings, and the servers that speak like them; None where it counts nothing."""
+def openai_usage(said: Mapping[str, Any], tier: object = None) -> Usage | None:
+    """Chat Completions, embeddings, and the servers that speak like them; None where it counts nothing.
+
+    ``tier`` is the answer's `service_tier`.
+    """
     details = _mapping(said.get("prompt_tokens_details"))
     output_details = _mapping(said.get("completion_tokens_details"))
     prompt = _count(said.get("prompt_tokens"))
@@ -69,11 +73,12 @@ def openai_usage(said: Mapping[str, Any]) -> Usage | None:
             cache_write_tokens=write,
             output_tokens=output,
             reasoning_tokens=reasoning,
+            off_list=not is_list_tier(tier),
         )
     )
 
 
-def openai_responses_usage(said: Mapping[str, Any]) -> Usage | None:
+def openai_responses_usage(said: Mapping[str, Any], tier: object = None) -> Usage | None:
     """Responses: the same arithmetic as Chat Completions, under other names."""
     return openai_usage(
         {
@@ -82,7 +87,8 @@ def openai_responses_usage(said: Mapping[str, Any]) -> Usage | None:
             "total_tokens": said.get("total_tokens"),
             "prompt_tokens_details": said.get("input_tokens_details"),
             "completion_tokens_details": said.get("output_tokens_details"),
-        }
+        },
+        tier,
     )
 
 
@@ -99,7 +105,19 @@ def anthropic_usage(said: Mapping[str, Any]) -> Usage | None:
     iterations = said.get("iterations")
     others = [each for each in iterations if _is_others(each)] if isinstance(iterations, list) else []
     total = summed([own, *map(_anthropic_tokens, others)])
-    return _reported(replace(total, is_mixed=any(isinstance(each.get("model"), str) for each in others)))
+    by_others = any(isinstance(each.get("model"), str) for each in others)
+    return _reported(replace(total, off_list=by_others or not all(map(_is_at_list_price, (said, *others)))))
+
+
+def _is_at_list_price(said: Mapping[str, Any]) -> bool:
+    """What Messages say of the tier, the speed, the place and the caches of a call or an iteration."""
+    return (
+        is_list_tier(said.get("service_tier"))
+        and said.get("speed") in (None, "", "standard")
+        and said.get("inference_geo") in (None, "", "global", "not_available")
+        # The price of what is written to a cache is that for five minutes.
+        and not _count(_mapping(said.get("cache_creation")).get("ephemeral_1h_input_tokens"))
+    )
 
 
 def _anthropic_tokens(said: Mapping[str, Any]) -> Usage:
@@ -131,7 +149,7 @@ def summed(usages: Iterable[Usage]) -> Usage:
             output_tokens=total.output_tokens + usage.output_tokens,
             reasoning_tokens=total.reasoning_tokens + usage.reasoning_tokens,
             estimated=total.estimated or usage.estimated,
-            is_mixed=total.is_mixed or usage.is_mixed,
+            off_list=total.off_list or usage.off_list,
         )
     return total
 
@@ -146,7 +164,7 @@ def apportioned(usage: Usage, weights: Sequence[int]) -> list[Usage]:
     names = ("input_uncached_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
     columns = [_split(getattr(usage, name), weights) for name in names]
     return [
-        Usage(uncached, read, write, output, reasoning, estimated=True, is_mixed=usage.is_mixed)
+        Usage(uncached, read, write, output, reasoning, estimated=True, off_list=usage.off_list)
         for uncached, read, write, output, reasoning in zip(*columns, strict=True)
     ]
 
@@ -181,6 +199,9 @@ def so_far(said: Usage | None, guess: Usage) -> Usage:
     """Of an answer that did not become whole: what was reported, or more if more was heard."""
     if said is None:
         return guess
+    if not (said.input_tokens or said.output_tokens):
+        # What it is charged at was said, and no number.
+        return replace(guess, off_list=said.off_list)
     return replace(said, output_tokens=max(said.output_tokens, guess.output_tokens), estimated=True)
 
 

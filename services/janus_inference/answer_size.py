@@ -2,6 +2,7 @@
 
 from janus_inference.events import (
     CitationAdded,
+    Event,
     OpaqueAdded,
     ProviderEvent,
     ReasoningDelta,
@@ -11,14 +12,17 @@ from janus_inference.events import (
     ToolCallArguments,
     ToolCallCompleted,
 )
+from janus_inference.model import MOST_ANSWER_BYTES, MOST_ARGUMENTS_BYTES, MOST_PARTS
 from janus_inference.provider_errors import ProviderFailure
-from janus_kit.errors import ResourceExhausted
+from janus_kit.errors import JanusError, ResourceExhausted
 
-MOST_BYTES = 16 * 1024 * 1024
+MOST_BYTES = MOST_ANSWER_BYTES
 # What an event takes beside its text, a fragment of arguments, which is also held as it came, and a token.
 _EVENT_BYTES = 256
 _FRAGMENT_BYTES = 64
 _TOKEN_BYTES = 16
+# What an event of its own takes where each is kept as it was numbered.
+_KEPT_BYTES = 16
 
 
 class AnswerSize:
@@ -49,7 +53,17 @@ class AnswerSize:
         self.bytes += _size(text)
 
 
-def _held_bytes(event: ProviderEvent) -> int:
+def kept_bytes(event: Event) -> int:
+    """What an event adds to an answer that is kept event by event."""
+    match event:
+        case TextDelta(text=text, logprobs=()) | RefusalDelta(text=text) | ToolCallArguments(fragment=text):
+            return _KEPT_BYTES + _size(text)
+        case ReasoningDelta(text=str(text)) | ReasoningDelta(summary=str(text)):
+            return _KEPT_BYTES + _size(text)
+    return _KEPT_BYTES + _held_bytes(event)
+
+
+def _held_bytes(event: Event | ProviderEvent) -> int:
     match event:
         case TextDelta(text=text, logprobs=tokens):
             spelt = sum(
@@ -76,6 +90,17 @@ def too_large() -> ResourceExhausted:
     return ResourceExhausted("MESSAGE_TOO_LARGE", f"the answer is larger than {MOST_BYTES} bytes")
 
 
-def broken_off() -> ProviderFailure:
+def broken_off(error: JanusError | None = None) -> ProviderFailure:
     """The attempt that is ended for it: nothing is wrong with its provider."""
-    return ProviderFailure(too_large(), retryable=False, elsewhere=False, outcome="too_large")
+    return ProviderFailure(error or too_large(), retryable=False, elsewhere=False, outcome="too_large")
+
+
+def arguments_too_large() -> ProviderFailure:
+    """A call that could not be said again in the next prompt."""
+    text = f"the arguments of a tool call are larger than {MOST_ARGUMENTS_BYTES} bytes"
+    return broken_off(ResourceExhausted("MESSAGE_TOO_LARGE", text))
+
+
+def too_many_parts() -> ProviderFailure:
+    """A message that could not be said again either."""
+    return broken_off(ResourceExhausted("MESSAGE_TOO_LARGE", f"the answer has more than {MOST_PARTS} parts"))

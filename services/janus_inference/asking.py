@@ -121,7 +121,7 @@ class Underway:
 
 
 class Asking:
-    """One attempt. ``reserve``, ``open``, read ``batches``, and exactly one of the endings; then ``close``."""
+    """One attempt: ``reserve``, ``prepare``, ``open``, read ``batches``, exactly one of the endings, ``close``."""
 
     def __init__(self, desk: Desk, call: Call, target: Target, number: int) -> None:
         self.target, self.number = target, number
@@ -174,8 +174,22 @@ class Asking:
         estimate = Estimate(likely.input_tokens, output, cost.micro_usd if cost is not None else None)
         self._hold = await limiter.reserve(call.caller, self.target.name, estimate)
 
+    def prepare(self) -> None:
+        """Say the prompt in the provider's words; nothing is sent. Raises InvalidArgument of the dialect, or
+        ProviderFailure of a provider that cannot be asked at all."""
+        call = self._call
+        # Not kept: it refers to this object, and what refers to itself waits for the collector.
+        ask = Ask(call.prompt, self.target.model, self, call.legs.limits.connect, call.options)
+        self._dialect = self._provider.dialect(ask)
+        try:
+            self._answer = self._provider.stream(ask)
+        except BaseException:
+            # It counts as an attempt all the same.
+            self._stack.enter_context(self._meter)
+            raise
+
     async def open(self) -> None:
-        """Ask, and wait until the provider speaks. Raises ProviderFailure, or InvalidArgument of the dialect.
+        """Ask, and wait until the provider speaks. Raises ProviderFailure.
 
         Usage alone is no answer, and neither are pings: the limit of the first
         event stands until there is something to deliver.
@@ -185,10 +199,9 @@ class Asking:
         self._desk.underway.add(self)
         if self._desk.naming.record_content and self._meter.is_recorded:
             self._said = Said()
-        ask = Ask(call.prompt, self.target.model, self, call.legs.limits.connect, call.options)
         try:
             self._stack.push_async_callback(self._upstream.aclose)
-            opening = self._upstream.enter_async_context(self._provider.stream(ask))
+            opening = self._upstream.enter_async_context(self._answer)
             self._batches = await self._waits.within(limit, opening)
             while True:
                 batch = await self._waits.within(limit, anext(self._batches, None))
@@ -203,7 +216,7 @@ class Asking:
         self.spoke = True
         self._desk.breakers.spoke(self.target.name)
         first = time.perf_counter() - self._began
-        self._meter.first_event(first, call.watch.overhead(), self._provider.dialect(ask), self._heard_at)
+        self._meter.first_event(first, call.watch.overhead(), self._dialect, self._heard_at)
 
     async def batches(self) -> AsyncGenerator[Sequence[ProviderEvent], None]:
         """All that the provider says, each wait under its limit. Raises ProviderFailure.

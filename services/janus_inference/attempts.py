@@ -75,11 +75,13 @@ class Attempts:
     async def speaking(self) -> AsyncGenerator[Began | Asking, None]:
         """Every attempt that begins, and last the one whose provider speaks.
 
-        Raises ProviderFailure or JanusError when nobody does.
+        One that its dialect cannot say begins nothing, and nobody is asked
+        before its beginning was taken. Raises ProviderFailure or JanusError
+        when nobody speaks.
         """
         while (target := await self._next()) is not None:
             asking = self._asking(target)
-            if not await self._reserved(asking):
+            if not await self._reserved(asking) or not await self._prepared(asking):
                 continue
             yield self._began(asking)
             if self._route.hedge_after is None:
@@ -141,8 +143,10 @@ class Attempts:
             )
             if not done:
                 may_hedge = False
-                if (other := self._other()) is not None:
-                    self._start(self._asking(other), self._hedged)
+                while (other := self._other()) is not None:
+                    if await self._prepared(hedge := self._asking(other)):
+                        self._start(hedge, self._hedged)
+                        break
                 continue
             # Of two that spoke in the same moment the one that was asked first wins.
             winner: Asking | None = None
@@ -237,7 +241,10 @@ class Attempts:
         return min(again, key=lambda target: self._tried[target].not_before, default=None)
 
     def _may_ask(self, target: Target, *, hedges: bool = False) -> bool:
-        """Whether breaker and budget allow it; a target that they refuse is not asked in this call again."""
+        """Whether breaker and budget allow it; a target that they refuse is not asked in this call again.
+
+        But that there is no budget for a hedge says nothing of a fallback, which needs none.
+        """
         breakers = self._desk.breakers
         if not breakers.enter(target.name):
             self._tried.setdefault(target, _Tried())
@@ -249,7 +256,8 @@ class Attempts:
             budget.first(provider)
         elif not budget.take(provider):
             breakers.left(target.name)
-            self._tried.setdefault(target, _Tried())
+            if not hedges:
+                self._tried.setdefault(target, _Tried())
             return False
         self._asked_of.add(provider)
         self._counted[self._made + 1] = provider, is_first
@@ -280,6 +288,15 @@ class Attempts:
             # Another model may be under another limit, or have a price.
             await self._not_made(asking)
             self._verdict = self._verdict or error
+            return False
+        return True
+
+    async def _prepared(self, asking: Asking) -> bool:
+        """Whether this target's dialect and model can say the prompt."""
+        try:
+            asking.prepare()
+        except (ProviderFailure, JanusError) as error:
+            await self._note(asking, error)
             return False
         return True
 

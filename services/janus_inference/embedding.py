@@ -20,7 +20,7 @@ from janus_inference.joining import MOST_JOINED_INPUTS, Lanes
 from janus_inference.limits import Estimate, Hold
 from janus_inference.model import Caller, EmbedPurpose
 from janus_inference.ports import Embedder, UsageRecord, Vectors
-from janus_inference.provider_errors import ProviderFailure, broken, timed_out
+from janus_inference.provider_errors import ProviderFailure, of_embedding, timed_out, unusable
 from janus_inference.routing import Routes, Target
 from janus_inference.telemetry import Attempt, Served, retries_total
 from janus_inference.validation import validate_embedding
@@ -151,7 +151,7 @@ class Embedding:
         made = [task.result() for task in tasks]
         values = tuple(vector for each in made for vector in each.values)
         if len({len(vector) for vector in values}) != 1:
-            raise broken(lot.target.provider, "the vectors are not all of one length").error
+            raise unusable(lot.target.provider, "the vectors are not all of one length").error
         return Vectors(values, summed(each.usage for each in made))
 
     async def _asked(self, lot: Lot, inputs: Sequence[str], until: float) -> Vectors:
@@ -196,7 +196,7 @@ class Embedding:
                 left = until - asyncio.get_running_loop().time()
                 again = failure.retryable and attempt < rules.max_attempts and wait <= min(rules.backoff_most_s, left)
                 if not again or not budget.take(provider):
-                    raise failure.error from None
+                    raise of_embedding(failure.error) from None
                 retries_total.labels(provider, failure.error.reason).inc()
                 attempt += 1
                 await asyncio.sleep(wait)
@@ -303,9 +303,9 @@ def _likely(inputs: Sequence[str]) -> Usage:
 def _check(provider: str, vectors: tuple[Sequence[float], ...], wanted: int) -> None:
     """A vector that is missing or not finite would poison an index silently; so would one of another length."""
     if len(vectors) != wanted or len({len(vector) for vector in vectors}) != 1 or not vectors[0]:
-        raise broken(provider, "the vectors do not fit the inputs")
+        raise unusable(provider, "the vectors do not fit the inputs")
     if not all(math.isfinite(number) for vector in vectors for number in vector):
-        raise broken(provider, "a vector holds a number that is not finite")
+        raise unusable(provider, "a vector holds a number that is not finite")
 
 
 def _described(lot: Lot) -> Attributes:

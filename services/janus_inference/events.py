@@ -25,6 +25,11 @@ class FinishReason(Enum):
     OTHER = "other"
 
 
+def is_list_tier(tier: object) -> bool:
+    """Whether a `service_tier` is the one that list prices are for; ``auto`` is what was asked for, and not a tier."""
+    return not tier or tier in ("auto", "default", "standard", "standard_only", "on_demand")
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens of one call; input is uncached + read + written, reasoning is part of output."""
@@ -35,8 +40,8 @@ class Usage:
     output_tokens: int = 0
     reasoning_tokens: int = 0
     estimated: bool = False
-    is_mixed: bool = False
-    """Part of it was used by another model that worked within the same call."""
+    off_list: bool = False
+    """Some of it is charged at other prices than the model's own: a tier, a longer cache, another model's work."""
 
     @property
     def input_tokens(self) -> int:

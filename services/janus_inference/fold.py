@@ -81,7 +81,8 @@ class Fold:
         logprobs = [each for delta in self._deltas if isinstance(delta, TextDelta) for each in delta.logprobs]
         return Answer(
             generation_id=self._started.generation_id,
-            message=Message(Role.ASSISTANT, tuple(self._parts())),
+            # A message of no parts could not be sent back.
+            message=Message(Role.ASSISTANT, tuple(self._parts()) or (Text(""),)),
             reason=self._finished.reason,
             provider_reason=self._finished.provider_reason,
             usage=self._finished.usage,

@@ -50,7 +50,7 @@ class Generation:
         request's body where the prompt has a request_id.
         """
         fold = Fold()
-        whole = replace(prompt, resumable=False)
+        whole = replace(prompt, resumable=False) if prompt.resumable else prompt
         async with aclosing(self._events(whole, caller, remaining, "Generate", digest)) as events:
             async for numbered in events:
                 fold.add(numbered.event)

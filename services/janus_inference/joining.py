@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 from janus_inference.accounting import apportioned
 from janus_inference.embedding_batches import tokens_of
 from janus_inference.ports import Vectors
+from janus_inference.provider_errors import is_unusable
 from janus_kit.errors import JanusError
 
 MOST_JOINED_INPUTS = 64
@@ -128,7 +129,7 @@ class Lanes(Generic[_Key]):
         try:
             made = await self._ask(key, inputs, max(waiter.until for waiter in group))
         except JanusError as error:
-            if len(group) == 1 or error.reason not in _ABOUT_INPUTS:
+            if len(group) == 1 or not (error.reason in _ABOUT_INPUTS or is_unusable(error)):
                 _fail(group, error)
                 return
             for waiter in group:

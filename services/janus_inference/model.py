@@ -4,6 +4,7 @@ Values are as the contract's comments bound them once ``validation`` has seen
 them. Optional numbers are None where the caller left them to the model.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -13,6 +14,18 @@ MOST_PARTS = 1024
 """Parts of one message."""
 MOST_CITATION_BYTES = 64 * 1024
 """What an issuer may say of one source."""
+MOST_TEXT_BYTES = 1024 * 1024
+"""One text, and one proof of reasoning."""
+MOST_ANSWER_BYTES = 16 * 1024 * 1024
+"""An answer that is held until its end, and so each text that an assistant's message goes back with."""
+MOST_OPAQUE_BYTES = 3 * 1024 * 1024
+"""One block of a provider's own."""
+MOST_ARGUMENTS_BYTES = 256 * 1024
+"""Of one call of a tool."""
+MOST_CALL_ID_CHARS = 128
+MOST_TYPE_CHARS = 128
+"""The provider's name for a kind of block."""
+TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 
 
 class Role(Enum):

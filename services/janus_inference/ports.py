@@ -48,14 +48,16 @@ class Ask:
 class Provider(Protocol):
     """One upstream model API.
 
-    ``stream`` is a context manager: leaving the block, for any reason, closes
+    ``stream`` says the prompt in the provider's words and raises
+    InvalidArgument for one that the provider or the model cannot serve, or
+    ProviderFailure where there is nobody to ask; nothing is sent before the
+    context manager that it answers is entered. Leaving the block, for any reason, closes
     the upstream connection, because a cancelled call must not keep spending
     tokens. Inside, each item is a batch: all that the provider had said and
     nobody had read, at least one event. Nothing is read ahead of the consumer
     but what the transport's bounded buffer holds, so a slow consumer slows the
     provider down. The last batch ends with Stopped; a stream that breaks or
-    ends without it raises ProviderFailure. A prompt that the provider or the
-    model cannot serve raises InvalidArgument on entering the block.
+    ends without it raises ProviderFailure.
     """
 
     def dialect(self, ask: Ask) -> str:

@@ -18,7 +18,7 @@ from importlib import resources
 from typing import Any
 from urllib.parse import urlsplit
 
-from janus_inference.events import Cost, Usage
+from janus_inference.events import Cost, Usage, is_list_tier
 from janus_inference.settings import InferenceSettings, PriceSettings
 
 # `gpt-4o-2024-08-06`, `claude-sonnet-4-5-20250929`, `claude-sonnet-4-5@20250929`: a dated variant of a family.
@@ -101,8 +101,7 @@ class PriceTable:
     def cost(self, provider: str, model: str, usage: Usage) -> Cost | None:
         """What a call cost; None when the price is unknown."""
         price = self.of(provider, model)
-        # Of what another model did within the call the price is not this one.
-        micro_usd = price.cost(usage) if price is not None and not usage.is_mixed else None
+        micro_usd = price.cost(usage) if price is not None and not usage.off_list else None
         return Cost(micro_usd, self.version) if micro_usd is not None else None
 
 
@@ -111,11 +110,11 @@ def is_at_list_price(options: Mapping[str, object]) -> bool:
 
     A tier, a speed, a place or a longer cache are charged at other prices,
     which no answer states in full: such a cost is unknown, not approximate.
+    What the answer says of them is in its usage, see ``accounting``.
     """
     if not options:
         return True
-    tier, speed = options.get("service_tier"), options.get("speed")
-    if tier not in (None, "auto", "default", "standard", "standard_only") or speed not in (None, "standard"):
+    if not is_list_tier(options.get("service_tier")) or options.get("speed") not in (None, "standard"):
         return False
     return "inference_geo" not in options and '"ttl"' not in json.dumps(dict(options))
 

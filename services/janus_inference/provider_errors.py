@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from itertools import starmap
 from typing import Any
 
 from janus_inference import too_long
@@ -18,6 +19,7 @@ from janus_inference.families import family
 from janus_kit.errors import (
     DeadlineExceeded,
     FailedPrecondition,
+    FieldViolation,
     InvalidArgument,
     JanusError,
     ResourceExhausted,
@@ -66,6 +68,15 @@ _NO_MODEL_TEXT = re.compile(r"\bmodel\b.{0,200}\b(?:not found|does not exist)", 
 # Encrypted reasoning or its proof that this account, or this server, did not issue: no other target is shown it.
 _FOREIGN = {"invalid_encrypted_content"}
 _FOREIGN_TEXT = re.compile(r"invalid [`'\"]?signature[`'\"]? in [`'\"]?(?:redacted_)?thinking", re.IGNORECASE)
+# A kind of input that the model does not take, said with a status that means something else: 404 by OpenRouter, 500 by
+# llama.cpp and Ollama.
+_NOT_TAKEN_TEXT = re.compile(
+    r"no endpoints found that support|\b(?:image|audio|video|file|document)s?(?: inputs?)? (?:is|are) not supported"
+    r"|missing data required for (?:image|audio) input",
+    re.IGNORECASE,
+)
+# A vector that cannot be said in JSON, by Ollama and by servers in Python.
+_NO_NUMBER_TEXT = re.compile(r"unsupported value: [+-]?(?:NaN|Inf)|float values are not JSON compliant", re.IGNORECASE)
 # The model wrote what its server cannot read; nothing is wrong with the request.
 _MODEL_FAILED = {"tool_use_failed"}
 
@@ -100,9 +111,13 @@ STATUS_OF_TYPE = {
 }
 
 
+# Where an EmbedRequest has what a prompt has elsewhere.
+_EMBED_FIELDS = {"prompt.model": "model", "prompt.messages": "inputs", "prompt": "inputs"}
+
 # What says that a target is in trouble whoever asks it.
 _TROUBLE = {"unavailable", "unreachable", "broken", "timeout", "rate_limited", "auth", "billing"}
-_AFTER_WORK = {"broken", "timeout", "content_filter", "cancelled"}
+_UNUSABLE = "unusable"
+_AFTER_WORK = {"broken", _UNUSABLE, "timeout", "content_filter", "cancelled", "too_large"}
 
 
 class ProviderFailure(Exception):
@@ -214,6 +229,10 @@ def classify(provider: str, model: str, said: Refused) -> ProviderFailure:
         text = f"provider '{provider}' did not answer in its own time"
         late = DeadlineExceeded("first_event", text, who, retry_after)
         return failure(late, "timeout", retryable=True)
+    if (status == 404 or status >= 500) and _NOT_TAKEN_TEXT.search(said.message):
+        return failure(_rejected(provider, model, who), "rejected")
+    if status == 500 and _NO_NUMBER_TEXT.search(said.message):
+        return unusable(provider, "it holds a number that is not finite")
     if _is_no_model(said):
         rule = f"provider '{provider}' does not know this model"
         gone = InvalidArgument(
@@ -223,7 +242,7 @@ def classify(provider: str, model: str, said: Refused) -> ProviderFailure:
             metadata={**who, "model": f"{provider}/{model}"},
         )
         return failure(gone, "rejected")
-    if status in (400, 413, 422) and (codes & _TOO_LONG or too_long.is_said(said.message)):
+    if status in (400, 413, 422, 500) and (codes & _TOO_LONG or too_long.is_said(said.message)):
         return failure(_too_long(provider, model, said, who), "rejected")
     if 400 <= status < 500 and status not in _PASSING:
         is_foreign = bool(codes & _FOREIGN or _FOREIGN_TEXT.search(said.message))
@@ -257,6 +276,23 @@ def broken(provider: str, what: str) -> ProviderFailure:
     return ProviderFailure(error, retryable=True, outcome="broken", detail=what)
 
 
+def unusable(provider: str, what: str) -> ProviderFailure:
+    """The answer is whole and no good: it says something about what was asked, not about the provider's health."""
+    error = Unavailable(
+        "",
+        f"the answer of provider '{provider}' cannot be used: {what}",
+        retry_after=DEFAULT_RETRY_AFTER_S,
+        reason="PROVIDER_STREAM_BROKEN",
+        metadata={"provider": provider, "answer": _UNUSABLE},
+    )
+    return ProviderFailure(error, retryable=False, outcome=_UNUSABLE, detail=what)
+
+
+def is_unusable(error: JanusError) -> bool:
+    """Whether it is the error of ``unusable``."""
+    return error.metadata.get("answer") == _UNUSABLE
+
+
 def timed_out(provider: str, leg: str, seconds: float) -> ProviderFailure:
     """One of the time limits passed; ``leg`` names it. Those of the whole call pass for every target."""
     text = f"provider '{provider}' kept '{leg}' waiting for more than {seconds:g} s"
@@ -283,6 +319,14 @@ def not_configured(provider: str) -> ProviderFailure:
     text = f"no credential is configured for provider '{provider}'"
     error = FailedPrecondition("PROVIDER_AUTH", text, {"provider": provider}, subject=provider)
     return ProviderFailure(error, retryable=False, outcome="auth", reached=False)
+
+
+def of_embedding(error: JanusError) -> JanusError:
+    """The same in the terms of who has no prompt but texts to embed."""
+    if not isinstance(error, InvalidArgument):
+        return error
+    named = [(_EMBED_FIELDS.get(field, field), rule) for field, rule in error.violations]
+    return InvalidArgument.of(starmap(FieldViolation, named), reason=error.reason, metadata=error.metadata)
 
 
 def retry_after_of(headers: Mapping[str, str], now: float | None = None) -> float | None:

@@ -1,5 +1,6 @@
 """One generation as it goes on: from its first attempt to the one terminal event, with everything on record."""
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -117,8 +118,9 @@ class Run:
         self._copy: Joined | None = Joined() if is_copied else None
         self._is_held = self._must_hold or is_copied
         self._attempts: Attempts | None = None
+        self._record: UsageRecord | None = None
         self._sequence = 0
-        self._timings = Timings(0.0, 0.0, 0.0)
+        self._first_s = self._overhead_s = 0.0
 
     async def events(self) -> AsyncGenerator[Numbered, None]:
         """Ask, relay, and end in exactly one terminal event. Raises JanusError before the first event."""
@@ -178,8 +180,10 @@ class Run:
         )
 
     def spent(self) -> tuple[Usage, Cost | None] | None:
-        """What the last attempt without an answer used, once it is over; None when nothing was used."""
-        record = self._attempts.recorded if self._attempts is not None else None
+        """What was used, once it is over: by the answer, else by the last attempt without one; None for nothing."""
+        record = self._record
+        if record is None and self._attempts is not None:
+            record = self._attempts.recorded
         return (record.usage, record.cost) if record is not None else None
 
     async def from_cache(self, events: Sequence[Event]) -> AsyncGenerator[Numbered, None]:
@@ -192,7 +196,7 @@ class Run:
                 event = replace(event, generation_id=self._call.generation_id)
             elif isinstance(event, Finished):
                 self._speaks()
-                event = self._timed(replace(event, usage=Usage(), cost=None, from_cache=True))
+                event = replace(event, usage=Usage(), cost=None, timings=self._times(), from_cache=True)
             told.append(self._number(event))
         answered = self._claim.answered(self._around.codec.dump(told)) if self._claim.request else None
         if answered is not None:
@@ -230,7 +234,7 @@ class Run:
                             self._keep(self._as_numbered, numbered)
                         yield numbered
         except ProviderFailure as failure:
-            record = asking.failed(failure)
+            record = self._record = asking.failed(failure)
             # First what costs tokens.
             await asking.close()
             if record is not None:
@@ -240,12 +244,12 @@ class Run:
 
     async def _finished(self, attempts: Attempts, asking: Asking, stopped: Stopped) -> Numbered:
         """The end of a whole answer, once its usage is on record; meanwhile the connection is let go."""
-        record = asking.succeeded(stopped)
-        attempts.closing()
+        record = self._record = asking.succeeded(stopped)
+        # Begun a turn later, and so after the record is on its way, which is what the caller waits for.
+        asyncio.get_running_loop().call_soon(attempts.closing)
         usage = record.usage if record is not None else Usage()
         cost = record.cost if record is not None else None
-        finished = Finished(stopped.reason, stopped.provider_reason, usage, self._timings, stopped.response_id, cost)
-        event = self._timed(finished)
+        event = Finished(stopped.reason, stopped.provider_reason, usage, self._times(), stopped.response_id, cost)
         answered = self._claim.answered(self._stored(event)) if self._claim.request is not None else None
         try:
             if record is not None and await self._desk.ledger.record(record, answered):
@@ -279,12 +283,12 @@ class Run:
 
     def _speaks(self) -> None:
         self._served.spoke()
-        first = time.perf_counter() - self._call.watch.began
-        self._timings = Timings(first, first, self._call.watch.overhead())
+        self._first_s = time.perf_counter() - self._call.watch.began
+        self._overhead_s = self._call.watch.overhead()
 
-    def _timed(self, finished: Finished) -> Finished:
-        total = time.perf_counter() - self._call.watch.began
-        return replace(finished, timings=replace(self._timings, total=total))
+    def _times(self) -> Timings:
+        """Up to now."""
+        return Timings(self._first_s, time.perf_counter() - self._call.watch.began, self._overhead_s)
 
     def _usage(self, asking: Asking, usage: Usage) -> UsageUpdated:
         return UsageUpdated(usage, asking.cost(usage))
@@ -295,8 +299,7 @@ class Run:
         cost = record.cost if record is not None else None
         if not failure.filtered:
             return self._number(Failed(failure.error, failure.retryable, partial=partial, usage=usage, cost=cost))
-        finished = Finished(FinishReason.CONTENT_FILTER, "content_filter", usage, self._timings, cost=cost)
-        event = self._timed(finished)
+        event = Finished(FinishReason.CONTENT_FILTER, "content_filter", usage, self._times(), cost=cost)
         if self._claim.request is not None and (answered := self._claim.answered(self._stored(event))) is not None:
             with suppress(JanusError):
                 await self._around.requests.answer(answered)

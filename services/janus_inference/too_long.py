@@ -10,6 +10,8 @@ _SAID = re.compile(
     r"context length|context window|context_length_exceeded|prompt is too long|input is too long"
     r"|too many input tokens|too many tokens: size limit exceeded|exceeds? (?:the )?(?:available )?context"
     r"|input tokens exceed the configured limit"
+    # llama.cpp, of a text to embed
+    r"|input (?:\(\d+ tokens\) )?is too large to process"
     # vLLM; xAI; OpenRouter; Google
     r"|maximum model length|maximum prompt length|maximum allowed input length|maximum number of tokens allowed"
     # Copilot; Moonshot; Alibaba; Z.ai
@@ -18,7 +20,8 @@ _SAID = re.compile(
 )
 _LIMIT = re.compile(
     r"(?:maximum(?: (?:context|model|prompt|allowed input) length| number of tokens allowed)?(?: is| of)?"
-    r"|limit of|token limit:|up to|max of|context (?:size|length)(?: of only)?|length should be \[\d+,|>)"
+    r"|limit of|current batch size:|token limit:|up to|max of|context (?:size|length)(?: of only)?"
+    r"|length should be \[\d+,|>)"
     rf"\s*\(?{_N}|{_N} maximum context length",
     re.IGNORECASE,
 )

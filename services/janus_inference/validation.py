@@ -6,8 +6,15 @@ import re
 from collections.abc import Mapping
 
 from janus_inference.model import (
+    MOST_ANSWER_BYTES,
+    MOST_ARGUMENTS_BYTES,
+    MOST_CALL_ID_CHARS,
     MOST_CITATION_BYTES,
+    MOST_OPAQUE_BYTES,
     MOST_PARTS,
+    MOST_TEXT_BYTES,
+    MOST_TYPE_CHARS,
+    TOOL_NAME,
     Audio,
     Citation,
     Document,
@@ -35,9 +42,7 @@ KiB = 1024
 MiB = 1024 * KiB
 MAX_MESSAGES = 10_000
 MAX_ALL_PARTS = 20_000
-MAX_TEXT_BYTES = MiB
 MAX_MEDIA_BYTES = 3 * MiB
-MAX_OPAQUE_BYTES = 3 * MiB
 MAX_ISSUER_CHARS = 64
 MAX_RESULT_PARTS = 64
 MAX_TOOLS = 128
@@ -50,9 +55,7 @@ MAX_SCHEMA_BYTES = 64 * KiB
 MAX_SCHEMA_DEPTH = 32
 MAX_SCHEMA_NODES = 1000
 MAX_DESCRIPTION_BYTES = 16 * KiB
-MAX_ARGUMENTS_BYTES = 256 * KiB
 
-_TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 _SCHEMA_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _LABEL_KEY = re.compile(r"[a-z0-9_.-]{1,64}", re.ASCII)
 _WORD = r"[A-Za-z0-9!#$&^_.+-]+"
@@ -64,7 +67,7 @@ def validate(prompt: Prompt) -> None:
     """Raises InvalidArgument with every broken rule, as paths from `prompt`."""
     check = Violations()
     check.length("prompt.model", prompt.model, at_most=256)
-    _text(check, "prompt.system", prompt.system, MAX_TEXT_BYTES)
+    _text(check, "prompt.system", prompt.system, MOST_TEXT_BYTES)
     if check.count("prompt.messages", prompt.messages, at_least=1, at_most=MAX_MESSAGES):
         _messages(check, prompt.messages)
     _tools(check, prompt)
@@ -142,7 +145,9 @@ def _part(check: Violations, path: str, part: Part, role: Role) -> None:
         check.add(path, "parts of this kind belong in a ROLE_ASSISTANT message")
     match part:
         case Text(text=text):
-            _text(check, f"{path}.text", text, MAX_TEXT_BYTES)
+            # What Janus answered is taken back as it was.
+            most = MOST_ANSWER_BYTES if role is Role.ASSISTANT else MOST_TEXT_BYTES
+            _text(check, f"{path}.text", text, most)
         case Image(media=media):
             _media(check, f"{path}.image", media)
         case Audio(media=media):
@@ -151,32 +156,32 @@ def _part(check: Violations, path: str, part: Part, role: Role) -> None:
             _media(check, f"{path}.document.media", media)
             check.length(f"{path}.document.title", title, at_most=256)
         case ToolCall():
-            check.length(f"{path}.tool_call.call_id", part.call_id, at_least=1, at_most=128)
-            named = _TOOL_NAME.fullmatch(part.name) is not None
+            check.length(f"{path}.tool_call.call_id", part.call_id, at_least=1, at_most=MOST_CALL_ID_CHARS)
+            named = TOOL_NAME.fullmatch(part.name) is not None
             check.require(named, f"{path}.tool_call.name", _TOOL_NAME_RULE)
-            _text(check, f"{path}.tool_call.arguments_json", part.arguments_json, MAX_ARGUMENTS_BYTES)
+            _text(check, f"{path}.tool_call.arguments_json", part.arguments_json, MOST_ARGUMENTS_BYTES)
         case ToolResult():
-            check.length(f"{path}.tool_result.call_id", part.call_id, at_least=1, at_most=128)
+            check.length(f"{path}.tool_result.call_id", part.call_id, at_least=1, at_most=MOST_CALL_ID_CHARS)
             check.count(f"{path}.tool_result.parts", part.parts, at_most=MAX_RESULT_PARTS)
             for at, inner in enumerate(part.parts):
                 _result_part(check, f"{path}.tool_result.parts[{at}]", inner)
         case Refusal(text=text):
-            _text(check, f"{path}.refusal", text, 64 * KiB)
+            _text(check, f"{path}.refusal", text, MOST_ANSWER_BYTES)
         case Reasoning():
             _reasoning(check, f"{path}.reasoning", part)
         case Citation():
             _citation(check, f"{path}.citation", part)
         case Opaque():
             check.length(f"{path}.opaque.issuer", part.issuer, at_least=1, at_most=MAX_ISSUER_CHARS)
-            check.length(f"{path}.opaque.type", part.type, at_least=1, at_most=128)
-            check.size(f"{path}.opaque.data", part.data, at_most=MAX_OPAQUE_BYTES)
+            check.length(f"{path}.opaque.type", part.type, at_least=1, at_most=MOST_TYPE_CHARS)
+            check.size(f"{path}.opaque.data", part.data, at_most=MOST_OPAQUE_BYTES)
 
 
 def _reasoning(check: Violations, path: str, part: Reasoning) -> None:
-    _text(check, f"{path}.text", part.text or "", MAX_TEXT_BYTES)
-    _text(check, f"{path}.summary", part.summary or "", MAX_TEXT_BYTES)
-    check.size(f"{path}.redacted", part.redacted or b"", at_most=MAX_TEXT_BYTES)
-    check.size(f"{path}.signature", part.signature, at_most=MAX_TEXT_BYTES)
+    _text(check, f"{path}.text", part.text or "", MOST_ANSWER_BYTES)
+    _text(check, f"{path}.summary", part.summary or "", MOST_ANSWER_BYTES)
+    check.size(f"{path}.redacted", part.redacted or b"", at_most=MOST_TEXT_BYTES)
+    check.size(f"{path}.signature", part.signature, at_most=MOST_TEXT_BYTES)
     check.length(f"{path}.issuer", part.issuer, at_most=MAX_ISSUER_CHARS)
     proven = bool(part.signature) or part.redacted is not None
     check.require(bool(part.issuer) or not proven, f"{path}.issuer", "must be set with `signature` or `redacted`")
@@ -234,7 +239,7 @@ def _tools(check: Violations, prompt: Prompt) -> None:
 
 
 def _tool(check: Violations, path: str, tool: ToolDefinition) -> None:
-    check.require(_TOOL_NAME.fullmatch(tool.name) is not None, f"{path}.name", _TOOL_NAME_RULE)
+    check.require(TOOL_NAME.fullmatch(tool.name) is not None, f"{path}.name", _TOOL_NAME_RULE)
     _text(check, f"{path}.description", tool.description, MAX_DESCRIPTION_BYTES)
     if tool.parameters_schema_json:
         broken = schema_problem(tool.parameters_schema_json, MAX_SCHEMA_BYTES, MAX_SCHEMA_DEPTH, MAX_SCHEMA_NODES)

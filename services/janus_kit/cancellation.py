@@ -1,8 +1,9 @@
 """Cancels that arrive: what a caller sees when work was cut short."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
@@ -18,4 +19,14 @@ def cancel_wins() -> Iterator[None]:
     except Exception as error:
         if task is not None and task.cancelling() > before:
             raise asyncio.CancelledError from error
+        raise
+
+
+async def finished(work: Coroutine[Any, Any, None]) -> None:
+    """Cleaning up that is done to its end, which must be near; a cancel that comes meanwhile is raised after it."""
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
         raise

@@ -31,7 +31,8 @@ _DEFAULT_OPTIONS: Mapping[str, int | str] = {
     "grpc.http2.max_pings_without_data": 0,
     # A service that is back should be found at once, not after gRPC's two minutes.
     "grpc.initial_reconnect_backoff_ms": 100,
-    "grpc.min_reconnect_backoff_ms": 100,
+    # How long one attempt may take: a busy machine, or TLS to another continent, needs its time.
+    "grpc.min_reconnect_backoff_ms": 2_000,
     "grpc.max_reconnect_backoff_ms": 1_000,
     # Calls inside the mesh never go through a proxy that the environment names.
     "grpc.enable_http_proxy": 0,

@@ -69,29 +69,30 @@ class Database:
         self._line_is_free = asyncio.Lock()
 
     @asynccontextmanager
-    async def tenant(self, tenant: str, *, snapshot: bool = False) -> AsyncIterator[Connection]:
+    async def tenant(self, tenant: str, *, snapshot: bool = False, by_index: bool = False) -> AsyncIterator[Connection]:
         """A transaction that sees and writes one tenant's rows; commits at the end.
 
         With ``snapshot`` it writes nothing, and sees what its first statement saw.
+        With ``by_index`` it reads tables in the order of an index where there is one to use.
         Raises Unavailable, or ResourceExhausted when no connection is free.
         """
-        options = {"isolation": "repeatable_read", "readonly": True} if snapshot else {}
-        async with self._transaction(**options) as connection:
-            await connection.execute("SELECT set_config('janus.tenant', $1, true)", tenant)
+        mode = " ISOLATION LEVEL REPEATABLE READ READ ONLY" if snapshot else ""
+        plans = "; SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off" if by_index else ""
+        begin = f"BEGIN{mode}; SET LOCAL janus.tenant = {_literal(tenant)}{plans}"
+        async with self._transaction(begin) as connection:
             yield connection
 
     @asynccontextmanager
     async def worker(self) -> AsyncIterator[Connection]:
         """A transaction as ``janus_worker``, across tenants where policies let it."""
-        async with self._transaction() as connection:
-            await connection.execute(f"SET LOCAL ROLE {WORKER_ROLE}")
+        async with self._transaction(f"BEGIN; SET LOCAL ROLE {WORKER_ROLE}") as connection:
             yield connection
 
     async def worker_statement(self, sql: str, *arguments: object) -> list[Any]:
         """The rows of one statement as ``janus_worker``, committed by itself; one at a time.
 
         On a connection that has the role already: a round trip where ``worker``
-        takes four, and a process that is stopped meanwhile keeps no row locked.
+        takes three, and a process that is stopped meanwhile keeps no row locked.
         Raises Unavailable.
         """
         async with self._line_is_free:
@@ -145,9 +146,17 @@ class Database:
             await asyncio.sleep(_LISTEN_BACKOFF_S)
 
     @asynccontextmanager
-    async def _transaction(self, **options: Any) -> AsyncIterator[Connection]:
-        async with self._connection() as connection, connection.transaction(**options):
-            yield connection
+    async def _transaction(self, begin: str) -> AsyncIterator[Connection]:
+        # Not the driver's own: that would take a round trip more to say whose the transaction is.
+        async with self._connection() as connection:
+            try:
+                await connection.execute(begin)
+                yield connection
+            except BaseException:
+                await connection.execute("ROLLBACK")
+                raise
+            if await connection.execute("COMMIT") != "COMMIT":
+                raise RuntimeError("a statement of the transaction failed, and nothing was committed")
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
@@ -183,6 +192,10 @@ class Database:
             raise unreachable(error) from error
 
     async def _wait_for_slot(self) -> None:
+        if not self._free.locked():
+            await self._free.acquire()
+            metrics.db_pool_wait.labels(self._application).observe(0.0)
+            return
         began = time.monotonic()
         try:
             async with asyncio.timeout(self._settings.pool_wait_s):
@@ -225,6 +238,8 @@ class Database:
             "server_settings": {
                 "role": role,
                 "application_name": self._application,
+                # What ``_literal`` counts on; it is the default.
+                "standard_conforming_strings": "on",
                 "statement_timeout": str(round(settings.statement_timeout_s * 1000)),
                 "idle_in_transaction_session_timeout": "60000",
                 "timezone": "UTC",
@@ -266,6 +281,13 @@ class Database:
                 await pool.close()
         except (TimeoutError, asyncpg.PostgresError, *AWAY):
             pool.terminate()
+
+
+def _literal(text: str) -> str:
+    """A string constant of SQL, for statements that take no parameters."""
+    if "\x00" in text:
+        raise ValueError("Postgres has no strings with NUL")
+    return "'" + text.replace("'", "''") + "'"
 
 
 @asynccontextmanager

@@ -1,7 +1,7 @@
 """How a host ends.
 
 In this order: health says NOT_SERVING; new calls from outside are refused, then
-its connections are told to go; calls and ``Mount.drain`` get ``drain_s``, at
+its connections are told to go, while whoever calls waits for its refusal; calls and ``Mount.drain`` get ``drain_s``, at
 the end of which ``Mount.conclude`` lets streams say that they end; background
 tasks are cancelled; the inside stops; and then whoever made the mounts closes
 their pools.
@@ -25,6 +25,8 @@ _log = get_logger(__name__)
 
 # Time for statuses that are already written to reach their callers.
 _FLUSH_S = 0.25
+# Time for all who call in a loop to be waiting for an answer, and for connections to be told to go.
+_HELD_S = 0.1
 # Time for streams to end by themselves before calls are cancelled, where ``drain_s`` is at least twice as long.
 _CONCLUDE_S = 1.0
 
@@ -101,9 +103,17 @@ async def stop(listeners: Sequence[Listener], background: Background) -> None:
 async def _finish(outside: Listener, mounts: Sequence[Mount], settings: ServerSettings) -> None:
     async def calls() -> None:
         # Callers are told to come back later before connections close: a call that
-        # arrives while they do is answered by gRPC itself, with CANCELLED.
-        await asyncio.sleep(min(settings.lame_duck_s, settings.drain_s))
-        await outside.server.stop(max(0.0, settings.drain_s - settings.lame_duck_s))
+        # arrives in the instant in which they do is answered by gRPC itself, with
+        # CANCELLED. So whoever calls again at once is refused only after that.
+        lame_duck = min(settings.lame_duck_s, settings.drain_s)
+        grace = settings.drain_s - lame_duck
+        held = min(_HELD_S, lame_duck / 2, grace / 2)
+        await asyncio.sleep(lame_duck - held)
+        async with asyncio.TaskGroup() as stopping:
+            with outside.pipeline.refusing_later():
+                await asyncio.sleep(held)
+                stopping.create_task(outside.server.stop(grace), name="stop")
+                await asyncio.sleep(held)
 
     async def concluded() -> None:
         await asyncio.sleep(max(settings.drain_s - _CONCLUDE_S, settings.drain_s / 2))

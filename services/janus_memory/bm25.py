@@ -5,9 +5,9 @@ the session's date. Windows are never stored: term counts and lengths of a
 window are sums over its lines, so the numbers are exact at any moment.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from janus_memory.columns import Columns
 from janus_memory.model import Lexicon
@@ -26,7 +26,7 @@ WINDOWS: Mapping[str, tuple[int, int]] = {
     "lexical_around": (2, 1),
     "lexical_wide": (3, 3),
 }
-"""Windows by name: turns before and after."""
+"""Windows by name: turns before and after. None is narrower than the one before it."""
 
 REACH = max(max(window) for window in WINDOWS.values())
 """How far away a turn can be and still be in a window, in positions."""
@@ -43,7 +43,7 @@ class Pool:
     lengths: "NDArray[np.float64]"
     dated: "NDArray[np.float64]"
     date_lengths: "NDArray[np.float64]"
-    neighbours: "dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]"
+    neighbours: "Mapping[int, tuple[NDArray[np.int64], NDArray[np.int64]]]"
 
 
 def scores(candidates: Columns, query: Sequence[str], lexicon: Lexicon) -> "dict[str, NDArray[np.float64]]":
@@ -64,9 +64,8 @@ def scores(candidates: Columns, query: Sequence[str], lexicon: Lexicon) -> "dict
     frequencies = np.maximum([lexicon.frequencies.get(term, 0) for term in query], alone.sum(axis=0))
     own_lengths = pool.lengths + pool.date_lengths
     mean_length = lexicon.tokens / lexicon.units if lexicon.units else float(own_lengths.mean())
-    found: dict[str, Any] = {}
-    for name, (before, after) in WINDOWS.items():
-        counts, lengths = _window(pool, before, after)
+    found: dict[str, NDArray[np.float64]] = {}
+    for name, (counts, lengths) in _windows(pool):
         # How much more often a term is in a window than in a line is measured on
         # the candidates; the frequency in lines is the whole space's.
         spread = (counts > 0).sum(axis=0) / own_found
@@ -75,6 +74,9 @@ def scores(candidates: Columns, query: Sequence[str], lexicon: Lexicon) -> "dict
         expected = max(mean_length * float(lengths.mean()) / max(float(own_lengths.mean()), 1e-9), 1e-9)
         norm = K1 * (1 - B + B * lengths / expected)
         found[name] = (idf * counts * (K1 + 1) / (counts + norm[:, None])).sum(axis=1)
+        if not pool.neighbours:
+            # Where nobody has a neighbour, a window is the line alone, whatever its reach.
+            return dict.fromkeys(WINDOWS, found[name])
     return found
 
 
@@ -83,14 +85,12 @@ def _pool(candidates: Columns, query: Sequence[str]) -> Pool:
 
     size = len(candidates)
     lengths = np.fromiter(map(len, candidates.bags), np.int64, size) // 4
+    ends = np.cumsum(lengths)
     hashes = np.frombuffer(b"".join(candidates.bags), np.uint32)
-    wanted = np.frombuffer(b"".join(map(term_hash, query)), np.uint32)
-    owner = np.repeat(np.arange(size), lengths)
-    asked = np.isin(hashes, wanted)
-    hashes, owner = hashes[asked], owner[asked]
     counts = np.zeros((size, len(query)))
-    for column, hashed in enumerate(wanted):
-        counts[:, column] = np.bincount(owner[hashes == hashed], minlength=size)
+    for column, hashed in enumerate(np.frombuffer(b"".join(map(term_hash, query)), np.uint32)):
+        owners = np.searchsorted(ends, np.flatnonzero(hashes == hashed), side="right")
+        counts[:, column] = np.bincount(owners, minlength=size)
     dated = np.zeros((size, len(query)))
     columns = {term: column for column, term in enumerate(query) if may_be_date(term)}
     if columns:
@@ -98,33 +98,43 @@ def _pool(candidates: Columns, query: Sequence[str]) -> Pool:
             for term in date_terms(candidates.occurred_at[row]):
                 if term in columns:
                     dated[row, columns[term]] += 1
-    # Sorting keys put a session's turns in a row, far from those of any other.
-    keys = (candidates.sessions << 40) + np.where(candidates.turns, candidates.positions, 0)
-    return Pool(
-        counts, lengths.astype(float), dated, np.where(candidates.turns, float(DATE_TERMS), 0.0), _neighbours(keys)
-    )
+    date_lengths = np.where(candidates.turns, float(DATE_TERMS), 0.0)
+    return Pool(counts, lengths.astype(float), dated, date_lengths, _neighbours(candidates))
 
 
-def _neighbours(keys: "NDArray[np.int64]") -> "dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]":
+def _neighbours(candidates: Columns) -> "dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]":
     """By distance in positions: the lines that have a line there, and which it is."""
     import numpy as np
 
+    turns = np.flatnonzero(candidates.turns)
+    if not len(turns):
+        return {}
+    # Keys that put a session's turns in a row, far from those of any other.
+    keys = (candidates.sessions[turns] << 40) + candidates.positions[turns]
     order = np.argsort(keys)
-    ordered = keys[order]
+    keys, lines = keys[order], turns[order]
     found = {}
-    for offset in range(-REACH, REACH + 1):
-        place = np.minimum(np.searchsorted(ordered, keys + offset), len(ordered) - 1)
-        here = np.flatnonzero(ordered[place] == keys + offset)
-        found[offset] = (here, order[place[here]])
+    for distance in range(1, REACH + 1):
+        # Whoever is that far apart has at most so many turns less one between them.
+        pairs = [(np.flatnonzero(keys[step:] - keys[:-step] == distance), step) for step in range(1, distance + 1)]
+        earlier = np.concatenate([lines[place] for place, _ in pairs])
+        later = np.concatenate([lines[place + step] for place, step in pairs])
+        found[distance], found[-distance] = (earlier, later), (later, earlier)
     return found
 
 
-def _window(pool: Pool, before: int, after: int) -> "tuple[NDArray[np.float64], NDArray[np.float64]]":
-    """Term counts and lengths of the window around every line; its date counts once."""
+def _windows(pool: Pool) -> "Iterator[tuple[str, tuple[NDArray[np.float64], NDArray[np.float64]]]]":
+    """By name, term counts and lengths of the window around every line; its date counts once.
+
+    Each window is the one before it and some more: what is given changes with the next.
+    """
     counts = pool.counts + pool.dated
     lengths = pool.lengths + pool.date_lengths
-    for offset in (*range(-before, 0), *range(1, after + 1)):
-        here, neighbour = pool.neighbours[offset]
-        counts[here] += pool.counts[neighbour]
-        lengths[here] += pool.lengths[neighbour]
-    return counts, lengths
+    before, after = 0, 0
+    for name, (first, last) in WINDOWS.items():
+        for offset in (*range(-first, -before), *range(after + 1, last + 1)):
+            here, neighbour = pool.neighbours[offset]
+            counts[here] += pool.counts[neighbour]
+            lengths[here] += pool.lengths[neighbour]
+        before, after = first, last
+        yield name, (counts, lengths)

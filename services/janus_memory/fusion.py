@@ -8,6 +8,7 @@ public benchmark of long conversations; a space or a request may override each.
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from datetime import datetime
+from math import sqrt
 from typing import TYPE_CHECKING
 
 from janus_memory.columns import Columns
@@ -86,8 +87,9 @@ class Ranking:
             total = total + self._bonus("recency", recency(candidates, now))
         if self._weight("importance"):
             total = total + self._bonus("importance", candidates.importance)
-        self.total = total
-        self.order: list[int] = np.lexsort((-candidates.units, -np.round(total, 9))).tolist()
+        # What is equal but for rounding is shown as equal, so that the order is that of the scores.
+        self.total = np.round(total, 9)
+        self.order: list[int] = np.lexsort((-candidates.units, -self.total)).tolist()
 
     def details(self, row: int) -> tuple[Detail, ...]:
         """How a candidate's score came about; the contributions add up to it."""
@@ -125,10 +127,13 @@ def standardised(raw: "NDArray[np.float64]") -> "NDArray[np.float64]":
     """(x - mean) / deviation; all zero where the leg says the same of everybody."""
     import numpy as np
 
-    deviation = float(raw.std()) if len(raw) else 0.0
+    if not len(raw):
+        return np.zeros(0)
+    centred = raw - raw.mean()
+    deviation = sqrt((centred * centred).mean())
     if deviation < 1e-9:
         return np.zeros(len(raw))
-    result: NDArray[np.float64] = (raw - raw.mean()) / deviation
+    result: NDArray[np.float64] = centred / deviation
     return result
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, TypeAlias
 from uuid import uuid4
 
+from janus_kit.cancellation import finished
 from janus_kit.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument, JanusError
 from janus_memory.append import advanced, turn_document
 from janus_memory.export import Record
@@ -118,7 +119,8 @@ class Import:
 
                 answer, _ = await once(tx, request, work)
         finally:
-            await waiting.drop()
+            # Also of a caller who left: the end of what is sent may be heard before the cancel.
+            await finished(waiting.drop())
         return Imported(answer["stored"], answer["unchanged"])
 
 

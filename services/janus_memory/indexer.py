@@ -17,7 +17,7 @@ from janus_kit.errors import JanusError, Unavailable, is_late
 from janus_kit.telemetry.logging import get_logger
 from janus_memory.model import IndexBatch, IndexTask
 from janus_memory.parts import Parts
-from janus_memory.ports import Embedders, Records, VectorIndex
+from janus_memory.ports import Embedders, Records, UnusableEmbedding, VectorIndex
 from janus_memory.vectors import Vectors
 
 BATCH = 128
@@ -95,22 +95,27 @@ class Indexer:
         try:
             async with asyncio.timeout(APPLY_TIMEOUT_S):
                 await self._apply_together(batch, tasks)
-        except (Unavailable, TimeoutError) as error:
+        except Exception as error:
+            if not isinstance(error, Unavailable | TimeoutError) or isinstance(error, UnusableEmbedding):
+                await self._blame(batch, tasks, error)
+                return
             part = error.part if isinstance(error, Unavailable) else "index"
             if part == "postgres":
                 raise
             await self._postpone(
                 batch, tasks, f"{part} is {'slow' if is_late(error) else 'not available'}", blame=False
             )
-        except Exception as error:  # noqa: BLE001 - one bad row must not stop the others
-            if len(tasks) > 1:
-                for task in tasks:
-                    await self._apply(batch, [task])
-                return
-            reason = error.message if isinstance(error, JanusError) else type(error).__name__
-            if not isinstance(error, JanusError):
-                _log.exception("indexer_failed", unit=tasks[0].unit)
-            await self._postpone(batch, tasks, reason, blame=True)
+
+    async def _blame(self, batch: IndexBatch, tasks: Sequence[IndexTask], error: Exception) -> None:
+        """Tasks failed by the fault of one of them, which is found by trying each by itself."""
+        if len(tasks) > 1:
+            for task in tasks:
+                await self._apply(batch, [task])
+            return
+        reason = error.message if isinstance(error, JanusError) else type(error).__name__
+        if not isinstance(error, JanusError):
+            _log.error("indexer_failed", unit=tasks[0].unit, exc_info=error)
+        await self._postpone(batch, tasks, reason, blame=True)
 
     async def _apply_together(self, batch: IndexBatch, tasks: Sequence[IndexTask]) -> None:
         async with self._records.transaction(batch.tenant) as tx:

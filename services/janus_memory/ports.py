@@ -11,7 +11,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
-from janus_kit.errors import JanusError
+from janus_kit.errors import JanusError, Unavailable
 from janus_memory.erasure import Erasing, Signer
 from janus_memory.extraction import Extracting
 from janus_memory.generation import Rebuilding
@@ -54,6 +54,13 @@ class Purpose(Enum):
 
     DOCUMENT = "document"
     QUERY = "query"
+
+
+class UnusableEmbedding(Unavailable):
+    """A model answered these texts with what is no vector. It is not away: others it may answer well."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("embedder", message)
 
 
 class Embedder(Protocol):
@@ -337,9 +344,10 @@ class Transaction(Erasing, Reconciling, Rebuilding, Extracting, Protocol):
         """Write about them before or after their erasure and not during it, until the transaction ends."""
         ...
 
-    async def lock_remembering(self, space_no: int) -> datetime:
+    async def lock_remembering(self, space_no: int, subjects: Collection[str] = ()) -> datetime:
         """Only one writer of memories in a space at a time, until the transaction ends.
 
+        ``subjects`` are held before, as by ``hold_subjects``.
         Gives the database's time with the lock in hand: what is written under
         it is recorded at that time, or later.
         """
@@ -460,6 +468,10 @@ class Transaction(Erasing, Reconciling, Rebuilding, Extracting, Protocol):
         ...
 
     async def lexicon(self, space_no: int, terms: Sequence[str]) -> Lexicon: ...
+
+    async def space_with_lexicon(self, name: str, terms: Sequence[str]) -> tuple[Space, Lexicon] | None:
+        """``space`` and ``lexicon`` at once, with which every recall begins."""
+        ...
 
     async def matching(
         self, space_no: int, terms: Mapping[str, float], where: HardFilter, limit: int

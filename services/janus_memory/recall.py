@@ -4,7 +4,8 @@ Hard filters first, in every leg, so that all hits are allowed ones. The lexical
 leg finds candidates by an inverted index and scores them, with their
 neighbours, by BM25 over four windows; the dense leg searches two views of the
 space's vectors. Both run at the same time; a dense leg that is away, or slow,
-leaves the lexical one to answer alone and the answer says so.
+leaves the lexical one to answer alone and the answer says so. It begins with
+the space as the last recall found it, and anew should that be another by now.
 """
 
 import asyncio
@@ -59,6 +60,7 @@ _UNINDEXED_LIMIT = 512
 # An index that was waited for this long in vain rests for a moment; less patience proves nothing.
 _PATIENCE_S = 0.25
 _REST_S = 2.0
+_MOST_SEEN = 10_000
 _VIEWS = {"dense_turn": View.ALONE, "dense_before": View.BEFORE}
 
 
@@ -94,21 +96,30 @@ class Recall:
         self._dense_timeout_s = dense_timeout_s
         self._remaining_s = remaining_s
         self._resting_until: dict[str, float] = {}
+        # Spaces as the last recalls found them, by tenant and name.
+        self._seen: dict[tuple[str, str], Space] = {}
 
     async def run(self, tenant: str, query: RecallQuery) -> Recalled:
         """The best hits, best first. Raises NotFound for a space that is not there."""
         # A tenth of a second that nobody else should wait for.
         await library("numpy")
         pending = await self._pending(tenant, query) if query.token else []
+        seen = self._seen.get((tenant, query.filter.scope.space))
         dense_task: asyncio.Task[_Dense] | None = None
         try:
+            if seen is not None and len(query.embedding) in (0, seen.dimensions):
+                # Hardly ever is it another by now, and the longest leg need not wait to hear that.
+                dense_task = self._started(tenant, seen, query, pending)
             async with self._records.transaction(tenant) as tx:
-                space = await self._space(tx, query)
+                wanted = list(dict.fromkeys(terms(query.query)))
+                space, lexicon = await self._space_with_lexicon(tx, query, wanted)
                 if space is None:
                     return Recalled((), (), self._spaces.default_model)
-                dense_task = asyncio.create_task(self._dense(tenant, space, query, pending))
-                wanted = list(dict.fromkeys(terms(query.query)))
-                lexicon = await tx.lexicon(space.number, wanted)
+                if dense_task is None or space != seen:
+                    if dense_task is not None:
+                        dense_task.cancel()
+                    dense_task = self._started(tenant, space, query, pending)
+                    self._see(tenant, space)
                 wanted = rarest(wanted, lexicon, MAX_TERMS)
                 matched = await self._matched(tx, space, query, wanted, lexicon)
             # Waited for without a connection in hand: the leg takes one of its own.
@@ -135,6 +146,11 @@ class Recall:
             spans = await _packed(tx, space, query, hits) if query.pack_tokens else ()
         return Recalled(hits, dense.degraded, space.model, spans)
 
+    def _see(self, tenant: str, space: Space) -> None:
+        if len(self._seen) >= _MOST_SEEN:
+            self._seen.clear()
+        self._seen[tenant, space.name] = space
+
     async def _matched(
         self, tx: Transaction, space: Space, query: RecallQuery, wanted: Sequence[str], lexicon: Lexicon
     ) -> list[Candidate]:
@@ -151,25 +167,35 @@ class Recall:
         """The space, or None for a default one without records. Checks the query's vector."""
         # A vector has to be of the default space's length even before there is one.
         find = self._spaces.for_write if query.embedding else self._spaces.for_read
-        space = await find(tx, query.filter.scope.space)
-        if space is not None and query.embedding and len(query.embedding) != space.dimensions:
-            raise InvalidArgument(
-                "query_embedding",
-                f"must have {space.dimensions} numbers, the dimensions of space '{space.name}'",
-                reason="DIMENSION_MISMATCH",
-                metadata={"expected": str(space.dimensions), "actual": str(len(query.embedding))},
-            )
-        return space
+        return _checked(await find(tx, query.filter.scope.space), query)
+
+    async def _space_with_lexicon(
+        self, tx: Transaction, query: RecallQuery, wanted: Sequence[str]
+    ) -> tuple[Space | None, Lexicon]:
+        """``_space``, with what its statistics say of terms."""
+        found = await tx.space_with_lexicon(query.filter.scope.space, wanted)
+        if found is None:
+            return await self._space(tx, query), Lexicon(0, 0, {})
+        space, lexicon = found
+        return _checked(space, query), lexicon
 
     async def _pending(self, tenant: str, query: RecallQuery) -> list[int]:
         """Units of the token's write that the index does not have, after a short wait."""
         async with self._records.transaction(tenant) as tx:
             space = await self._space(tx, query)
-        upto = read_token(query.token, space.number if space else 0)
-        if space is None or await caught_up(self._records, tenant, space.number, upto, RECALL_WAIT_S):
+            upto = read_token(query.token, space.number if space else 0)
+            if space is None or not await tx.unindexed(space.number, upto):
+                return []
+        if await caught_up(self._records, tenant, space.number, upto, RECALL_WAIT_S):
             return []
         async with self._records.transaction(tenant) as tx:
             return (await tx.unindexed(space.number, upto))[-_UNINDEXED_LIMIT:]
+
+    def _started(self, tenant: str, space: Space, query: RecallQuery, pending: Sequence[int]) -> "asyncio.Task[_Dense]":
+        task = asyncio.create_task(self._dense(tenant, space, query, pending))
+        # Nobody may be left to hear why it failed, when the other leg has failed before.
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        return task
 
     async def _dense(self, tenant: str, space: Space, query: RecallQuery, pending: Sequence[int]) -> _Dense:
         part = f"embedder:{space.model}"
@@ -277,6 +303,18 @@ async def _packed(tx: Transaction, space: Space, query: RecallQuery, hits: Seque
         turns = await tx.turns_around(space.number, spans, where, packing.most_bytes)
         packing.add_around(turns, query.pack_neighbours)
     return packing.spans()
+
+
+def _checked(space: Space | None, query: RecallQuery) -> Space | None:
+    """The space, once the query's vector, if it has one, is known to be of its length."""
+    if space is not None and query.embedding and len(query.embedding) != space.dimensions:
+        raise InvalidArgument(
+            "query_embedding",
+            f"must have {space.dimensions} numbers, the dimensions of space '{space.name}'",
+            reason="DIMENSION_MISMATCH",
+            metadata={"expected": str(space.dimensions), "actual": str(len(query.embedding))},
+        )
+    return space
 
 
 def rarest(wanted: Sequence[str], lexicon: Lexicon, limit: int) -> list[str]:

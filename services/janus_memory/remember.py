@@ -95,10 +95,9 @@ async def keep(
     ``refuse`` gets the place and the error of a memory that cannot be stored;
     if it does not raise, the others are stored and this one is None.
     """
-    # Before any row, as an erasure does it, which waits for writers of the subject.
-    await tx.hold_subjects([memory.scope.subject for memory in memories])
-    # Two writers of one text must not both find it absent.
-    at = await tx.lock_remembering(space.number)
+    # Before any row, as an erasure does it, which waits for writers of the subject; and two writers of one
+    # text must not both find it absent.
+    at = await tx.lock_remembering(space.number, [memory.scope.subject for memory in memories])
     known = await tx.known_memories(
         space.number, [memory.id for memory in memories if memory.id], [memory.digest for memory in memories]
     )

@@ -50,7 +50,7 @@ class MemorySettings(Settings):
     summary_timeout_s: Seconds = 60.0
     """Longest wait for one answer of the summary model."""
     summary_poll_s: Seconds = 5.0
-    """How often a worker looks for threads that have grown."""
+    """How often a worker looks for threads that have grown; less often, up to a minute, where looking takes long."""
     extraction_model: str = Field(default="", max_length=256)
     """Alias or `provider/model` of the inference service that Extract asks when its caller names none."""
     extraction_timeout_s: Seconds = 120.0

@@ -11,6 +11,7 @@ failures the piece is extracted instead, as it is without a model.
 import asyncio
 import random
 import time
+from collections import deque
 from collections.abc import Sequence
 from uuid import uuid4
 
@@ -31,10 +32,32 @@ _AT_A_TIME = 16
 _LEASE_MARGIN_S = 30.0
 _FIRST_DELAY_S = 15.0
 _LONGEST_DELAY_S = 3_600.0
-# Looking for work costs at most this share of the time, however many threads there are.
+# Looking for work costs at most this share of the time, but a summary comes no later than this.
 _SEARCH_SHARE = 0.05
+_LONGEST_PAUSE_S = 60.0
+_LOOKS = 8
 
 _log = get_logger(__name__)
+
+
+class Pace:
+    """How long to wait before the next look for work, where the last one found none.
+
+    Where there are so many threads that looking takes long, it does so every
+    time: what took long once was a busy machine, and says nothing of the next.
+    """
+
+    def __init__(self, poll_s: float) -> None:
+        self._poll_s = poll_s
+        self._took = deque([0.0] * _LOOKS, maxlen=_LOOKS)
+
+    def looked(self, seconds: float) -> None:
+        """A look took so long."""
+        self._took.append(seconds)
+
+    @property
+    def pause_s(self) -> float:
+        return max(self._poll_s, min(min(self._took) / _SEARCH_SHARE, _LONGEST_PAUSE_S))
 
 
 class Summariser:
@@ -52,19 +75,20 @@ class Summariser:
 
     async def run(self) -> None:
         """Work for ever, looking for grown threads every ``summary_poll_s`` seconds."""
-        waiting = False
+        waiting, pace = False, Pace(self._poll_s)
         while True:
             began = time.monotonic()
             try:
                 busy = await self.work()
                 waiting = False
+                pace.looked(time.monotonic() - began)
             except JanusError as error:
                 # Postgres is away, or busy; the next round will tell.
                 if not waiting:
                     _log.warning("summariser_waits", reason=error.reason, detail=error.message)
                 busy, waiting = False, True
             if not busy:
-                await asyncio.sleep(max(self._poll_s, (time.monotonic() - began) / _SEARCH_SHARE))
+                await asyncio.sleep(pace.pause_s)
 
     async def work(self) -> bool:
         """One piece of each of some grown threads. Whether there was one."""

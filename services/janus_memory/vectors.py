@@ -6,7 +6,7 @@ from janus_kit.auth.identity import Identity, acting_as
 from janus_kit.errors import InvalidArgument, Unavailable
 from janus_memory.model import Embeddable, Space, VectorRow, View, has_direction
 from janus_memory.parts import Parts
-from janus_memory.ports import Embedders, Purpose
+from janus_memory.ports import Embedders, Purpose, UnusableEmbedding
 
 
 class Vectors:
@@ -47,6 +47,9 @@ class Vectors:
         try:
             with acting_as(Identity(tenant, "janus-memory", frozenset({"inference.use"}))):
                 made = await self._embedders.named(space.model).embed(texts, space.dimensions, purpose)
+        except UnusableEmbedding:
+            # Of these texts; the model may be well.
+            raise
         except Unavailable:
             self._parts.away(part)
             raise

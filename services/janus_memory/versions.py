@@ -39,8 +39,7 @@ async def hold(tx: Transaction, memory_id: str) -> Held | None:
     if found is None or space is None:
         return None
     # Before any row, as an erasure does it, which waits for writers of the subject.
-    await tx.hold_subjects([found.memory.scope.subject])
-    at = await tx.lock_remembering(space.number)
+    at = await tx.lock_remembering(space.number, [found.memory.scope.subject])
     latest = await tx.latest_version(memory_id)
     return Held(space, latest, max(at, latest.memory.recorded_at + TICK)) if latest else None
 

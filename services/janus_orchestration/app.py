@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -109,12 +110,15 @@ async def mount(
         tools_codec = ProtobufTools()
         workers = PostgresWorkers(db, retention_s=settings.tool_retention_s)
         worker_tools = WorkerTools(PostgresDispatches(db), poll_s=_CALLS_POLL_S, lease_s=settings.worker_lease_s)
-        sessions = WorkerSessions(workers, _session_limits(settings))
-        stack.push_async_callback(sessions.close)
         mcp_servers = _mcp_servers(settings)
+        tenants = {name: each.tenants for name, each in settings.mcp_servers.items()}
+        mcp_tools = McpTools(mcp_servers, tenants)
+        sessions = WorkerSessions(workers, _session_limits(settings), mcp_tools)
+        stack.push_async_callback(sessions.close)
+        for server in mcp_servers:
+            server.on_tools = partial(sessions.hide, tenants=tenants[server.name])
         # Ended last, when no run is worked on any more.
         await stack.enter_async_context(kept_connected(mcp_servers))
-        mcp_tools = McpTools(mcp_servers, {name: each.tenants for name, each in settings.mcp_servers.items()})
         # What the operator has set up cannot be stood in for by a tenant's worker.
         toolbox = Toolbox([BuiltInTools(memories, clock), mcp_tools, worker_tools])
         helpers = Helpers(
@@ -166,12 +170,13 @@ async def mount(
         )
         threads = Threads(store, stream, deliveries, removals, tools_codec, clock)
         answers = Answers(store, executions, runs)
+        agents = Agents(store, toolbox, model, memories, clock)
         servicer = OrchestrationServicer(
-            Agents(store, toolbox, model, memories, clock),
+            agents,
             threads,
             runs,
             answers,
-            Sessions(threads, runs, answers, codec),
+            Sessions(agents, threads, runs, answers, codec),
             Schedules(store),
             Webhooks(store, receivers, most=settings.max_webhooks_per_tenant),
             clock,

@@ -6,6 +6,7 @@ who asks waits from then on. Nothing is decided twice, whoever works on either.
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Protocol
 
 from janus_kit.clock import Clock
@@ -106,12 +107,14 @@ class Children:
             created_at=now,
             parent_run=parent.id,
         )
-        await records.add_run(run, thread, owner=None, lease_s=0.0)
+        await records.add_run(run, has_turn=not thread.active_run)
+        if not thread.active_run:
+            await records.write_thread(replace(thread, active_run=run.id))
         await records.add_waiting_messages(run, messages, is_output=False)
         first = Cursor(1, 1)
         queued = RunQueued(thread.id, 0)
         wire = self._codec.encode(run.id, first, now, queued)
-        await records.add_events(run.id, [Recorded(first, queued.kind, wire, durable=True)])
+        await records.add_events(run, [Recorded(first, queued.kind, wire, durable=True)])
         telemetry.runs_started.labels(telemetry.WORKFLOW).inc()
 
 

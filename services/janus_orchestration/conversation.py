@@ -54,6 +54,12 @@ class Conversation:
         return "\n".join(text for text in asked if text).strip()[-_MOST_QUERY_CHARS:]
 
     @property
+    def asked(self) -> frozenset[str]:
+        """The ids of what the run itself was asked."""
+        run_id = self._journal.run.id
+        return frozenset(item.message.id for item in self._own if item.run_id == run_id and not item.is_output)
+
+    @property
     def own_bytes(self) -> int:
         """Of the run's own messages, which every prompt of it has."""
         return sum(len(item.message.wire) for item in self._own)

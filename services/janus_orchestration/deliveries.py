@@ -9,6 +9,7 @@ thread goes on.
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from janus_kit.auth.identity import acting_as
 from janus_kit.errors import (
@@ -39,6 +40,13 @@ _FORGET_EVERY = 600
 _REFUSALS = (InvalidArgument, FailedPrecondition, NotFound, AlreadyExists, OutOfRange, DataLoss)
 
 
+class Delivered(NamedTuple):
+    """What memory did without, and the debt that it was given but that is not paid."""
+
+    degraded: tuple[str, ...] = ()
+    unpaid: StoreDebt | None = None
+
+
 class Deliveries:
     """Pays debts to memory. ``poll_s`` is the time between looks at the outbox."""
 
@@ -48,43 +56,58 @@ class Deliveries:
         self._memory = memory
         self._poll_s = poll_s
 
-    async def settle(self, tenant: str, thread_id: str, timeout_s: float) -> tuple[str, ...]:
-        """Pay all of a thread's debts, in order; names of parts that memory did without.
+    async def settle(self, tenant: str, thread_id: str, timeout_s: float) -> None:
+        """Pay all of a thread's debts, in order.
 
         Raises what keeps memory from taking them for now; they stay in the
         outbox then. Debts that memory refuses are put aside.
         """
-        degraded: dict[str, None] = {}
-        async with self._store.tenant(tenant) as records:
-            thread = await records.thread(thread_id)
-            debts = await records.debts(thread_id)
-        if thread is None:
-            return ()
-        for debt in debts:
-            scope = MemoryScope(debt.space, thread.subject, thread_id)
-            count = debt.to_position - debt.from_position + 1
+        delivered = await self.deliver(tenant, thread_id, timeout_s)
+        if delivered.unpaid is not None:
             async with self._store.tenant(tenant) as records:
-                if debt not in await records.debts(thread_id):
-                    # Paid by another, or its turns were taken back.
-                    continue
+                await records.pay_debt(delivered.unpaid)
+
+    async def deliver(self, tenant: str, thread_id: str, timeout_s: float) -> Delivered:
+        """Pay a thread's debts as ``settle`` does, but for the last, which the caller's commit is to pay."""
+        degraded: dict[str, None] = {}
+        paid: StoreDebt | None = None
+        while True:
+            async with self._store.tenant(tenant) as records:
+                if paid is not None:
+                    await records.pay_debt(paid)
+                debts = await records.debts(thread_id)
+                if not debts:
+                    return Delivered(tuple(degraded))
+                debt = debts[0]
+                count = debt.to_position - debt.from_position + 1
                 messages = await records.messages(thread_id, after=debt.from_position - 1, limit=count)
             try:
-                with acting_as(identity.of_run(tenant, thread.subject)):
-                    for part in _parts(messages):
-                        request_id = f"{debt.run_id}:store:{part[0].position}-{part[-1].position}"
-                        stored = await self._memory.append(scope, part, request_id, timeout_s)
-                        degraded.update(dict.fromkeys(stored.degraded))
-                        if debt.extract:
-                            await self._extract(scope, part, debt, timeout_s)
+                degraded.update(dict.fromkeys(await self._deliver(tenant, debt, messages, timeout_s)))
             except JanusError as error:
                 if not _is_refusal(error):
                     raise
                 await self._put_aside(tenant, debt, error)
                 degraded["memory"] = None
+                paid = None
                 continue
-            async with self._store.tenant(tenant) as records:
-                await records.pay_debt(debt)
-        return tuple(degraded)
+            if len(debts) == 1:
+                return Delivered(tuple(degraded), debt)
+            paid = debt
+
+    async def _deliver(
+        self, tenant: str, debt: StoreDebt, messages: Sequence[ThreadMessage], timeout_s: float
+    ) -> list[str]:
+        """Have memory take the turns of a debt; names of parts that it did without."""
+        scope = MemoryScope(debt.space, debt.subject, debt.thread_id)
+        degraded: list[str] = []
+        with acting_as(identity.of_run(tenant, debt.subject)):
+            for part in _parts(messages):
+                request_id = f"{debt.run_id}:store:{part[0].position}-{part[-1].position}"
+                stored = await self._memory.append(scope, part, request_id, timeout_s)
+                degraded += stored.degraded
+                if debt.extract:
+                    await self._extract(scope, part, debt, timeout_s)
+        return degraded
 
     async def _extract(
         self, scope: MemoryScope, part: Sequence[ThreadMessage], debt: StoreDebt, timeout_s: float

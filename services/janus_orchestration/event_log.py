@@ -79,7 +79,7 @@ class RunLog:
         self._fenced = False
         self._wake = asyncio.Event()
         self._moved = asyncio.Event()
-        self._writer = asyncio.create_task(self._write(), name=f"events-{run.id}")
+        self._writer: asyncio.Task[None] | None = None
 
     @property
     def idle_s(self) -> float:
@@ -106,7 +106,7 @@ class RunLog:
         self._queue.append(recorded)
         self._saying += 1
         self._moved_at = self._clock.monotonic()
-        self._wake.set()
+        self._write_soon()
         if keep:
             self.notes.append(replace(recorded, durable=True))
 
@@ -136,7 +136,7 @@ class RunLog:
         self._moved_at = self._clock.monotonic()
         self._feed.push(committed)
         self._queue.extend(committed)
-        self._wake.set()
+        self._write_soon()
 
     async def close(self, timeout_s: float) -> None:
         """Let the stream have what is left, for so long, and stop."""
@@ -150,11 +150,19 @@ class RunLog:
                     # The last chance: nobody will come back to it.
                     await self._append([])
         self.stop()
-        await asyncio.gather(self._writer, return_exceptions=True)
+        if self._writer is not None:
+            await asyncio.gather(self._writer, return_exceptions=True)
 
     def stop(self) -> None:
         """Write no more, at once."""
-        self._writer.cancel()
+        if self._writer is not None:
+            self._writer.cancel()
+
+    def _write_soon(self) -> None:
+        """There is something in the queue."""
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write(), name=f"events-{self._run.id}")
+        self._wake.set()
 
     def _check(self) -> None:
         if self._fenced:
@@ -165,6 +173,8 @@ class RunLog:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
+                # What is ready to run goes first: a model call above all, and what else is said at this moment.
+                await asyncio.sleep(0)
                 while self._queue:
                     batch = [self._queue[i] for i in range(min(_BATCH, len(self._queue)))]
                     await self._keep(batch)
@@ -206,14 +216,16 @@ class RunLog:
         self._feed.unkept = [*(note for note in self.notes if note.cursor.sequence < first), *self._missed]
 
     async def _append(self, batch: list[Recorded]) -> None:
-        if not self._is_open:
+        place = self._tenant, self._run.id, self._run.epoch
+        if not self._is_open and self._run.epoch > 1:
             # From here on nobody of an older epoch gets in.
             known = (self._missed or batch)[0].cursor.sequence - 1
-            await self._stream.open(self._tenant, self._run.id, self._run.epoch, known=known, otherwise=known)
+            await self._stream.open(*place, known=known, otherwise=known)
             self._is_open = True
         waiting = [*self._missed, *batch] if self._missed else batch
         for start in range(0, len(waiting), _BATCH):
-            await self._stream.append(self._tenant, self._run.id, self._run.epoch, waiting[start : start + _BATCH])
+            await self._stream.append(*place, waiting[start : start + _BATCH], begins=not self._is_open)
+            self._is_open = True
         self._missed = []
 
     async def _note_broken(self) -> None:

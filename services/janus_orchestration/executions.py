@@ -115,16 +115,21 @@ class Executions:
         run: Run,
         thread: Thread,
         agent: Agent,
+        steps: Sequence[Step],
         events: Sequence[Recorded],
         history: Sequence[ThreadMessage],
     ) -> Subscription:
-        """Work on a run that was stored a moment ago; a subscription from its very first event."""
+        """Work on a run that was stored a moment ago, with the steps that begin now.
+
+        Returns a subscription from its very first event.
+        """
         # Before anything can be said, so that nothing has to be replayed.
         self._hub.open_local(tenant, run.id, 0)
         subscription = self._hub.subscribe(tenant, run.id)
-        execution = self._prepare(tenant, run, thread, agent, [], Cursor(), False, history)
-        execution.journal.log.publish(events)
+        execution = self._prepare(tenant, run, thread, agent, steps, Cursor(), False, history)
+        # The model is asked first; it takes its time, while what was committed goes to the stream.
         self._launch(execution, execution.turn.work)
+        execution.journal.log.publish(events)
         return subscription
 
     async def adopt(self, claim: Claim) -> None:
@@ -188,7 +193,7 @@ class Executions:
         run: Run,
         thread: Thread,
         agent: Agent,
-        steps: list[Step],
+        steps: Sequence[Step],
         base: Cursor,
         is_open: bool,
         history: Sequence[ThreadMessage] | None,

@@ -6,7 +6,7 @@ commit whose answer was lost is found by its revision and not applied twice.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
@@ -82,6 +82,8 @@ class Changes:
     # not stored. None: not to be decided now.
     owes: str | None = None
     owes_after_s: float = 0.0
+    # A debt that memory was given.
+    pays: StoreDebt | None = None
     ending: Ending | None = None
 
 
@@ -93,7 +95,7 @@ class Journal:
         tenant: str,
         run: Run,
         thread: Thread,
-        steps: list[Step],
+        steps: Sequence[Step],
         log: RunLog,
         *,
         store: Store,
@@ -235,10 +237,8 @@ class Journal:
     async def _write(self, changes: Changes, recorded: list[Recorded]) -> Run:
         ends = changes.ending is not None
         async with self._store.tenant(self.tenant) as records:
-            # A thread is always locked before its run.
             touches_thread = bool(ends or changes.joins or changes.outputs or changes.owes is not None)
-            thread = await records.lock_thread(self.run.thread_id) if touches_thread else None
-            held = await records.lock_run(self.run.id)
+            thread, held = await self._lock(records, with_thread=touches_thread)
             if held is None or held.epoch != self.run.epoch:
                 raise Fenced(self.run.id)
             if held.revision == self.run.revision + 1:
@@ -270,8 +270,10 @@ class Journal:
                 await records.orphan(run.id, all_of_them=ends)
             if thread is not None:
                 await self._write_thread(records, thread, run, changes, now)
+            if changes.pays is not None:
+                await records.pay_debt(changes.pays)
             if recorded:
-                await records.add_events(run.id, recorded)
+                await records.add_events(run, recorded)
             if self._starts_epoch:
                 # Nothing of this epoch was said before its first commit.
                 first = recorded[0].cursor.sequence if recorded else self.log.last.sequence + 1
@@ -282,6 +284,11 @@ class Journal:
                 await records.let_go(run.id, run.epoch)
         return run
 
+    async def _lock(self, records: Records, *, with_thread: bool) -> tuple[Thread | None, Run | None]:
+        if with_thread:
+            return await records.lock_thread_and_run(self.run.thread_id, self.run.id)
+        return None, await records.lock_run(self.run.id)
+
     async def _pass_on(self, records: Records, run: Run, changes: Changes) -> None:
         """What comes after the run."""
         following = ""
@@ -290,8 +297,7 @@ class Journal:
             await self._children.hand_over(records, run, self.thread, following, agent, changes.left)
         elif run.parent_run:
             await records.tell_asker(run.id)
-        await records.release_lease(run.id)
-        await records.pass_turn(run.thread_id, run.id, following)
+        await records.end_turn(run.thread_id, run.id, following)
 
     @property
     def _has_asked(self) -> bool:
@@ -336,14 +342,17 @@ class Journal:
         if changes.takes_back:
             await self._take_back(records, thread, changes, now)
             return
+        before = thread
         if changes.joins:
-            joined = await records.commit_waiting_messages(run, thread, now)
-            thread = replace(thread, last_position=thread.last_position + len(joined))
+            await records.commit_waiting_messages(run, thread)
+            thread = replace(thread, last_position=thread.last_position + len(changes.joins), updated_at=now)
         if changes.outputs:
-            last = await records.commit_messages(thread, changes.outputs, run_id=run.id, is_output=True, at=now)
-            thread = replace(thread, last_position=last)
+            await records.commit_messages(thread, changes.outputs, run_id=run.id, is_output=True)
+            thread = replace(thread, last_position=thread.last_position + len(changes.outputs), updated_at=now)
         if changes.owes is not None:
-            await self._owe(records, thread, changes)
+            thread = await self._owe(records, thread, changes)
+        if thread != before:
+            await records.write_thread(thread)
 
     async def _take_back(self, records: Records, thread: Thread, changes: Changes, now: datetime) -> None:
         gone = await records.take_back(changes.takes_back, thread, now)
@@ -352,15 +361,16 @@ class Journal:
             removal = Removal(new_id("rem"), thread.id, changes.owes, ids)
             await records.add_removal(removal, final_after_s=FINAL_AFTER_S)
 
-    async def _owe(self, records: Records, thread: Thread, changes: Changes) -> None:
+    async def _owe(self, records: Records, thread: Thread, changes: Changes) -> Thread:
         """Memory is owed what it does not have; when turns are not stored, nothing but the place moves."""
         position = thread.last_position
         if position <= thread.memory_position:
-            return
+            return thread
         if changes.owes:
-            debt = StoreDebt(thread.id, thread.memory_position + 1, position, self.run.id, changes.owes, self._extracts)
+            first = thread.memory_position + 1
+            debt = StoreDebt(thread.id, first, position, self.run.id, changes.owes, self._extracts, thread.subject)
             await records.add_debt(debt, changes.owes_after_s)
-        await records.set_memory_position(thread.id, position)
+        return replace(thread, memory_position=position)
 
 
 def _is_settled_call(step: Step) -> bool:

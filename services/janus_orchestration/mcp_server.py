@@ -7,7 +7,7 @@ not come and go with a server's restarts.
 import asyncio
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AsyncExitStack, suppress
 from enum import StrEnum
 from typing import NamedTuple
@@ -56,6 +56,8 @@ class McpServer:
 
     def __init__(self, name: str, connect: Connect, limits: McpLimits) -> None:
         self.name = name
+        # Told the names of tools that it did not offer before.
+        self.on_tools: Callable[[Collection[str]], None] = lambda names: None
         self._connect = connect
         self._limits = limits
         self._room = asyncio.Semaphore(limits.max_concurrency)
@@ -117,9 +119,12 @@ class McpServer:
 
     async def _list(self, session: McpSession) -> None:
         tools = {tool.name: tool for tool in await session.tools()}
-        if self._tools and tools != self._tools:
+        before, self._tools = self._tools, tools
+        if tools == before:
+            return
+        if before:
             _log.info("mcp_tools_changed", server=self.name, tools=len(tools))
-        self._tools = tools
+        self.on_tools(tools.keys() - before.keys())
 
     def _stands(self, standing: Standing, session: McpSession | None = None) -> None:
         self._standing, self._session = standing, session

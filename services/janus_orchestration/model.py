@@ -378,11 +378,15 @@ class MemoryScope:
 
 @dataclass(frozen=True, slots=True)
 class PromptMessage:
-    """A message for a model: a committed one by its bytes, or a text of ours."""
+    """A message for a model: a committed one by its bytes, or a text of ours.
+
+    ``asked`` is what the run itself was asked, which is shown as it is or not at all.
+    """
 
     role: Role
     text: str = ""
     wire: bytes = b""
+    asked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -469,6 +473,8 @@ class Prompt:
     reasoning: bytes = b""
     max_output_tokens: int | None = None
     labels: tuple[tuple[str, str], ...] = ()
+    # Kinds of parts that the model does not take: beside what was asked they are named, not shown.
+    hidden: frozenset[str] = frozenset()
 
 
 class ModelEventKind(StrEnum):
@@ -533,7 +539,10 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class StoreDebt:
-    """Messages of a thread that memory has yet to get, both positions included; and whether to extract facts."""
+    """Messages of a thread that memory has yet to get, both positions included; and whether to extract facts.
+
+    ``subject`` is the thread's.
+    """
 
     thread_id: str
     from_position: int
@@ -541,6 +550,7 @@ class StoreDebt:
     run_id: str
     space: str
     extract: bool = False
+    subject: str = ""
 
 
 @dataclass(frozen=True, slots=True)

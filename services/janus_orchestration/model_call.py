@@ -47,14 +47,14 @@ class ModelCall:
         # What the latest call used, as far as the service said: one that is cut has cost it.
         self.usage: Usage | None = None
 
-    async def answer(self, prompt: Prompt, step: Step, starting: Changes) -> Answer:
-        """The whole answer. ``starting`` is committed before anything of it is said.
+    async def answer(self, prompt: Prompt, step: Step, starting: Changes | None) -> Answer:
+        """The whole answer. ``starting`` is committed before anything of it is said; None when it is already.
 
         Raises ModelFailed, or what the service refused the call with.
         """
         self._has_heard, self.usage = False, None
         give_up = self._clock.monotonic() + self._wait_s
-        to_commit: Changes | None = starting
+        to_commit = starting
         attempt = 0
         while True:
             self._interrupt.check()

@@ -5,7 +5,7 @@ store, ``Unavailable("memory")`` from memory, and so on. Three are ours alone an
 never reach a caller: ``Fenced``, ``StreamAway`` and ``OutcomeUnknown``.
 """
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence, Set
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -136,6 +136,9 @@ class ThreadRecords(Protocol):
 
     async def lock_thread(self, thread_id: str) -> Thread | None: ...
 
+    async def lock_thread_for(self, thread_id: str, agent: str, otherwise: str) -> tuple[Thread | None, Agent | None]:
+        """A thread, and the newest version of an agent: the named one, else the thread's, else ``otherwise``."""
+
     async def add_thread(self, thread: Thread) -> bool:
         """False when the id is taken."""
 
@@ -158,23 +161,32 @@ class ThreadRecords(Protocol):
         """Take a thread out with all that is its own; the ids of its runs."""
 
     async def messages(
-        self, thread_id: str, *, after: int, limit: int, descending: bool = False, most_bytes: int | None = None
+        self,
+        thread_id: str,
+        *,
+        after: int,
+        limit: int,
+        descending: bool = False,
+        most_bytes: int | None = None,
+        as_before: bool = False,
     ) -> list[ThreadMessage]:
         """Committed messages beyond a position, in the order asked for.
 
         With ``most_bytes`` they end with the first that makes them larger, but
-        not before the second one.
+        not before the second one. ``as_before`` may leave out what this
+        transaction has put there, and saves a round trip.
         """
 
     async def commit_messages(
-        self, thread: Thread, messages: Sequence[Message], *, run_id: str, is_output: bool, at: datetime
-    ) -> int:
-        """Put messages after the thread's last; returns the new last position.
+        self, thread: Thread, messages: Sequence[Message], *, run_id: str, is_output: bool
+    ) -> None:
+        """Put messages after the thread's last, as ``write_thread`` is yet to say. It must be locked.
 
-        ``thread`` must be locked. Raises AlreadyExists for an id that is there.
+        Raises AlreadyExists for an id that is there, at the latest when the transaction ends.
         """
 
-    async def set_memory_position(self, thread_id: str, position: int) -> None: ...
+    async def write_thread(self, thread: Thread) -> None:
+        """Store what changes of a thread: its places, whose turn it is, when it was used. It must be locked."""
 
     async def take_back(self, run_ids: Sequence[str], thread: Thread, at: datetime) -> list[ThreadMessage]:
         """Take the messages of runs out of the thread, whose last ones they are, and what memory is owed of them.
@@ -191,8 +203,8 @@ class ThreadRecords(Protocol):
 class RunRecords(Protocol):
     """Runs."""
 
-    async def add_run(self, run: Run, thread: Thread, *, owner: str | None, lease_s: float) -> None:
-        """Store a run; with ``thread.active_run`` free it gets the turn, and a lease to claim or held."""
+    async def add_run(self, run: Run, *, has_turn: bool, owner: str | None = None, lease_s: float = 0.0) -> None:
+        """Store a run. One that has its thread's turn, as ``write_thread`` says, gets a lease: held, or to claim."""
 
     async def add_waiting_messages(self, run: Run, messages: Sequence[Message], *, is_output: bool) -> None:
         """Keep messages until they join the thread: a queued run's input, an answer whose calls have no results."""
@@ -200,11 +212,15 @@ class RunRecords(Protocol):
     async def waiting_messages(self, run_id: str) -> list[Message]:
         """What waits, in its order."""
 
-    async def commit_waiting_messages(self, run: Run, thread: Thread, at: datetime) -> list[ThreadMessage]: ...
+    async def commit_waiting_messages(self, run: Run, thread: Thread) -> None:
+        """Put what waits after the thread's last message, as ``write_thread`` is yet to say. It must be locked."""
 
     async def run(self, run_id: str) -> Run | None: ...
 
     async def lock_run(self, run_id: str) -> Run | None: ...
+
+    async def lock_thread_and_run(self, thread_id: str, run_id: str) -> tuple[Thread | None, Run | None]:
+        """Both; a thread is always locked before its runs."""
 
     async def waiting_runs(self, thread_id: str, *, besides: str) -> int: ...
 
@@ -226,8 +242,8 @@ class RunRecords(Protocol):
 
     async def notify_cancel(self, run_id: str) -> None: ...
 
-    async def pass_turn(self, thread_id: str, run_id: str, following: str = "") -> None:
-        """The run has ended: ``following`` gets the turn, else the thread's oldest waiting run."""
+    async def end_turn(self, thread_id: str, run_id: str, following: str = "") -> None:
+        """The run has ended, and with it its lease: ``following`` gets the turn, else the oldest that waits."""
 
     async def lineage(self, run_id: str) -> list[Ancestor]:
         """The run, the run that brought it in, and so on to one that a client started."""
@@ -269,7 +285,7 @@ class JournalRecords(Protocol):
         One that was answered meanwhile keeps its answer.
         """
 
-    async def add_events(self, run_id: str, events: Sequence[Recorded]) -> None: ...
+    async def add_events(self, run: Run, events: Sequence[Recorded]) -> None: ...
 
     async def events(self, run_id: str, first: int, last: int, limit: int) -> list[Recorded]: ...
 
@@ -557,8 +573,14 @@ class EventStream(Protocol):
         have lost events, it goes on after ``otherwise``.
         """
 
-    async def append(self, tenant: str, run_id: str, epoch: int, events: Sequence[Recorded]) -> None:
-        """Raises Fenced when a newer epoch has written or opened the stream."""
+    async def append(
+        self, tenant: str, run_id: str, epoch: int, events: Sequence[Recorded], *, begins: bool = False
+    ) -> None:
+        """Raises Fenced when a newer epoch has written or opened the stream.
+
+        The first owner's stream ``begins`` with its first events: there is no
+        older epoch that opening it would fence.
+        """
 
     async def page(self, tenant: str, run_id: str, after: Cursor, limit: int) -> list[Recorded]:
         """Events beyond a cursor, oldest first."""
@@ -584,6 +606,9 @@ class Model(Protocol):
         Ends after exactly one FINISHED or FAILED; raises when the call was
         refused or the stream broke.
         """
+
+    def hides(self, prompt: Prompt, kinds: Set[str]) -> bool:
+        """Whether the prompt shows parts of these kinds that it could do without."""
 
     async def can_answer(self, name: str, timeout_s: float) -> bool:
         """Whether prompts may name this model or alias. Raises what keeps it from saying."""

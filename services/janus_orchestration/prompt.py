@@ -6,7 +6,7 @@ delimiters that its own text cannot forge.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from datetime import datetime
 
 from janus_orchestration.model import (
@@ -37,6 +37,14 @@ _MESSAGE_OVERHEAD = 4
 # Of parts that are not text: the wire form says little about what they cost.
 _BYTES_PER_MEDIA_TOKEN = 64
 _SHORTEST_USEFUL_CHARS = 80
+
+_OF_CAPABILITY = {
+    "IMAGE_INPUT": "image",
+    "AUDIO_INPUT": "audio",
+    "DOCUMENT_INPUT": "document",
+    "citations": "document",
+}
+_MEDIA = frozenset(_OF_CAPABILITY.values())
 
 _DELIMITER = re.compile(r"<(?=\s*/?\s*(?:recalled_memories|conversation_summary))", re.IGNORECASE)
 _BRACKETS = str.maketrans("[]", "()")
@@ -91,16 +99,21 @@ def assemble(
     conversation: Sequence[ThreadMessage],
     recalled: Recalled,
     tools: Sequence[Tool] = (),
+    asked: Set[str] = frozenset(),
 ) -> Prompt:
     """The prompt of a run's model call.
 
     A recalled turn that the conversation holds anyway is not said twice.
+    ``asked`` are the ids of what the run itself was asked.
     """
     present = {message.message.id for message in conversation}
     hits = [hit for hit in recalled.hits if hit.record_id not in present]
     blocks = (memory_block(hits, spec.memory.recall_tokens), summary_block(recalled.summary))
     messages = [PromptMessage(Role.USER, text=block) for block in blocks if block]
-    messages += [PromptMessage(item.message.role, wire=item.message.wire) for item in conversation]
+    messages += [
+        PromptMessage(item.message.role, wire=item.message.wire, asked=item.message.id in asked)
+        for item in conversation
+    ]
     return Prompt(
         model=options.model or spec.model,
         system=spec.instructions,
@@ -111,6 +124,14 @@ def assemble(
         max_output_tokens=spec.max_output_tokens,
         labels=options.labels,
     )
+
+
+def refused_kinds(reason: str, capability: str = "") -> Set[str]:
+    """The kinds of parts because of which a prompt may have been refused; none when it was for something else."""
+    if reason == "CAPABILITY_UNSUPPORTED":
+        return _MEDIA & {_OF_CAPABILITY.get(capability, "")}
+    # Why a provider refuses a request, it says in words of its own.
+    return _MEDIA if reason == "PROVIDER_REJECTED_REQUEST" else frozenset()
 
 
 def memory_block(hits: Sequence[RecalledHit], max_tokens: int) -> str:

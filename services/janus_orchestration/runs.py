@@ -30,6 +30,7 @@ from janus_orchestration.model import (
     RunOptions,
     RunState,
     Step,
+    StepKind,
     Thread,
     ThreadMessage,
 )
@@ -79,6 +80,7 @@ class _Stored:
     run: Run
     thread: Thread
     agent: Agent
+    steps: list[Step]
     events: list[Recorded]
     history: list[ThreadMessage]
     way: Way
@@ -129,7 +131,7 @@ class Runs:
         if stored.run.state is not RunState.RUNNING:
             return Started(run_id)
         subscription = self._executions.start(
-            caller.tenant, stored.run, stored.thread, stored.agent, stored.events, stored.history
+            caller.tenant, stored.run, stored.thread, stored.agent, stored.steps, stored.events, stored.history
         )
         return Started(run_id, subscription)
 
@@ -143,11 +145,13 @@ class Runs:
     async def _add(
         self, records: Records, caller: Identity, run_id: str, asking: Asking, *, may_start: bool
     ) -> _Stored:
-        thread = await records.lock_thread(asking.thread_id)
+        thread, agent = await records.lock_thread_for(asking.thread_id, asking.agent, DEFAULT_AGENT)
         if thread is None:
             raise NotFound("thread", asking.thread_id)
         name = asking.agent or thread.agent or DEFAULT_AGENT
-        agent = await agent_or_default(records, name, self._clock)
+        if agent is None or agent.spec.name != name:
+            # The default, which is yet to be made; or the thread was handed over as its lock was waited for.
+            agent = await agent_or_default(records, name, self._clock)
         if agent is None:
             raise NotFound("agent", name)
         way = await make_way(records, thread, agent.spec.double_texting, asking.messages, self._stop)
@@ -181,25 +185,34 @@ class Runs:
         recorded = [self._recorded(run, Cursor(1, sequence), event) for sequence, event in enumerate(events, 1)]
         history: list[ThreadMessage] = []
         owner = self._executions.owner if starts_here else None
-        await records.add_run(run, thread, owner=owner, lease_s=self._lease_s)
+        has_turn = not thread.active_run
+        if has_turn:
+            thread = replace(thread, active_run=run_id)
+        await records.add_run(run, has_turn=has_turn, owner=owner, lease_s=self._lease_s)
+        await records.add_events(run, recorded)
+        first = thread.last_position + 1
+        steps = _first_steps(run, agent) if starts_here else []
+        if steps:
+            await records.put_steps(run_id, steps)
         if starts_here:
-            newest = await records.messages(
+            await records.commit_messages(thread, asking.messages, run_id=run_id, is_output=False)
+            thread = replace(thread, last_position=thread.last_position + len(asking.messages), updated_at=now)
+        else:
+            await records.add_waiting_messages(run, asking.messages, is_output=False)
+        if has_turn:
+            await records.write_thread(thread)
+        if starts_here:
+            before = await records.messages(
                 thread.id,
-                after=thread.last_position + 1,
+                after=first,
                 limit=MOST_HISTORY,
                 descending=True,
                 most_bytes=MOST_HISTORY_BYTES,
+                as_before=True,
             )
-            position = await records.commit_messages(thread, asking.messages, run_id=run_id, is_output=False, at=now)
-            first = thread.last_position + 1
-            history = newest[::-1] + [
-                ThreadMessage(message, place, run_id) for place, message in enumerate(asking.messages, first)
-            ]
-            thread = replace(thread, last_position=position, active_run=run_id)
-        else:
-            await records.add_waiting_messages(run, asking.messages, is_output=False)
-        await records.add_events(run_id, recorded)
-        return _Stored(run, thread, agent, recorded, history, way)
+            asked = [ThreadMessage(message, place, run_id) for place, message in enumerate(asking.messages, first)]
+            history = [*reversed(before), *asked]
+        return _Stored(run, thread, agent, steps, recorded, history, way)
 
     async def _ahead(self, records: Records, thread: Thread, agent: Agent) -> int:
         """How many runs are before a new one. Raises when the agent or the queue takes no more."""
@@ -364,13 +377,12 @@ class Runs:
         )
         event = self._recorded(run, Cursor(run.epoch, last), RunCancelled(reason, None))
         await records.write_run(ended)
-        await records.add_events(run.id, [event])
+        await records.add_events(run, [event])
         if run.epoch > 1:
             await records.set_epoch_start(run.id, run.epoch, last)
         if run.parent_run:
             await records.tell_asker(run.id)
-        await records.release_lease(run.id)
-        await records.pass_turn(run.thread_id, run.id)
+        await records.end_turn(run.thread_id, run.id)
         telemetry.runs_finished.labels(telemetry.WORKFLOW, ended.state.value).inc()
         return ended
 
@@ -389,6 +401,15 @@ class Runs:
         if self._executions.epoch(run.id) != run.epoch:
             return None
         return self._hub.published(tenant, run.id)
+
+
+def _first_steps(run: Run, agent: Agent) -> list[Step]:
+    """The model call, when nothing comes before it that is to be journalled: the start's commit has it then."""
+    memory = agent.spec.memory
+    if memory.recall_limit or memory.summarize or agent.spec.budgets or run.options.budgets:
+        return []
+    model = run.options.model or agent.spec.model
+    return [Step(1, StepKind.MODEL_CALL, 1, Cursor(run.epoch, run.last_sequence), run.created_at, summary=model)]
 
 
 async def _waiting_for(records: Records, *runs: Run) -> dict[str, list[Pending]]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from janus_kit.auth.identity import Identity
 from janus_kit.errors import FailedPrecondition, JanusError, NotFound
+from janus_orchestration.agents import Agents
 from janus_orchestration.answers import Answers, Reply
 from janus_orchestration.events import Handoff
 from janus_orchestration.idempotency import Once
@@ -76,7 +77,8 @@ Told = Batch | Rejected
 class Sessions:
     """The sessions of all tenants."""
 
-    def __init__(self, threads: Threads, runs: Runs, answers: Answers, codec: EventCodec) -> None:
+    def __init__(self, agents: Agents, threads: Threads, runs: Runs, answers: Answers, codec: EventCodec) -> None:
+        self._agents = agents
         self._threads = threads
         self._runs = runs
         self._answers = answers
@@ -85,10 +87,14 @@ class Sessions:
     async def converse(self, caller: Identity, config: Config, said: AsyncIterator[Said]) -> AsyncIterator[Told]:
         """What there is to tell, until the client has said all and its runs have ended.
 
-        Raises NotFound for the thread, and for a run to resume that is not of
-        it, OutOfRange for a cursor that this run never had.
+        Raises NotFound for the thread, for an agent that is not there, and for a
+        run to resume that is not of the thread, OutOfRange for a cursor that
+        this run never had.
         """
         await self._threads.get(caller.tenant, config.thread_id)
+        # A run that is resumed goes on also when its agent was taken out.
+        if config.agent and not config.resume_run:
+            await self._agents.get(caller.tenant, config.agent, 0)
         session = _Session(caller, config, said, self._threads, self._runs, self._answers, self._codec)
         if config.resume_run:
             details = await self._runs.brief(caller.tenant, config.resume_run)

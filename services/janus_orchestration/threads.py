@@ -69,7 +69,8 @@ class Threads:
                     raise NotFound("agent", thread.agent)
                 await _add(records, thread)
                 if messages:
-                    await records.commit_messages(thread, messages, run_id="", is_output=False, at=thread.created_at)
+                    await records.commit_messages(thread, messages, run_id="", is_output=False)
+                    await records.write_thread(replace(thread, last_position=len(messages)))
                 return thread
 
             return await once(records, key, work)
@@ -205,10 +206,11 @@ async def _require_idle(records: Records, thread: Thread) -> None:
     if not thread.active_run:
         return
     active = await records.run(thread.active_run)
+    state = active.state.value.upper() if active is not None else ""
     raise FailedPrecondition(
         "STATE_CONFLICT",
-        "a run of the thread is going on",
-        {"state": active.state.value.upper() if active is not None else ""},
+        f"run '{thread.active_run}' is going on in thread '{thread.id}'",
+        {"state": state, "run_id": thread.active_run, "thread_id": thread.id},
         subject=f"thread/{thread.id}",
     )
 

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from janus_kit import json_schema
+from janus_kit.json_schema.rules import BrokenRule, read
 from janus_orchestration.model import (
     AgentSpec,
     AgentTool,
@@ -101,9 +102,9 @@ def _client_side(tool: AgentTool) -> Tool:
 def arguments_of(tool: Tool, text: str) -> Mapping[str, Any]:
     """The arguments, if they are a JSON object that holds to the tool's schema. Raises BadArguments."""
     try:
-        value = strict_json(text)
-    except ValueError:
-        raise BadArguments("the arguments are not valid JSON") from None
+        value = read(text)
+    except BrokenRule as broken:
+        raise BadArguments(f"the arguments {broken}") from None
     if not isinstance(value, dict):
         raise BadArguments("the arguments must be a JSON object")
     if problem := json_schema.problem(value, _schema(tool.schema_json)):
@@ -111,21 +112,6 @@ def arguments_of(tool: Tool, text: str) -> Mapping[str, Any]:
     return value
 
 
-def strict_json(text: str) -> Any:
-    """The value of a JSON text that somebody else wrote. Raises ValueError."""
-    try:
-        value = json.loads(text, parse_constant=_refuse)
-        # Half of a surrogate pair is no text that could be passed on.
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    except RecursionError:
-        raise ValueError("nested too deep") from None
-    return value
-
-
 @lru_cache(maxsize=256)
 def _schema(text: str) -> Any:
     return json.loads(text) if text else {"additionalProperties": False}
-
-
-def _refuse(word: str) -> None:
-    raise ValueError(word)

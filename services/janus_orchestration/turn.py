@@ -35,10 +35,12 @@ from janus_orchestration.interrupt import CancelRequested, Interrupt, WallTimeSp
 from janus_orchestration.journal import Changes, Ending, Journal
 from janus_orchestration.model import (
     AgentSpec,
+    Answer,
     Failure,
     MemoryScope,
     Message,
     PendingKind,
+    Prompt,
     Recalled,
     Role,
     RunState,
@@ -89,7 +91,11 @@ class Helpers:
 
 
 class Turn:
-    """Works on one run until it has ended or waits. ``history`` is the thread, newest last, where it is known."""
+    """Works on one run until it has ended or waits.
+
+    ``history`` is the thread, newest last, where it is known: of a run that
+    begins here. Steps that are in its journal already begin with it.
+    """
 
     def __init__(
         self,
@@ -121,6 +127,7 @@ class Turn:
         )
         self._answer: Message | None = None
         self._storing: Step | None = None
+        self._begun = journal.step(StepKind.MODEL_CALL) if history is not None else None
         self._agent_tools: dict[str, Offered] | None = None
         # What the recall changes; committed together with the model call's start.
         self._uncommitted = Changes()
@@ -183,7 +190,9 @@ class Turn:
         await self._conversation.load()
         query = self._conversation.query
         policy = self._spec.memory
-        recalls = (policy.recall_limit > 0 and bool(query)) or summarizes(policy, self._conversation.window())
+        recalls = (policy.recall_limit > 0 and bool(query)) or (
+            policy.summarize and summarizes(policy, self._conversation.window())
+        )
         while not journal.is_over:
             match next_step(list(journal.steps.values()), recalls=recalls, stores=True):
                 case StepKind.RECALL:
@@ -221,12 +230,14 @@ class Turn:
             self._conversation.window(),
             await self._recalling.recalled() if recalls else Recalled(),
             [each.tool for each in offered.values()],
+            self._conversation.asked,
         )
-        step = replace(journal.begun(StepKind.MODEL_CALL), summary=prompt.model)
+        begun, self._begun = self._begun, None
+        step = begun or replace(journal.begun(StepKind.MODEL_CALL), summary=prompt.model)
         if refusal := budgets.refusal(journal.with_steps(step), self._budget):
             raise refusal
         try:
-            answer = await self._call.answer(prompt, step, self._starting(step))
+            answer, step = await self._answer_to(prompt, step, self._starting(step) if begun is None else None)
         except InvalidArgument as error:
             raise _as_asked(error, "input" if options.model else "agent") from error
         if answer.unsupported:
@@ -252,6 +263,24 @@ class Turn:
             return
         self._storing = journal.begun(StepKind.STORE)
         await journal.commit(replace(changes, steps=(ended, self._storing), owes_after_s=_OUTBOX_DELAY_S))
+
+    async def _answer_to(self, prompt: Prompt, step: Step, starting: Changes | None) -> tuple[Answer, Step]:
+        """The answer, and the step as it is then.
+
+        A model that takes no picture, sound or document that is in the thread is asked again without it: what
+        was said before, or a tool has answered, must not end every turn that follows.
+        """
+        model = self._helpers.model
+        while True:
+            try:
+                return await self._call.answer(prompt, step, starting), step
+            except (InvalidArgument, ModelFailed) as error:
+                hidden = prompt.hidden | prompts.refused_kinds(*_refusal(error))
+                if not model.hides(prompt, hidden - prompt.hidden):
+                    raise
+            _log.info("prompt_shows_less", hides=sorted(hidden))
+            prompt, step = replace(prompt, hidden=hidden), replace(step, attempts=step.attempts + 1)
+            starting = self._starting(step)
 
     def _starting(self, step: Step) -> Changes:
         """What is journalled before the model is heard: the recall, and that the call began."""
@@ -286,16 +315,16 @@ class Turn:
             await journal.commit(Changes(steps=(step,), owes=self._space(), owes_after_s=_OUTBOX_DELAY_S))
         try:
             async with self._interrupt.may_cut():
-                degraded = await self._helpers.deliveries.settle(
+                degraded, owed = await self._helpers.deliveries.deliver(
                     journal.tenant, journal.run.thread_id, self._limits.store_timeout_s
                 )
             telemetry.store_debts_paid.labels("at once").inc()
         except (JanusError, WallTimeSpent) as error:
             # The answer is committed; that the turns are stored is the outbox's promise.
             _log.warning("store_left_to_outbox", reason=getattr(error, "reason", "WALL_TIME"))
-            degraded = ("memory",)
+            degraded, owed = ("memory",), None
         ended = journal.ended(step, summary=", ".join(degraded))
-        await self._complete(Changes(steps=(ended,)), degraded)
+        await self._complete(Changes(steps=(ended,), pays=owed), degraded)
 
     # -- ends ------------------------------------------------------------------------
 
@@ -448,6 +477,13 @@ class Turn:
         """Where the turns are stored; empty for nowhere. What an agent was asked, nobody has said."""
         policy = self._spec.memory
         return "" if policy.do_not_store or self._journal.thread.parent_run else policy.space
+
+
+def _refusal(error: InvalidArgument | ModelFailed) -> tuple[str, str]:
+    """The reason, and the capability that is missing where one was named."""
+    if isinstance(error, ModelFailed):
+        return error.failure.reason, ""
+    return error.reason, error.metadata.get("capability", "")
 
 
 def _as_asked(error: InvalidArgument, owner: str) -> InvalidArgument:

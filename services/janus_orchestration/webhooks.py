@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 from janus_kit.errors import Aborted, InvalidArgument, NotFound, ResourceExhausted
+from janus_kit.validate import Violations
+from janus_orchestration.agents import DEFAULT_AGENT
 from janus_orchestration.idempotency import Once, once
-from janus_orchestration.ports import Receivers, Store
+from janus_orchestration.ports import Receivers, Records, Store
 from janus_orchestration.webhook import Webhook, WebhookDelivery, delivery_id
 
 
@@ -20,8 +22,9 @@ class Webhooks:
         """Store a webhook; without a secret it keeps the one that it has.
 
         Raises Aborted / VERSION_MISMATCH when ``expected_version`` (0: any) is
-        not the current one, InvalidArgument for a URL that may not be posted to,
-        ResourceExhausted when the tenant has as many as it may have.
+        not the current one, InvalidArgument for a URL that may not be posted to
+        and for an agent that is not there, ResourceExhausted when the tenant has
+        as many as it may have.
         """
         if rule := self._receivers.broken_rule(webhook.url):
             raise InvalidArgument("webhook.url", rule)
@@ -45,7 +48,8 @@ class Webhooks:
                         f"there are {count} webhooks already",
                         quota=("webhooks", f"{self._most} a tenant"),
                     )
-                stored = replace(webhook, version=version + 1)
+                await _require_agents(records, webhook, current)
+                stored = replace(webhook, agents=tuple(dict.fromkeys(webhook.agents)), version=version + 1)
                 await records.put_webhook(stored)
                 return stored
 
@@ -90,3 +94,12 @@ class Webhooks:
                 return count
 
             return await once(records, key, work)
+
+
+async def _require_agents(records: Records, webhook: Webhook, current: Webhook | None) -> None:
+    """Those that it named before may be gone: their runs go on."""
+    there = {DEFAULT_AGENT, *await records.purposes(webhook.agents), *(current.agents if current is not None else ())}
+    check = Violations()
+    for place, agent in enumerate(webhook.agents):
+        check.require(agent in there, f"webhook.agents[{place}]", "must be an agent that exists")
+    check.done()

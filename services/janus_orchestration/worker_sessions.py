@@ -1,7 +1,7 @@
 """The workers that are connected to this process: who gets which call, and who is still there."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -11,6 +11,7 @@ from janus_kit.telemetry.logging import get_logger
 from janus_orchestration import telemetry
 from janus_orchestration.dispatching import CallId, CallKey, News, NewsKind, OpenCall, Registration
 from janus_orchestration.outage import waited_out
+from janus_orchestration.ports import ToolSource
 from janus_orchestration.worker_ports import WorkerRecords
 from janus_orchestration.worker_session import Session, connect_again
 
@@ -36,11 +37,15 @@ class SessionLimits:
 
 
 class WorkerSessions:
-    """The connections of all tenants' workers to this process."""
+    """The connections of all tenants' workers to this process.
 
-    def __init__(self, records: WorkerRecords, limits: SessionLimits) -> None:
+    ``mcp``: the tools that come before those of workers.
+    """
+
+    def __init__(self, records: WorkerRecords, limits: SessionLimits, mcp: ToolSource) -> None:
         self.limits = limits
         self._records = records
+        self._mcp = mcp
         self._sessions: dict[str, Session] = {}
         # Tenants for which a call may be claimed.
         self._due: set[str] = set()
@@ -60,10 +65,11 @@ class WorkerSessions:
     async def connected(self, tenant: str, registration: Registration) -> AsyncIterator[Session]:
         """A worker's connection, for as long as the block runs.
 
-        Raises FailedPrecondition when connected workers offer other tools under
-        one of the names. The task that holds it is cancelled when it does not
-        end although the session is over.
+        Raises FailedPrecondition when an MCP server offers one of the names, or
+        connected workers offer other tools under one. The task that holds it is
+        cancelled when it does not end although the session is over.
         """
+        await self._require_free(tenant, registration)
         session = Session(new_id("wks"), tenant, registration)
         conflicts = await self._records.register(tenant, session.id, registration, self.limits.lease_s)
         if conflicts:
@@ -98,6 +104,29 @@ class WorkerSessions:
             leaving = asyncio.create_task(self._leave(session, writing), name=f"worker-leaves-{session.id}")
             self._leaving.add(leaving)
             leaving.add_done_callback(self._leaving.discard)
+
+    async def _require_free(self, tenant: str, registration: Registration) -> None:
+        """A worker of a tool that an MCP server has would wait for calls for ever."""
+        taken = [tool.name for tool in await self._mcp.find(tenant, [tool.name for tool in registration.tools])]
+        if taken:
+            servers = ", ".join(f"'{name}'" for name in dict.fromkeys(name.partition(".")[0] for name in taken))
+            names = ", ".join(f"'{name}'" for name in taken)
+            raise FailedPrecondition(
+                "STATE_CONFLICT",
+                f"no worker may offer {names}, which the MCP server {servers} offers",
+                {"tools": ",".join(taken)},
+                subject="tools",
+            )
+
+    def hide(self, names: Collection[str], tenants: Collection[str]) -> None:
+        """An MCP server offers these names to these tenants (none: to all) from now on.
+
+        A worker that came first keeps its stream for its other tools and the calls that it has.
+        """
+        for session in self._sessions.values():
+            hidden = [name for name in session.tools if name in names]
+            if hidden and (not tenants or session.tenant in tenants):
+                _log.warning("worker_tools_hidden", worker_id=session.worker_id, tools=hidden)
 
     async def _leave(self, session: Session, writing: asyncio.Task[None]) -> None:
         """Its last answers are written, and what it never heard of is for others."""

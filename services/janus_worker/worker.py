@@ -31,7 +31,7 @@ _OPTIONS = [
     ("grpc.keepalive_timeout_ms", 10_000),
     # A server that is back is found at once; how often it is asked is decided below.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 2_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.lb_policy_name", "round_robin"),
 ]

@@ -5,8 +5,9 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
+import asyncpg
 import grpc
 from tests.fakes.bench_provider import WORD
 
@@ -129,6 +130,26 @@ class PlainGrpc:
 
     async def close(self) -> None:
         self._channel.close()
+
+
+class Committed(PlainGrpc):
+    """A gateway without a database, and one row committed to Postgres after each whole answer."""
+
+    def __init__(self, address: str, postgres_url: str) -> None:
+        super().__init__(address, "bench")
+        self._url = postgres_url
+        self._connection: Any = None
+
+    async def unary(self, model: str) -> None:
+        if self._connection is None:
+            self._connection = await asyncpg.connect(self._url)
+            await self._connection.execute("CREATE TABLE IF NOT EXISTS public.bench (said text)")
+        await super().unary(model)
+        await self._connection.execute("INSERT INTO public.bench (said) VALUES ($1)", model)
+
+    async def close(self) -> None:
+        await self._connection.close()
+        await super().close()
 
 
 class Http:

@@ -5,7 +5,9 @@ fake that costs almost nothing. Each figure has its baselines from the same run,
 
 - direct: the provider asked by a bare HTTP client;
 - bare chain: the least that could translate between the two (`bare_chain.py`), which tells what
-  the SDK, gRPC and this machine cost, and so what of a figure is Janus.
+  the SDK, gRPC and this machine cost, and so what of a figure is Janus;
+- bare chain and a commit: the same, and one row committed to the gateway's Postgres: the least that
+  could have what was used on record before it says the end of an answer, as Janus does.
 
 `added` is to direct, `ratio` to the bare chain. Provider, gateway and load share the machine: on two
 cores, run it on a machine that does nothing else. CPU is that of the gateway's own process alone.
@@ -26,7 +28,7 @@ from pathlib import Path
 
 import uvloop
 from tests.bench import processes
-from tests.bench.clients import Client, Grpc, Heard, Http, PlainGrpc, total
+from tests.bench.clients import Client, Committed, Grpc, Heard, Http, PlainGrpc, total
 from tests.bench.processes import Measured
 from tests.bench.table import at, header, ms, row, us
 
@@ -99,8 +101,8 @@ async def _figures(bench: Bench, parts: Sequence[str]) -> None:
 
 async def _latency(bench: Bench) -> None:
     """One call in flight, in turn through each."""
-    clients = [PlainGrpc(bench.gateway.address, "bench"), Http(bench.upstream.address)]
-    clients.append(PlainGrpc(bench.bare.address, "bench"))
+    clients: list[Client] = [PlainGrpc(bench.gateway.address, "bench"), Http(bench.upstream.address)]
+    clients += [PlainGrpc(bench.bare.address, "bench"), Committed(bench.bare.address, bench.gateway.postgres_url)]
     await _one_by_one(clients, bench.calls)
 
 
@@ -121,15 +123,17 @@ async def _one_by_one(clients: Sequence[Client], calls: int) -> None:
         ("time to first token", first, ("≤ 2 ms", "")),
     ):
         for name, quantile, aim in zip(("p50", "p99"), (0.5, 0.99), aims, strict=True):
-            ours, direct, *bare = (at(each, quantile) for each in seen)
+            ours, direct, *least = (at(each, quantile) for each in seen)
             row(
                 f"{what}, {name}: added",
                 ms(ours),
                 direct=ms(direct),
-                bare=ms(bare[0]) if bare else "",
+                bare=ms(least[0]) if least else "",
                 ratio=ms(ours - direct),
                 aim=aim,
             )
+            if least and seen is unary:
+                row("  bare chain and a commit: added", ms(least[1]), ratio=ms(least[1] - direct))
     for client in clients:
         await client.close()
 

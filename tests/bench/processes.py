@@ -15,6 +15,8 @@ import grpc
 import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from janus_app.embedded import read_state
+
 SERVICE = "janus.inference.v1.InferenceService"
 ROOT = Path(__file__).parents[2]
 START_S = 90.0
@@ -26,6 +28,7 @@ class Measured:
 
     address: str
     pid: int
+    postgres_url: str = ""
 
     def cpu_s(self) -> float:
         """CPU seconds of all its threads, user and system."""
@@ -88,7 +91,9 @@ def janus(folder: Path, upstream: str) -> Iterator[Measured]:
     command += ["--data", str(folder / "data"), "--config", str(config)]
     with started([sys.executable, *command], folder / "janus.log") as process:
         wait_until(lambda: _is_serving(address), process, folder / "janus.log")
-        yield Measured(address, process.pid)
+        state = read_state(folder / "data")
+        assert state
+        yield Measured(address, process.pid, state.postgres_url or "")
 
 
 @contextmanager

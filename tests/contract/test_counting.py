@@ -86,10 +86,11 @@ async def test_without_a_key_nothing_is_counted() -> None:
 
 @pytest.mark.parametrize(
     ("limits", "remaining", "leg"),
-    [(TimeLimits(first_event=0.05), None, "first_event"), (TimeLimits(total=0.05), 9.0, "total"), (None, 0.05, "call")],
+    [(TimeLimits(first_event=0.5), None, "first_event"), (TimeLimits(total=0.5), 9.0, "total"), (None, 0.5, "call")],
 )
 async def test_counting_ends_when_its_time_is_up(limits: TimeLimits | None, remaining: float | None, leg: str) -> None:
     async with anthropic() as (provider, wire):
+        # Long enough for the request to be there on a busy machine.
         with pytest.raises(JanusError) as raised:
             await counting(limits, upstream=provider).count(prompt(model="upstream/fake;silent=1"), remaining=remaining)
         assert raised.value.metadata["leg"] == leg

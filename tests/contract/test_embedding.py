@@ -169,6 +169,29 @@ async def waiting(setup: Setup, count: int, **more: Any) -> "list[asyncio.Task[E
     return [first, *others]
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "message", "field", "reason"),
+    [
+        (404, "model_not_found", "no such model", "model", "MODEL_NOT_FOUND"),
+        (400, "context_length_exceeded", "too long", "inputs", "CONTEXT_TOO_LONG"),
+        (400, "", "malformed", "inputs", "PROVIDER_REJECTED_REQUEST"),
+    ],
+)
+async def test_a_refusal_names_a_field_that_was_sent(
+    setup: Setup, status: int, code: str, message: str, field: str, reason: str
+) -> None:
+    def refuse(request: Request) -> Reply:
+        body = openai_wire.as_json({"error": {"message": message, "code": code}})
+        return Reply(one(body), status=status, content_type="application/json")
+
+    setup.wire.application = refuse
+    with pytest.raises(InvalidArgument) as raised:
+        await setup.embed("a")
+    assert [violation.field for violation in raised.value.violations] == [field]
+    assert raised.value.reason == reason
+    assert raised.value.message.startswith(f"{field}: ")
+
+
 async def test_small_requests_that_wait_travel_together(setup: Setup) -> None:
     tasks = await waiting(setup, 5)
     setup.gate.set()
@@ -244,6 +267,80 @@ async def test_a_text_that_is_refused_fails_its_own_request_alone(stores: Stores
         assert isinstance(second, Embedded)
         assert isinstance(third, InvalidArgument)
         assert setup.asked == [["x"], ["xx", "xxx"], ["xx"], ["xxx"]]
+
+
+def unfit(text: str, answer: Any) -> Any:
+    """A provider that gives no vector for what holds a text, and is well otherwise."""
+
+    def application(request: Request) -> Reply:
+        given = request.json["input"]
+        if any(text in each for each in given):
+            data = [{"object": "embedding", "index": at, "embedding": []} for at in range(len(given))]
+            body = openai_wire.as_json({"object": "list", "data": data, "model": "m", "usage": {"prompt_tokens": 1}})
+            return Reply(one(body), content_type="application/json")
+        return answer(request)
+
+    return application
+
+
+async def test_a_text_without_a_usable_vector_fails_its_own_request_alone(stores: Stores) -> None:
+    async with setup_of(stores) as setup:
+        tasks = await waiting(setup, 3)
+        setup.wire.application = unfit("xxx", setup.wire.application)
+        setup.gate.set()
+        first, second, third = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(first, Embedded)
+        assert isinstance(second, Embedded)
+        assert isinstance(third, JanusError)
+        assert (third.code, third.reason) == ("UNAVAILABLE", "PROVIDER_STREAM_BROKEN")
+        assert third.metadata["answer"] == "unusable"
+
+
+async def test_texts_without_usable_vectors_do_not_take_the_model_from_others(stores: Stores) -> None:
+    async with setup_of(stores) as setup:
+        setup.wire.application = unfit("poison", setup.wire.application)
+        for _ in range(20):
+            with pytest.raises(JanusError):
+                await setup.embed("poison", caller=Caller("careless", "ann"))
+        assert lengths(await setup.embed("fine", caller=Caller("careful", "ben"))) == [4]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "reason"),
+    [
+        (200, {"data": [{"index": 0, "embedding": [0.1, None]}]}, "PROVIDER_STREAM_BROKEN"),
+        (200, {"data": [{"index": 0, "embedding": None}]}, "PROVIDER_STREAM_BROKEN"),
+        (200, {"data": [{"index": 0, "embedding": [10**400]}]}, "PROVIDER_STREAM_BROKEN"),
+        (200, {"data": [{"index": 0, "embedding": "no base64"}]}, "PROVIDER_STREAM_BROKEN"),
+        (200, {"data": [{"index": 7, "embedding": [0.1]}]}, "PROVIDER_STREAM_BROKEN"),
+        (200, {"error": {"message": "failed"}}, "PROVIDER_STREAM_BROKEN"),
+        (
+            200,
+            {"error": {"message": "too long", "code": "context_length_exceeded", "status_code": 400}},
+            "CONTEXT_TOO_LONG",
+        ),
+        (500, {"error": {"message": "input (723 tokens) is too large to process."}}, "CONTEXT_TOO_LONG"),
+        (500, {"error": "Out of range float values are not JSON compliant: nan"}, "PROVIDER_STREAM_BROKEN"),
+        (500, {"error": "failed to encode response: json: unsupported value: NaN"}, "PROVIDER_STREAM_BROKEN"),
+    ],
+)
+async def test_whatever_a_server_says_of_a_text_it_cannot_embed_is_about_that_text(
+    stores: Stores, status: int, body: object, reason: str
+) -> None:
+    async with setup_of(stores) as setup:
+        answer = setup.wire.application
+
+        def application(request: Request) -> Reply:
+            if "poison" not in request.json["input"]:
+                return answer(request)
+            return Reply(one(openai_wire.as_json(body)), status=status, content_type="application/json")
+
+        setup.wire.application = application
+        for _ in range(20):
+            with pytest.raises(JanusError) as raised:
+                await setup.embed("poison", caller=Caller("careless", "ann"))
+            assert raised.value.reason == reason
+        assert lengths(await setup.embed("fine", caller=Caller("careful", "ben"))) == [4]
 
 
 async def test_a_refusal_that_is_about_no_text_is_everybody_s(setup: Setup) -> None:

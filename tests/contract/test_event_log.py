@@ -32,7 +32,8 @@ class Stream:
         return await self.events.open(*self.place, epoch, known=known, otherwise=otherwise)
 
     async def append(self, epoch: int, *sequences: int) -> None:
-        await self.events.append(*self.place, epoch, [event(epoch, sequence) for sequence in sequences])
+        events = [event(epoch, sequence) for sequence in sequences]
+        await self.events.append(*self.place, epoch, events, begins=epoch == 1)
 
     async def all(self, after: Cursor = Cursor()) -> list[tuple[int, int]]:  # noqa: B008 - it is immutable
         return [tuple(item.cursor) for item in await self.events.page(*self.place, after, 1000)]
@@ -50,7 +51,6 @@ def event(epoch: int, sequence: int, *, durable: bool = False, terminal: bool = 
 
 
 async def test_events_come_back_as_they_were(stream: Stream) -> None:
-    await stream.open(1)
     sent = [event(1, 1, durable=True), event(1, 2), event(1, 3, durable=True, terminal=True)]
     await stream.events.append(*stream.place, 1, sent)
     assert await stream.events.page(*stream.place, Cursor(), 10) == sent
@@ -59,14 +59,12 @@ async def test_events_come_back_as_they_were(stream: Stream) -> None:
 
 
 async def test_what_is_there_already_is_passed_over(stream: Stream) -> None:
-    await stream.open(1)
     await stream.append(1, 1, 2)
     await stream.append(1, 2, 3)
     assert await stream.all() == [(1, 1), (1, 2), (1, 3)]
 
 
 async def test_opening_fences_the_older_epoch_at_once(stream: Stream) -> None:
-    await stream.open(1)
     await stream.append(1, 1, 2)
     assert await stream.open(2, known=1, otherwise=100) == Opened(2, intact=True)
     with pytest.raises(Fenced):
@@ -78,13 +76,11 @@ async def test_opening_fences_the_older_epoch_at_once(stream: Stream) -> None:
 
 
 async def test_what_the_journal_knows_counts_too(stream: Stream) -> None:
-    await stream.open(1)
     await stream.append(1, 1)
     assert await stream.open(2, known=7, otherwise=100) == Opened(7, intact=True)
 
 
 async def test_a_lost_stream_goes_on_beyond_all_that_may_have_been_sent(stream: Stream) -> None:
-    await stream.open(1)
     await stream.append(1, 1, 2)
     await stream.client.delete(key(stream.place[0], "run", "run_1", "events"))
     assert await stream.open(2, known=1, otherwise=100) == Opened(100, intact=False)
@@ -112,7 +108,6 @@ async def syncing(client: redis.asyncio.Redis, mode: str) -> AsyncIterator[None]
 async def test_a_redis_that_was_restarted_is_trusted_with_the_newest_only_if_it_syncs_them(
     stream: Stream, mode: str, expected: Opened
 ) -> None:
-    await stream.open(1)
     await stream.append(1, 1, 2)
     await stream.client.set(key(stream.place[0], "run", "run_1", "redis"), "another process")
     async with syncing(stream.client, mode):
@@ -127,7 +122,6 @@ async def test_an_epoch_may_open_again(stream: Stream) -> None:
 
 
 async def test_waiting_ends_with_the_first_event(stream: Stream) -> None:
-    await stream.open(1)
     waiting = asyncio.create_task(stream.events.wait(*stream.place, Cursor(), 10))
     await asyncio.sleep(0)
     await stream.append(1, 1)
@@ -136,7 +130,6 @@ async def test_waiting_ends_with_the_first_event(stream: Stream) -> None:
 
 
 async def test_streams_expire(stream: Stream) -> None:
-    await stream.open(1)
     await stream.append(1, 1)
     for name in ("events", "redis"):
         assert 0 < await stream.client.pttl(key(stream.place[0], "run", "run_1", name)) <= 60_000

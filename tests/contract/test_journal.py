@@ -71,7 +71,9 @@ class Ground:
         async with self.store.tenant(self.tenant) as records:
             current = await records.lock_thread(thread.id)
             assert current is not None
-            await records.add_run(run, current, owner=owner, lease_s=30)
+            await records.add_run(run, has_turn=not current.active_run, owner=owner, lease_s=30)
+            if not current.active_run:
+                await records.write_thread(replace(current, active_run=run.id))
         return run
 
 
@@ -131,11 +133,11 @@ async def test_taking_a_run_fences_older_epochs(ground: Ground) -> None:
 async def test_a_run_has_one_terminal_event_and_every_sequence_once(ground: Ground) -> None:
     run = await ground.run(await ground.thread())
     async with ground.store.tenant(ground.tenant) as records:
-        await records.add_events(run.id, [event(1), event(2), event(3, terminal=True)])
+        await records.add_events(run, [event(1), event(2), event(3, terminal=True)])
     for again in (event(2), event(4, terminal=True)):
         with pytest.raises(asyncpg.UniqueViolationError):
             async with ground.store.tenant(ground.tenant) as records:
-                await records.add_events(run.id, [again])
+                await records.add_events(run, [again])
     async with ground.store.tenant(ground.tenant) as records:
         assert [item.cursor.sequence for item in await records.events(run.id, 2, 9, 10)] == [2, 3]
 
@@ -172,9 +174,8 @@ async def test_the_turn_passes_to_the_run_that_waited_longest(ground: Ground) ->
     assert not await ground.leases.claim("two", 1000, 30)
     async with ground.store.tenant(ground.tenant) as records:
         assert await records.waiting_runs(thread.id, besides=first.id) == 3
-        await records.release_lease(first.id)
-        await records.pass_turn(thread.id, first.id)
-        await records.pass_turn(thread.id, first.id)  # a second time changes nothing
+        await records.end_turn(thread.id, first.id)
+        await records.end_turn(thread.id, first.id)  # a second time changes nothing
         now = await records.thread(thread.id)
         assert now is not None
         assert now.active_run == waiting[0].id
@@ -189,18 +190,19 @@ async def test_positions_have_no_gaps_and_ids_are_taken_once(ground: Ground) -> 
         async with ground.store.tenant(ground.tenant) as records:
             current = await records.lock_thread(thread.id)
             assert current is not None
-            await records.commit_messages(current, [message(text)], run_id="", is_output=False, at=NOW)
+            await records.commit_messages(current, [message(text)], run_id="", is_output=False)
+            await records.write_thread(replace(current, last_position=current.last_position + 1))
 
     await asyncio.gather(*(commit(str(i)) for i in range(10)))
     async with ground.store.tenant(ground.tenant) as records:
         found = await records.messages(thread.id, after=0, limit=100)
     assert [item.position for item in found] == list(range(1, 11))
     again = [message("again", message_id=found[0].message.id)]
-    async with ground.store.tenant(ground.tenant) as records:
-        current = await records.lock_thread(thread.id)
-        assert current is not None
-        with pytest.raises(AlreadyExists):
-            await records.commit_messages(current, again, run_id="", is_output=False, at=NOW)
+    with pytest.raises(AlreadyExists):
+        async with ground.store.tenant(ground.tenant) as records:
+            current = await records.lock_thread(thread.id)
+            assert current is not None
+            await records.commit_messages(current, again, run_id="", is_output=False)
 
 
 async def test_what_waits_is_committed_in_its_order(ground: Ground) -> None:
@@ -213,7 +215,8 @@ async def test_what_waits_is_committed_in_its_order(ground: Ground) -> None:
         assert [item.text for item in await records.waiting_messages(run.id)] == ["one", "two", "three"]
         current = await records.lock_thread(thread.id)
         assert current is not None
-        committed = await records.commit_waiting_messages(run, current, NOW)
+        await records.commit_waiting_messages(run, current)
+        committed = await records.messages_of(run.id)
     assert [(item.message.text, item.position) for item in committed] == [("one", 1), ("two", 2), ("three", 3)]
 
 
@@ -244,8 +247,9 @@ async def test_an_effect_that_failed_leaves_the_request_id_free(ground: Ground) 
 
 
 async def test_debts_come_due_and_back_off(ground: Ground) -> None:
-    debt = StoreDebt("thread", 1, 2, "run", "default")
+    debt = StoreDebt("thread", 1, 2, "run", "default", subject="ann")
     async with ground.store.tenant(ground.tenant) as records:
+        await records.add_thread(Thread("thread", "a", "ann", "", "", NOW, NOW))
         await records.add_debt(debt, 0)
         await records.add_debt(StoreDebt("later", 1, 2, "run", "default"), 60)
     assert await ground.outbox.due(100, 30) == [(ground.tenant, "thread")]
@@ -259,6 +263,7 @@ async def test_debts_come_due_and_back_off(ground: Ground) -> None:
 async def test_a_buried_debt_is_not_asked_for_again(ground: Ground) -> None:
     bad, good = (StoreDebt("thread", place, place, "run", "default") for place in (1, 2))
     async with ground.store.tenant(ground.tenant) as records:
+        await records.add_thread(Thread("thread", "a", "", "", "", NOW, NOW))
         await records.add_debt(bad, 0)
         await records.add_debt(good, 60)
         await records.bury_debt(bad, "INVALID_ARGUMENT/FIELD_INVALID: \x00 is refused")
@@ -274,7 +279,7 @@ async def test_messages_end_before_they_are_too_large(ground: Ground) -> None:
         current = await records.lock_thread(thread.id)
         assert current is not None
         sized = [message("x" * 10) for _ in range(6)]
-        await records.commit_messages(current, sized, run_id="", is_output=False, at=NOW)
+        await records.commit_messages(current, sized, run_id="", is_output=False)
 
         async def places(most_bytes: int, descending: bool) -> list[int]:
             after = 9 if descending else 0
@@ -309,8 +314,8 @@ async def test_a_forgotten_condition_shows_no_foreign_row(ground: Ground) -> Non
         await records.add_agent(Agent(AgentSpec("a"), 1, NOW))
         current = await records.lock_thread(thread.id)
         assert current is not None
-        await records.commit_messages(current, [message("secret")], run_id=run.id, is_output=False, at=NOW)
-        await records.add_events(run.id, [event(1)])
+        await records.commit_messages(current, [message("secret")], run_id=run.id, is_output=False)
+        await records.add_events(run, [event(1)])
         await records.add_debt(StoreDebt(thread.id, 1, 1, run.id, "default"), 0)
         await records.answered("Put", "r", b"hash", b"answer")
     tables = ("agent", "agent_version", "thread", "message", "run", "event", "run_lease", "memory_outbox", "request")

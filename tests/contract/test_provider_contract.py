@@ -18,7 +18,7 @@ from janus_inference.adapters.openai_client import OpenAIClient
 from janus_inference.adapters.openai_responses import OpenAIResponses
 from janus_inference.adapters.scripted import Scripted
 from janus_inference.events import Failed, Finished, FinishReason, Started, TextDelta, Usage
-from janus_inference.model import Prompt, Reasoning, Refusal, Text, Timeouts, ToolCall, ToolDefinition
+from janus_inference.model import Prompt, Reasoning, Refusal, Sampling, Text, Timeouts, ToolCall, ToolDefinition
 from janus_inference.ports import Provider
 from janus_inference.profiles import OPENAI, chat_profile
 from janus_kit.errors import InvalidArgument, JanusError
@@ -315,6 +315,19 @@ async def test_a_reader_that_rests_makes_the_provider_wait(stores: Stores, setup
         assert not exchange.sent_whole
         assert exchange.sent_bytes < 16 * 1024 * 1024
     await exchange.client_gone.wait()
+
+
+async def test_log_probabilities_are_told_to_who_asked_for_them_however(stores: Stores, setup: Setup) -> None:
+    using = stores.generation(setup.provider)
+    answer = await using.answer(asked(";unasked=1"), CALLER)
+    assert answer.logprobs == ()
+    if setup.adapter.build is anthropic:
+        return  # it has none
+    included = '{"include": ["message.output_text.logprobs"]}'
+    options = included if setup.adapter.build is responses else '{"logprobs": true}'
+    for fields in ({"sampling": Sampling(top_logprobs=0)}, {"provider_options_json": options}):
+        answer = await using.answer(asked(**fields), CALLER)
+        assert [each.token for each in answer.logprobs] == ["wörd0", " wörd1", " wörd2"]
 
 
 async def test_options_are_passed_through_and_cannot_override(stores: Stores, setup: Setup) -> None:

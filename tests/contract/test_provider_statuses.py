@@ -208,6 +208,25 @@ async def test_an_error_means_what_its_status_says_whatever_becomes_of_its_body(
 
 
 @pytest.mark.parametrize("sdk", SDKS)
+async def test_who_leaves_while_the_body_of_an_error_comes_lets_the_connection_go(both: Both, sdk: str) -> None:
+    wire, begun = both.wire(sdk), asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b'{"error": {"mess'
+        begun.set()
+        await asyncio.Event().wait()
+
+    wire.application = lambda request: Reply(slow(), 529, "application/json")
+    asking = asyncio.create_task(both.ask(sdk, ""))
+    async with asyncio.timeout(5):
+        await begun.wait()
+        asking.cancel()
+        (left,) = await asyncio.gather(asking, return_exceptions=True)
+        assert isinstance(left, asyncio.CancelledError)
+        await wire.exchanges[-1].client_gone.wait()
+
+
+@pytest.mark.parametrize("sdk", SDKS)
 @pytest.mark.parametrize(
     "first", [b"HTTP/9.9 what\r\n\r\n", b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n"]
 )

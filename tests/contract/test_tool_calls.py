@@ -11,7 +11,6 @@ from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import pytest
-from tests.fakes.orchestration_service import fresh_database
 
 from janus_kit.errors import ResourceExhausted
 from janus_kit.migrations import migrate
@@ -64,7 +63,7 @@ class Ground:
         )
         async with PostgresStore(self.db).tenant(self.tenant) as records:
             await records.add_thread(thread)
-            await records.add_run(run, thread, owner="one", lease_s=30)
+            await records.add_run(run, has_turn=True, owner="one", lease_s=30)
             await records.write_run(run)
         return run_id
 
@@ -305,17 +304,14 @@ async def test_what_a_tenant_wrote_is_out_of_reach_across_tenants(ground: Ground
             await connection.execute(query)
 
 
-async def test_workers_that_are_long_gone_are_forgotten(postgres_url: str) -> None:
-    async with fresh_database(postgres_url) as url:
-        settings = PostgresSettings(url=url)
-        await migrate(settings, ["janus_orchestration"])
-        async with database(settings, application="test") as db:
-            ground = Ground(db, PostgresDispatches(db), PostgresWorkers(db, retention_s=RETENTION_S), "t")
-            await ground.worker(lease_s=-10_000)
-            stays = await ground.worker()
-            await ground.workers.renew([stays], LEASE_S)
-            async with db.tenant("t") as connection:
-                assert await connection.fetchval("SELECT array_agg(id) FROM orchestration.tool_worker") == [stays]
+async def test_workers_that_are_long_gone_are_forgotten(own_url: str) -> None:
+    async with database(PostgresSettings(url=own_url), application="test") as db:
+        ground = Ground(db, PostgresDispatches(db), PostgresWorkers(db, retention_s=RETENTION_S), "t")
+        await ground.worker(lease_s=-10_000)
+        stays = await ground.worker()
+        await ground.workers.renew([stays], LEASE_S)
+        async with db.tenant("t") as connection:
+            assert await connection.fetchval("SELECT array_agg(id) FROM orchestration.tool_worker") == [stays]
 
 
 async def test_a_tool_that_is_long_gone_is_forgotten_unless_somebody_still_means_it(ground: Ground) -> None:

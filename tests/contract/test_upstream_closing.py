@@ -1,7 +1,6 @@
 """A provider's answer is let go by whoever asked for it, and not by the garbage collector."""
 
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -19,25 +18,20 @@ from janus_inference.provider_errors import ProviderFailure
 
 
 class Watched(OpenAIClient):
-    """Keeps what it has posted, so that nothing but the end of the block can let it go."""
+    """Keeps what it has posted, so that nothing but whoever asked can let it go."""
 
     def __init__(self, url: str) -> None:
         super().__init__(f"{url}/v1", "sk-test")
-        self.posting: list[object] = []
-        self.let_go = 0
+        self.posted: list[Any] = []
 
-    def posted(self, *args: Any) -> AbstractAsyncContextManager[Any]:
-        posting = self._posted(super().posted(*args))
-        self.posting.append(posting)
-        return posting
+    async def post(self, *args: Any) -> Any:
+        self.posted.append(await super().post(*args))
+        return self.posted[-1]
 
-    @asynccontextmanager
-    async def _posted(self, posting: AbstractAsyncContextManager[Any]) -> AsyncIterator[Any]:
-        async with posting as response:
-            try:
-                yield response
-            finally:
-                self.let_go += 1
+    @property
+    def let_go(self) -> int:
+        """How many were closed."""
+        return sum(response.is_closed for response in self.posted)
 
 
 @pytest.fixture

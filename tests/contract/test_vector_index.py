@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import random
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from janus_kit.migrations import migrate
-from janus_kit.postgres import database
+from janus_kit.postgres import Connection, Database, database
 from janus_kit.settings import PostgresSettings
 from janus_memory.adapters.chroma_index import ChromaIndex
 from janus_memory.adapters.pgvector_index import PgvectorIndex
@@ -21,6 +23,7 @@ from janus_memory.model import (
     HardFilter,
     Indexed,
     Kind,
+    Lexicon,
     Neighbour,
     Scope,
     Space,
@@ -41,7 +44,8 @@ EVERYTHING = HardFilter(Scope(), (), NOW, None, NOW)
 class Backends:
     """Both indexes, and spaces made in the database that one of them lives in."""
 
-    def __init__(self, records: PostgresRecords, indexes: dict[str, VectorIndex]) -> None:
+    def __init__(self, pool: Database, records: PostgresRecords, indexes: dict[str, VectorIndex]) -> None:
+        self.pool = pool
         self.records = records
         self.indexes = indexes
 
@@ -59,7 +63,7 @@ async def backends(postgres_url: str, chroma_url: str) -> AsyncIterator[Backends
     async with database(settings, application="test") as pool:
         records = PostgresRecords(pool)
         chroma = ChromaIndex(chroma_url, records, timeout_s=20)
-        yield Backends(records, {"pgvector": PgvectorIndex(pool), "chroma": chroma})
+        yield Backends(pool, records, {"pgvector": PgvectorIndex(pool), "chroma": chroma})
         await chroma.close()
 
 
@@ -270,6 +274,37 @@ async def test_both_backends_give_the_same_answers(backends: Backends) -> None:
             assert similarities[0] == pytest.approx(similarities[1], abs=1e-5)
 
 
+async def test_the_exact_nearest_are_those_of_a_plain_sort_also_where_they_are_as_near(backends: Backends) -> None:
+    generator = random.Random(11)
+    space = await backends.space("ann")
+    few = [[generator.gauss(0, 1) for _ in range(DIMENSIONS)] for _ in range(5)]
+    vectors = {unit: [*generator.choice(few)] for unit in generator.sample(range(1, 2_000), 400)}
+    for vector in list(vectors.values())[::3]:
+        vector[0] += generator.choice([1e-3, 1e-6])
+    vectors[2_000] = pointing(0.0)
+    rows = [row(unit, vector, subject="bob" if unit % 4 else "eve") for unit, vector in vectors.items()]
+    index = backends.indexes["pgvector"]
+    await index.upsert("ann", space, rows)
+    for where, allowed in (
+        (EVERYTHING, set(vectors)),
+        (replace(EVERYTHING, scope=Scope(subject="eve")), {unit for unit in vectors if unit % 4 == 0}),
+    ):
+        for query in few:
+            every = await found(index, "ann", space, query, where, limit=len(vectors), exact=True)
+            assert set(units(every)) == allowed
+            assert every == sorted(every, key=lambda each: (-each.similarity, each.unit))
+            assert {n.unit: n.similarity for n in every} == pytest.approx(
+                {unit: _cosine(query, vectors[unit]) for unit in allowed}, abs=1e-5
+            )
+            for limit in (1, 7, 60):
+                assert await found(index, "ann", space, query, where, limit=limit, exact=True) == every[:limit]
+
+
+def _cosine(one: list[float], other: list[float]) -> float:
+    norm = math.hypot(*one) * math.hypot(*other)
+    return sum(a * b for a, b in zip(one, other, strict=True)) / norm if norm else 0.0
+
+
 async def test_a_dropped_collection_is_begun_again(backends: Backends, chroma_url: str) -> None:
     import chromadb
 
@@ -329,3 +364,53 @@ async def test_vectors_can_be_read_back(index: VectorIndex, backends: Backends) 
     await index.upsert("ann", space, rows)
     assert await index.vectors("ann", space, [1, 2, 3]) == {1: pointing(1), 2: pointing(0, 1)}
     assert await index.vectors("bob", space, [1, 2]) == {}
+
+
+async def test_views_that_share_their_vectors_are_searched_in_one_transaction(
+    backends: Backends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = PgvectorIndex(pool := backends.pool)
+    began = 0
+    tenant_of_pool = pool.tenant
+
+    def counted(tenant: str, **options: bool) -> AbstractAsyncContextManager[Connection]:
+        nonlocal began
+        began += 1
+        return tenant_of_pool(tenant, **options)
+
+    monkeypatch.setattr(pool, "tenant", counted)
+
+    async def searched(space: Space) -> tuple[dict[View, list[int]], int]:
+        before = began
+        nearest = await index.search("ann", space, list(View), pointing(1), EVERYTHING, 2, True)
+        return {view: units(neighbours) for view, neighbours in nearest.items()}, began - before
+
+    shared, apart = await backends.space("ann"), await backends.space("ann")
+    for unit in (1, 2, 3):
+        alone, before = pointing(1, unit), pointing(unit, 1)
+        await index.upsert("ann", shared, [row(unit, alone), row(unit, alone, View.BEFORE)])
+        await index.upsert("ann", apart, [row(unit, alone), row(unit, before, View.BEFORE)])
+    # What a view has of its own is known once it was searched.
+    assert [await searched(shared) for _ in range(2)] == [({View.ALONE: [1, 2], View.BEFORE: [1, 2]}, 1)] * 2
+    own = {View.ALONE: [1, 2], View.BEFORE: [3, 2]}
+    assert [await searched(apart) for _ in range(3)] == [(own, 1), (own, 2), (own, 2)]
+
+
+async def test_a_space_comes_with_its_statistics(backends: Backends) -> None:
+    space = await backends.space("ann")
+    async with backends.pool.tenant("ann") as connection:
+        await connection.execute(
+            "INSERT INTO memory.statistics (space_no, units, tokens) VALUES ($1, 7, 70)", space.number
+        )
+        await connection.execute(
+            "INSERT INTO memory.lexicon (space_no, term, units) VALUES ($1, 'cat', 3), ($1, 'dog', 2)", space.number
+        )
+    for asked in (["cat", "fox"], [], ["fox"]):
+        async with backends.records.transaction("ann") as tx:
+            both = await tx.space_with_lexicon(space.name, asked)
+            assert both == (space, await tx.lexicon(space.number, asked))
+    async with backends.records.transaction("bob") as tx:
+        assert await tx.space_with_lexicon(space.name, ["cat"]) is None
+    empty = await backends.space("ann")
+    async with backends.records.transaction("ann") as tx:
+        assert await tx.space_with_lexicon(empty.name, ["cat"]) == (empty, Lexicon(0, 0, {}))

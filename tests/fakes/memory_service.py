@@ -99,10 +99,14 @@ async def running(postgres_url: str, redis_url: str, **settings: Any) -> AsyncIt
     options = MemorySettings(**{"indexer_poll_s": 0.2, **settings})
     async with (
         mount(options, postgres=postgres, redis=RedisSettings(url=redis_url)) as mounted,
-        serve([mounted], ServerSettings(listen="127.0.0.1:0", drain_s=0.2, health_interval_s=0.2)) as host,
+        serve(
+            [mounted], ServerSettings(listen="127.0.0.1:0", drain_s=0.2, lame_duck_s=0, health_interval_s=0.2)
+        ) as host,
     ):
         channel = connect(host.address or "")
         try:
+            # A first attempt that a busy machine answers late would fail the test's first call.
+            await asyncio.wait_for(channel.channel_ready(), 20)
             yield Memory(host, rpc.MemoryServiceStub(channel))
         finally:
             await channel.close()

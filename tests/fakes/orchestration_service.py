@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import grpc
 from tests.fakes.service_process import ServiceProcess
 
@@ -140,19 +139,6 @@ def options(**settings: Any) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def fresh_database(postgres_url: str) -> AsyncIterator[str]:
-    """A database for one test alone: no run that another test left behind is taken over in it."""
-    name = f"test_{uuid.uuid4().hex[:16]}"
-    connection = await asyncpg.connect(postgres_url)
-    try:
-        await connection.execute(f'CREATE DATABASE "{name}" TEMPLATE template1')
-        yield f"{postgres_url.rpartition('/')[0]}/{name}"
-        await connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
-    finally:
-        await connection.close()
-
-
-@asynccontextmanager
 async def running(postgres_url: str, redis_url: str, **settings: Any) -> AsyncIterator[Orchestration]:
     """Migrate the database and serve orchestration over it, in this process."""
     postgres = PostgresSettings(url=postgres_url)
@@ -168,6 +154,8 @@ async def running(postgres_url: str, redis_url: str, **settings: Any) -> AsyncIt
         address = host.address or ""
         channel = connect(address)
         try:
+            # A first attempt that a busy machine answers late would fail the test's first call.
+            await asyncio.wait_for(channel.channel_ready(), 20)
             yield Orchestration(host, address, rpc.OrchestrationServiceStub(channel))
         finally:
             await channel.close()

@@ -106,15 +106,13 @@ async def stopped(process: asyncio.subprocess.Process) -> AsyncIterator[None]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def machine(
-    stack: Addresses, postgres_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Machine]:
+async def machine(stack: Addresses, empty_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Machine]:
     """Migrated, with all services up and the edge ready."""
-    found = Machine(stack, postgres_url, tmp_path_factory.mktemp("apart"))
+    found = Machine(stack, empty_url, tmp_path_factory.mktemp("apart"))
     migrate = await found.start("migrate")
     assert await asyncio.wait_for(migrate.wait(), 60) == 0, found.log("migrate")
     # As deploy/postgres/10-janus-service.sh makes it.
-    admin = await asyncpg.connect(postgres_url)
+    admin = await asyncpg.connect(empty_url)
     await admin.execute(f"CREATE ROLE {found.user} LOGIN NOINHERIT PASSWORD '{PASSWORD}'")
     await admin.execute(f"GRANT janus_app, janus_worker TO {found.user}")
     try:
@@ -131,7 +129,7 @@ async def machine(
 async def _ready(machine: Machine) -> None:
     readiness = "no answer"
     try:
-        async with asyncio.timeout(60), httpx2.AsyncClient(trust_env=False) as client:
+        async with asyncio.timeout(60), httpx2.AsyncClient(trust_env=False, verify=False) as client:
             while True:
                 try:
                     answer = await client.get(f"http://127.0.0.1:{machine.ports['edge']}/readyz")

@@ -48,7 +48,7 @@ class Process:
         return psutil.Process(self.process.pid).children()
 
     async def up(self) -> None:
-        async with asyncio.timeout(60), httpx2.AsyncClient(trust_env=False) as client:
+        async with asyncio.timeout(60), httpx2.AsyncClient(trust_env=False, verify=False) as client:
             while True:
                 assert self.process.returncode is None, "it ended"
                 try:
@@ -80,7 +80,10 @@ async def running(**settings: str) -> AsyncIterator[Process]:
 
 async def test_requests_in_flight_are_finished_on_sigterm_and_it_ends_well(target: str):
     question = [{"role": "user", "content": "/pace 20\n/long 60"}]
-    async with running(target=target, workers="2", drain_s="30") as edge, httpx2.AsyncClient(trust_env=False) as client:
+    async with (
+        running(target=target, workers="2", drain_s="30") as edge,
+        httpx2.AsyncClient(trust_env=False, verify=False) as client,
+    ):
         async with client.stream("POST", f"{edge.url}/v1/chat/completions", json={**ASK, "messages": question}) as got:
             lines = got.aiter_lines()
             await anext(lines)
@@ -95,9 +98,9 @@ async def test_metrics_are_of_all_workers(target: str):
     async with running(target=target, workers="2") as edge:
         for _ in range(10):
             # A connection each, so that both workers get some.
-            async with httpx2.AsyncClient(trust_env=False) as client:
+            async with httpx2.AsyncClient(trust_env=False, verify=False) as client:
                 assert (await client.get(f"{edge.url}/livez")).status_code == 200
-        async with httpx2.AsyncClient(trust_env=False) as client:
+        async with httpx2.AsyncClient(trust_env=False, verify=False) as client:
             text = (await client.get(f"{edge.url}/metrics")).text
         assert len(edge.workers()) == 2
     assert 'janus_edge_requests_total{method="GET",route="/livez",status="200"} 10.0' in text

@@ -34,8 +34,8 @@ async def test_every_part_answers(stack: Addresses):
         assert (await client.get("/api/v2/heartbeat")).status_code == 200
 
 
-async def test_postgres_18_has_vectors_and_keeps_what_it_acknowledged(postgres_url: str):
-    connection = await asyncpg.connect(postgres_url)
+async def test_postgres_18_has_vectors_and_keeps_what_it_acknowledged(empty_url: str):
+    connection = await asyncpg.connect(empty_url)
     try:
         await connection.execute("CREATE EXTENSION vector")
         assert await connection.fetchval("SELECT '[1,2]'::vector <-> '[1,4]'") == 2

@@ -135,6 +135,16 @@ async def test_killed_postgres_comes_back_on_its_port_with_what_was_committed(ow
         await bystander.fetchval("SELECT 1")
 
 
+async def test_a_statement_that_a_killed_postgres_worked_on_is_lost_and_did_not_take_too_long(own_stack):
+    connection = await asyncpg.connect(own_stack.addresses.postgres_url)
+    at_work = asyncio.create_task(connection.fetchval("SELECT count(*) FROM generate_series(1, 10_000_000_000)"))
+    await asyncio.sleep(0.2)
+    own_stack.kill("postgres")
+    with pytest.raises((OSError, *AWAY)) as raised:
+        await at_work
+    assert not isinstance(raised.value, asyncpg.QueryCanceledError)
+
+
 async def test_killed_valkey_and_chroma_come_back_on_their_ports_with_their_data(own_stack):
     async with redis.asyncio.Redis.from_url(own_stack.addresses.redis_url) as client:
         await client.set("kept", "1")

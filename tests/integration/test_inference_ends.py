@@ -334,6 +334,7 @@ async def test_the_same_question_to_an_alias_by_weight_is_asked_once(stores: Sto
     assert times == 1
 
 
+@pytest.mark.parametrize("is_whole", [True, False])
 @pytest.mark.parametrize(
     ("options", "is_known"),
     [
@@ -344,10 +345,35 @@ async def test_the_same_question_to_an_alias_by_weight_is_asked_once(stores: Sto
         ('{"cache_control": {"type": "ephemeral", "ttl": "1h"}}', False),
     ],
 )
-async def test_what_is_charged_at_another_price_has_no_known_cost(stores: Stores, options: str, is_known: bool) -> None:
-    using = limited(stores, telling([UsageUpdated(Usage(3)), TextDelta(0, "a"), STOP]), requests_per_minute=1000)
+async def test_what_is_charged_at_another_price_has_no_known_cost(
+    stores: Stores, options: str, is_known: bool, is_whole: bool
+) -> None:
+    said = [UsageUpdated(Usage(3)), TextDelta(0, "a")]
+    told = telling([*said, STOP]) if is_whole else telling(said, broken("upstream", "it was cut"))
+    using = limited(stores, told, requests_per_minute=1000)
     priced = replace(using.desk, prices=PriceTable("test", {}, {}, {"upstream/fake": Price(10**6, 1, 1, 1)}))
     events = await events_of(replace(using, desk=priced), prompt(provider_options_json=options))
     end = events[-1]
-    assert isinstance(end, Finished)
+    assert isinstance(end, Finished if is_whole else Failed)
     assert (end.cost is not None) is is_known
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+@pytest.mark.parametrize("is_counted", [True, False])
+async def test_what_was_charged_at_another_price_has_no_known_cost(
+    stores: Stores, is_whole: bool, is_counted: bool
+) -> None:
+    async def tell(ask: Ask) -> AsyncIterator[Any]:
+        ask.stopwatch.counts(lambda: Usage(3 if is_counted else 0, off_list=True))
+        yield [TextDelta(0, "a")]
+        if not is_whole:
+            raise broken("upstream", "it was cut")
+        yield [STOP]
+
+    using = limited(stores, Told(tell), requests_per_minute=1000)
+    priced = replace(using.desk, prices=PriceTable("test", {}, {}, {"upstream/fake": Price(10**6, 1, 1, 1)}))
+    end = (await events_of(replace(using, desk=priced), prompt()))[-1]
+    assert isinstance(end, Finished if is_whole else Failed)
+    assert end.usage.estimated
+    assert end.usage.input_tokens > 0
+    assert end.cost is None

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 
 import asyncpg
 import pytest
-from tests.fakes.inference_processes import events_of, inference_processes
-from tests.fakes.providers.inference_service import prompt
+from tests.fakes.inference_processes import events_of
+from tests.fakes.providers.inference_service import prompt, running
 from tests.fakes.tcp_proxy import TcpProxy
 from tests.fakes.usage_records import at_work, eventually, migrated, record, rows
 
-from janus_api.inference.v1 import request_pb2
+from janus_api.inference.v1 import inference_service_pb2 as pb
 from janus_inference.adapters.postgres_usage import PostgresUsage
 from janus_inference.events import Cost, Usage
 from janus_inference.last_will import LastWill
@@ -23,14 +23,9 @@ from janus_inference.ports import UsageRecord
 from janus_kit.postgres import Database, database
 
 USED = "SELECT outcome, output_tokens, estimated, cost_micro_usd, labels FROM inference.usage WHERE generation_id = $1"
+LEFT = "SELECT 1 FROM inference.last_will WHERE records @> jsonb_build_array($1::jsonb)"
 WILLS = "SELECT owner FROM inference.last_will WHERE owner = $1"
 _numbers = itertools.count()
-
-
-@pytest.fixture
-async def db(postgres_url: str) -> AsyncIterator[Database]:
-    async with database(await migrated(postgres_url), application="test") as opened:
-        yield opened
 
 
 @pytest.fixture
@@ -127,27 +122,32 @@ async def test_only_the_worker_may_look_into_wills(db: Database, owner: str) -> 
             await connection.fetch("SELECT * FROM inference.last_will")
 
 
-async def test_what_a_plain_call_of_a_killed_process_used_is_on_record(postgres_url: str, redis_url: str) -> None:
-    async with inference_processes(2, postgres_url, redis_url) as ((first, _), _):
-        asked = request_pb2.Prompt(
-            messages=prompt("words").messages, model="compatible/fake;tokens=2000;pace=20", labels={"team": "a"}
-        )
-        call = first.generate(asked)
+async def test_a_service_leaves_a_will_and_carries_out_those_of_others(
+    db: Database, postgres_url: str, redis_url: str, owner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its calls killed for real: test_inference_last_will_chaos.py."""
+    monkeypatch.setattr("janus_inference.app.LastWill", partial(LastWill, every_s=0.02, lease_s=0.4))
+    gone = lost()
+    await PostgresUsage(db).leave(owner, [gone], 0)
+    async with running(postgres_url, redis_url) as service:
+        asked = prompt(model="openai/fake;tokens=2000;pace=20")
+        call = service.stub.StreamGenerate(pb.StreamGenerateRequest(prompt=asked))
         (started, *_) = await events_of(call, 3)
         generation = started.started.generation_id
 
         async def is_left() -> bool:
-            query = "SELECT 1 FROM inference.last_will WHERE records @> jsonb_build_array($1::jsonb)"
-            return bool(await rows(postgres_url, query, json.dumps({"generation_id": generation})))
+            return bool(await rows(postgres_url, LEFT, json.dumps({"generation_id": generation})))
 
-        async def is_on_record() -> bool:
-            return bool(await rows(postgres_url, USED, generation))
+        async def is_withdrawn() -> bool:
+            return not await is_left()
 
-        async with asyncio.timeout(60):
-            await eventually(is_left)
-            assert not await is_on_record()
-            first.kill()
-            await eventually(is_on_record)
-        (row,) = await rows(postgres_url, USED, generation)
-        assert (row["outcome"], row["estimated"], row["labels"]) == ("owner_gone", True, '{"team": "a"}')
-        assert row["output_tokens"] > 0
+        async def is_carried_out() -> bool:
+            return bool(await rows(postgres_url, USED, gone.generation_id))
+
+        await eventually(is_left)
+        await eventually(is_carried_out)
+        assert not await rows(postgres_url, USED, generation)
+        call.cancel()
+        await eventually(is_withdrawn)
+    (row,) = await rows(postgres_url, USED, generation)
+    assert row["outcome"] != "owner_gone"

@@ -24,12 +24,6 @@ COUNT = "SELECT count(*) FROM inference.usage WHERE tenant = $1"
 
 
 @pytest.fixture
-async def db(postgres_url: str) -> AsyncIterator[Database]:
-    async with database(await migrated(postgres_url), application="test") as opened:
-        yield opened
-
-
-@pytest.fixture
 def proxy(postgres_url: str) -> TcpProxy:
     return TcpProxy.to(postgres_url)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 
@@ -30,12 +30,6 @@ ANSWER = [
     Numbered(2, TextDelta(0, "hello")),
     Numbered(3, FINISHED),
 ]
-
-
-@pytest.fixture
-async def db(postgres_url: str) -> AsyncIterator[Database]:
-    async with database(await migrated(postgres_url), application="test") as opened:
-        yield opened
 
 
 @pytest.fixture

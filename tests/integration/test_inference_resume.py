@@ -411,10 +411,45 @@ async def test_an_answer_that_is_too_large_to_keep_ends(pair, gen, monkeypatch):
     speaker = Speaker(STARTED)
     direct = pair[0].start(gen, speaker)
     await anext(direct)
-    speaker.say(TextDelta(0, "x" * 10_000))
+    speaker.say(TextDelta(0, "x"), TextDelta(0, "x" * 10_000))
     failed = end_of(await read(direct))
     assert (failed.error.reason, failed.retryable, failed.partial) == ("MESSAGE_TOO_LARGE", False, True)
     assert speaker.closed.is_set()
+
+
+async def test_an_answer_that_is_too_large_to_keep_ends_however_quickly_it_comes(pair, gen, monkeypatch):
+    monkeypatch.setattr(answer_size, "MOST_BYTES", 10_000)
+    speaker = Speaker(STARTED, *[TextDelta(0, "x" * 1_000)] * 20)
+    speaker.finish()
+    events = await read(pair[0].start(gen, speaker))
+    assert end_of(events).error.reason == "MESSAGE_TOO_LARGE"
+    assert sum(len(each.event.text) for each in events if isinstance(each.event, TextDelta)) == 9_000
+    assert contents(await read(pair[1].follow(gen))) == contents(events)
+
+
+async def test_a_store_that_hangs_slows_the_provider_down_by_what_waits(pair, gen, monkeypatch):
+    taken = 0
+    hanging = asyncio.Event()
+
+    async def endless():
+        nonlocal taken
+        yield Numbered(1, STARTED)
+        for number in range(2, 1_000):
+            taken += 1
+            yield Numbered(number, TextDelta(0, "x" * 300_000))
+
+    async def hang(*args, **kwargs):
+        hanging.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(pair[0].store, "append", hang)
+    stream = pair[0].resumables.start(ANNA, gen, endless(), 30.0, pledge=None, spent=lambda: None)
+    reading = asyncio.create_task(anext(stream))
+    await hanging.wait()
+    await asyncio.sleep(0.5)
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    assert taken <= 5  # 1 MiB, and the one that waits for room
 
 
 async def test_a_generation_that_said_nothing_leaves_nothing(pair, gen):

@@ -15,7 +15,7 @@ from janus_inference.adapters.replay_waiter import ReplayWaiter
 from janus_inference.events import Cost, Failed, Numbered, RouteChanged, Started, TextDelta, Usage, UsageUpdated
 from janus_inference.model import Caller
 from janus_inference.ports import Pledge, ReplayFenced, UsageRecord
-from janus_inference.resuming import Resumables, Settling, Sweeper
+from janus_inference.resuming import Resumables, Settling, Sweeper, follower
 from janus_inference.resuming.sweeper import OVERDUE_S
 from janus_inference.stored import ProtobufEvents
 from janus_kit.clock import SystemClock
@@ -30,9 +30,12 @@ def numbered(*events: object) -> list[Numbered]:
     return [Numbered(number, event) for number, event in enumerate(events, 1)]  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("paid", [Cost(80, "test"), None])
 async def test_what_a_dead_owner_s_generation_used_is_on_record_before_its_end_is_told(
-    stores: Stores, postgres_url: str
+    stores: Stores, postgres_url: str, paid: Cost | None
 ) -> None:
+    """What had no known cost while it went on has none at its end."""
+    generation = f"gen_dead_{paid is not None}"
     store = RedisReplay(stores.redis, ProtobufEvents(), keep_s=60)
 
     def price(provider: str, model: str, usage: Usage) -> Cost:
@@ -40,17 +43,17 @@ async def test_what_a_dead_owner_s_generation_used_is_on_record_before_its_end_i
 
     readers = [Resumables(store, Settling(store, stores.ledger.record, price, SystemClock())) for _ in range(2)]
     pledge = Pledge("somebody", {"team": "blue"}, datetime.now(UTC), 70)
-    await store.open("anna", "gen_dead", "dead", 0.2, pledge)
+    await store.open("anna", generation, "dead", 0.2, pledge)
     said = numbered(
-        Started("gen_dead", "one", "m", 1),
+        Started(generation, "one", "m", 1),
         RouteChanged("one/m", "two/n", "PROVIDER_UNAVAILABLE", 2),
-        UsageUpdated(Usage(80)),
+        UsageUpdated(Usage(80), paid),
         TextDelta(0, "x" * 400),
     )
-    await store.append("anna", "gen_dead", "dead", said, spoken=True, terminal=False)
+    await store.append("anna", generation, "dead", said, spoken=True, terminal=False)
 
     async def followed(reader: Resumables) -> list[Numbered]:
-        return [each async for each in reader.follow(ANNA, "gen_dead", 0)]
+        return [each async for each in reader.follow(ANNA, generation, 0)]
 
     async with asyncio.timeout(15):
         heard = await asyncio.gather(*map(followed, readers))
@@ -62,12 +65,12 @@ async def test_what_a_dead_owner_s_generation_used_is_on_record_before_its_end_i
     assert isinstance(end, Failed)
     assert end.partial
     assert end.usage == Usage(80, output_tokens=100, estimated=True)
-    assert end.cost == Cost(100, "test")
+    assert end.cost == (Cost(100, "test") if paid else None)
     query = """
         SELECT tenant, subject, provider, model, attempt, outcome, labels, output_tokens
         FROM inference.usage WHERE generation_id = $1
     """
-    (row,) = await rows(postgres_url, query, "gen_dead")
+    (row,) = await rows(postgres_url, query, generation)
     assert tuple(row) == ("anna", "somebody", "two", "n", 2, "owner_gone", '{"team": "blue"}', 100)
 
 
@@ -203,7 +206,10 @@ async def test_a_position_that_another_replica_gave_is_one_at_the_owner(
         await direct.aclose()
 
 
-async def test_readers_wait_for_connections_and_do_not_take_redis_for_away(redis_url: str) -> None:
+async def test_readers_wait_for_connections_and_do_not_take_redis_for_away(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "PATIENCE_S", 1.0)
     said = whole(3)
     async with replica(redis_url) as owner, replica(redis_url, pool_max=2) as reader:
         names = [f"gen_few{number}" for number in range(100)]
@@ -212,7 +218,8 @@ async def test_readers_wait_for_connections_and_do_not_take_redis_for_away(redis
         await asyncio.gather(*(speaker.began.wait() for speaker in speakers))
         await asyncio.sleep(0.5)
         streams = [asyncio.create_task(read(reader.follow(name))) for name in names]
-        await asyncio.sleep(7)
+        # Longer than the store may be away, and a connection may be waited for.
+        await asyncio.sleep(3.5)
         for speaker in speakers:
             speaker.say(*(each.event for each in said[2:]))
         async with asyncio.timeout(10):
@@ -239,7 +246,10 @@ async def test_who_comes_when_all_reads_are_under_way_is_taken_along_at_once(red
         assert all(isinstance(each, asyncio.CancelledError) for each in ended)
 
 
-async def test_hundreds_of_generations_are_followed_over_a_few_connections(redis_url: str) -> None:
+async def test_hundreds_of_generations_are_followed_over_a_few_connections(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "PATIENCE_S", 1.0)
     many = 600
     async with replica(redis_url) as writer, replica(redis_url) as reader:
         names = [f"gen_many{number}" for number in range(many)]
@@ -250,8 +260,8 @@ async def test_hundreds_of_generations_are_followed_over_a_few_connections(redis
         streams = [reader.follow(name) for name in names]
         await asyncio.gather(*(anext(stream) for stream in streams))
         second = [asyncio.create_task(anext(stream)) for stream in streams]
-        # Longer than the store may be away.
-        await asyncio.sleep(7)
+        # Longer than the store may be away, and a connection may be waited for.
+        await asyncio.sleep(3.5)
         assert not any(task.done() for task in second)
         clients = await writer.client.client_list()
         assert len([each for each in clients if each["name"] == "replica-read"]) <= 20

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -22,12 +21,6 @@ from janus_kit.errors import InvalidArgument, Unavailable
 from janus_kit.postgres import Database, database
 
 HOUR = timedelta(hours=1)
-
-
-@pytest.fixture
-async def db(postgres_url: str) -> AsyncIterator[Database]:
-    async with database(await migrated(postgres_url), application="test") as opened:
-        yield opened
 
 
 @pytest.fixture

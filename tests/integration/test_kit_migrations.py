@@ -37,8 +37,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Package
 
 
 @pytest.fixture
-def settings(postgres_url: str) -> PostgresSettings:
-    return PostgresSettings(url=SecretStr(postgres_url))
+def settings(empty_url: str) -> PostgresSettings:
+    return PostgresSettings(url=SecretStr(empty_url))
 
 
 async def fetch(settings: PostgresSettings, query: str) -> list[tuple[object, ...]]:

@@ -158,6 +158,16 @@ def test_no_statement_sets_what_would_outlive_its_transaction():
     assert found == []
 
 
+async def test_reading_by_an_index_is_a_transactions_own_choice(url):
+    settings = "SELECT current_setting('enable_seqscan'), current_setting('enable_bitmapscan')"
+    async with database(PostgresSettings(url=SecretStr(url), pool_max=1), application="test") as db:
+        found = []
+        for by_index in (True, False):
+            async with db.tenant("acme", by_index=by_index) as connection:
+                found.append(tuple(await connection.fetchrow(settings)))
+    assert found == [("off", "off"), ("on", "on")]
+
+
 async def test_a_failure_rolls_everything_back(db):
     async def write_and_refuse():
         async with db.tenant("acme") as connection:
@@ -170,13 +180,20 @@ async def test_a_failure_rolls_everything_back(db):
         assert await connection.fetchval("SELECT count(*) FROM probe.note") == 0
 
 
-async def test_a_savepoint_within_the_transaction_works(db):
-    async with db.tenant("acme") as connection:
-        with suppress(asyncpg.NotNullViolationError):
-            async with connection.transaction():
+async def test_a_transaction_that_a_statement_broke_is_not_taken_for_committed(db):
+    with pytest.raises(RuntimeError):
+        async with db.tenant("acme") as connection:
+            await connection.execute("INSERT INTO probe.note VALUES ('acme', 'text')")
+            with suppress(asyncpg.NotNullViolationError):
                 await connection.execute("INSERT INTO probe.note VALUES ('acme', NULL)")
-        await connection.execute("INSERT INTO probe.note VALUES ('acme', 'text')")
-        assert await connection.fetchval("SELECT count(*) FROM probe.note") == 1
+    async with db.tenant("acme") as connection:
+        assert await connection.fetchval("SELECT count(*) FROM probe.note") == 0
+
+
+@pytest.mark.parametrize("tenant", ["o'brien", "'; SELECT pg_sleep(9); --", "\\' OR true --", "ünï", ""])
+async def test_a_tenant_is_a_name_whatever_it_says(db, tenant):
+    async with db.tenant(tenant) as connection:
+        assert await connection.fetchval("SELECT current_setting('janus.tenant')") == tenant
 
 
 async def test_a_wrong_statement_is_our_bug_and_not_an_outage(db):

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import os
+import re
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -95,11 +96,6 @@ async def connected(settings: McpServerSettings) -> AsyncIterator[Client]:
     server = McpServer("shop", connector("shop", settings), limits)
     async with kept_connected([server]):
         yield Client(McpTools([server], {"shop": settings.tenants}), server)
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> Shop:
-    return Shop(tmp_path)
 
 
 @pytest.fixture
@@ -286,17 +282,24 @@ async def test_a_result_that_breaks_a_rule_is_a_failed_call(shop: Shop, item: st
         )
 
 
-@pytest.mark.parametrize("transport", ["stdio", "http"])
-async def test_what_a_server_says_is_bounded(shop: Shop, transport: str) -> None:
-    async with shop.serving(), connected(getattr(shop, transport)()) as client:
+async def test_what_a_server_says_is_bounded(any_shop: tuple[Shop, Callable[..., Any]]) -> None:
+    shop, settings = any_shop
+    async with connected(settings()) as client:
         text, failed = said(await client.call("large", mebibytes=1))
         assert (len(text), failed) == (1024 * 1024, False)
         # A text of more than 1 MiB breaks the contract's rule, a message of more than 5 MiB is not read at all.
         assert said(await client.call("large", mebibytes=2))[1]
-        text, failed = said(await client.call("large", mebibytes=8))
-        assert failed
-        assert len(text) < 2_000
-        assert said(await client.call("reserve", item="tea", when=WhenNoWorker.WAIT)) == ("one tea is put aside", False)
+        for mebibytes in (4, 8, 16):
+            report = Report()
+            text, failed = said(await client.call("large", report, mebibytes=mebibytes))
+            assert failed
+            assert re.fullmatch(
+                "the tool's server answered with an error: .*(the response is too large|exceeded the .* byte limit.)",
+                text,
+            )
+            assert report.attempts == [1]
+            assert said(await client.call("reserve", item="tea")) == ("one tea is put aside", False)
+        assert len(shop.saw("started")) == 1
 
 
 async def test_garbage_on_stdout_is_passed_over(shop: Shop, logs: io.StringIO) -> None:

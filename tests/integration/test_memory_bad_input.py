@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -28,12 +28,6 @@ from janus_kit.rpc_errors import from_rpc, from_status
 
 NAN = float("nan")
 FACT = record_pb2.MEMORY_KIND_FACT
-
-
-@pytest.fixture
-async def memory(postgres_url: str, redis_url: str) -> AsyncIterator[Memory]:
-    async with running(postgres_url, redis_url) as service:
-        yield service
 
 
 def append(**turn: Any) -> pb.AppendMessagesRequest:
@@ -113,6 +107,7 @@ CASES: list[tuple[str, Any, str]] = [
     ("AppendMessages", append(metadata_json='{"a":' * 9 + "1" + "}" * 9), "turns[0].metadata_json"),
     ("AppendMessages", append(metadata_json="[" * 10_000), "turns[0].metadata_json"),
     ("AppendMessages", append(metadata_json='{"a": "' + "x" * 16_384 + '"}'), "turns[0].metadata_json"),
+    ("AppendMessages", append(metadata_json='{"a": %s}' % ("9" * 5_000)), "turns[0].metadata_json"),
     ("AppendMessages", append(occurred_at=timestamp(0, 2_000_000_000)), "turns[0].occurred_at"),
     ("AppendMessages", append(occurred_at=timestamp(10**15)), "turns[0].occurred_at"),
     ("GetWindow", pb.GetWindowRequest(), "scope.thread"),

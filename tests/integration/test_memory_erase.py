@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
 import asyncpg
 import pytest
-from tests.fakes.memory_service import Caller, Memory, eventually, refused, running, said, texts
+from tests.fakes.memory_service import Caller, Memory, eventually, refused, said, texts
 from tests.fakes.traces import traces
 
 from janus_api.memory.v1 import memory_service_pb2 as pb
 from janus_api.memory.v1 import record_pb2, scope_pb2, space_pb2
 from janus_kit.errors import AlreadyExists, InvalidArgument, NotFound
-from janus_kit.postgres import Database, database
+from janus_kit.postgres import Database
 from janus_kit.redis import redis as redis_client
-from janus_kit.settings import PostgresSettings, RedisSettings
+from janus_kit.settings import RedisSettings
 from janus_memory.adapters.pgvector_index import PgvectorIndex
 from janus_memory.adapters.postgres_records import PostgresRecords
 from janus_memory.adapters.redis_windows import RedisWindows
@@ -30,30 +29,9 @@ PGVECTOR, CHROMA = space_pb2.VECTOR_BACKEND_PGVECTOR, space_pb2.VECTOR_BACKEND_C
 
 
 @pytest.fixture
-async def memory(postgres_url: str, redis_url: str, chroma_url: str) -> AsyncIterator[Memory]:
-    async with running(postgres_url, redis_url, chroma_url=chroma_url) as service:
-        yield service
-
-
-@pytest.fixture
 def desk(memory: Memory) -> Caller:
     """An application that keeps memories of many people."""
     return memory.caller()
-
-
-@pytest.fixture
-async def pool(memory: Memory, postgres_url: str) -> AsyncIterator[Database]:
-    async with database(PostgresSettings(url=postgres_url), application="test") as opened:
-        yield opened
-
-
-@pytest.fixture
-async def owner(memory: Memory, postgres_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(postgres_url)
-    try:
-        yield connection
-    finally:
-        await connection.close()
 
 
 def planted() -> str:
@@ -75,9 +53,9 @@ def fact(text: str, **fields: Any) -> record_pb2.Memory:
     return record_pb2.Memory(kind=record_pb2.MEMORY_KIND_FACT, text=text, **fields)
 
 
-async def agree(pool: Database, desk: Caller) -> bool:
+async def agree(db: Database, desk: Caller) -> bool:
     """Whether vectors and statistics are what the records say."""
-    reconcile = Reconcile(PostgresRecords(pool), _NoWindows(), {Backend.PGVECTOR: PgvectorIndex(pool)})  # type: ignore[arg-type]
+    reconcile = Reconcile(PostgresRecords(db), _NoWindows(), {Backend.PGVECTOR: PgvectorIndex(db)})  # type: ignore[arg-type]
     return not any([findings.wrong async for findings in reconcile.tenant(desk.tenant, repair=False)])
 
 
@@ -126,18 +104,18 @@ async def test_nothing_of_a_subject_is_left_in_any_store(
         assert sorted(found) == sorted(shown)
 
 
-async def test_statistics_and_vectors_are_as_if_it_had_never_been(desk: Caller, pool: Database) -> None:
+async def test_statistics_and_vectors_are_as_if_it_had_never_been(desk: Caller, db: Database) -> None:
     for subject in ("ann", "bob"):
         await desk.append("talk", *(f"{subject} speaks of herons {i}" for i in range(5)), scope={"subject": subject})
         await desk.remember(f"{subject} likes herons", scope={"subject": subject}, consistency=RYW)
     await desk.indexed()
     await erase(desk, "ann")
     await desk.indexed()
-    async with pool.tenant(desk.tenant) as connection:
+    async with db.tenant(desk.tenant) as connection:
         assert await connection.fetchval("SELECT units FROM memory.statistics") == 6
         assert await connection.fetchval("SELECT units FROM memory.lexicon WHERE term = 'heron'") == 6
         assert await connection.fetchval("SELECT count(*) FROM memory.lexicon WHERE term = 'ann'") == 0
-    assert await agree(pool, desk)
+    assert await agree(db, desk)
 
 
 async def test_turns_that_stay_keep_their_places_and_the_thread_goes_on(desk: Caller) -> None:
@@ -167,12 +145,12 @@ async def test_a_thread_without_turns_begins_anew(desk: Caller) -> None:
 
 
 async def test_a_late_turn_does_not_bring_a_window_back(
-    desk: Caller, owner: asyncpg.Connection, pool: Database, postgres_url: str, redis_url: str
+    desk: Caller, owner: asyncpg.Connection, db: Database, postgres_url: str, redis_url: str
 ) -> None:
     secret = planted()
     await desk.append("talk", f"the key is {secret}", scope={"subject": "ann"})
     old = await owner.fetchval("SELECT incarnation FROM memory.thread WHERE tenant = $1", desk.tenant)
-    async with PostgresRecords(pool).transaction(desk.tenant) as tx:
+    async with PostgresRecords(db).transaction(desk.tenant) as tx:
         space = await tx.space("default")
         assert space is not None
         [turn] = await tx.turns(space, _scope("talk"), 2, 1)
@@ -301,33 +279,33 @@ async def test_what_others_rest_on_an_erased_record_loses_the_source_and_its_wor
     assert len(hits["bob likes tea"].provenance) == 1
 
 
-async def test_who_spoke_after_an_erased_turn_is_embedded_anew_without_it(desk: Caller, pool: Database) -> None:
+async def test_who_spoke_after_an_erased_turn_is_embedded_anew_without_it(desk: Caller, db: Database) -> None:
     before = "SELECT v.embedding::text FROM memory.vector v JOIN memory.unit u USING (tenant, space_no, unit)"
     before += " WHERE v.view = 2 AND u.subject = 'bob' AND u.thread = $1"
     await desk.append("talk", said("herons and ponds"), scope={"subject": "ann"})
     for thread in ("talk", "alone"):
         await desk.append(thread, said("I see"), scope={"subject": "bob"})
     await desk.indexed()
-    async with pool.tenant(desk.tenant) as connection:
+    async with db.tenant(desk.tenant) as connection:
         alone = await connection.fetchval(before, "alone")
         assert await connection.fetchval(before, "talk") != alone
     await erase(desk, "ann")
     await desk.indexed()
-    async with pool.tenant(desk.tenant) as connection:
+    async with db.tenant(desk.tenant) as connection:
         assert await connection.fetchval(before, "talk") == alone
 
 
-async def test_many_records_go_in_many_transactions(desk: Caller, pool: Database) -> None:
+async def test_many_records_go_in_many_transactions(desk: Caller, db: Database) -> None:
     for thread in range(5):
         await desk.append(f"t{thread}", *(f"turn {i}" for i in range(250)), scope={"subject": "ann"})
     await desk.append("t0", "bob is here", scope={"subject": "bob"})
     counts = removed(await erase(desk, "ann"))
     assert (counts["postgres.turn"], counts["postgres.unit"], counts["postgres.thread"]) == (1_250, 1_250, 4)
     await desk.indexed()
-    assert await agree(pool, desk)
+    assert await agree(db, desk)
 
 
-async def test_a_write_meanwhile_is_erased_or_comes_after(desk: Caller, pool: Database) -> None:
+async def test_a_write_meanwhile_is_erased_or_comes_after(desk: Caller, db: Database) -> None:
     for thread in range(4):
         await desk.append(f"old{thread}", *(f"turn {i}" for i in range(200)), scope={"subject": "ann"})
     stop = asyncio.Event()
@@ -348,7 +326,7 @@ async def test_a_write_meanwhile_is_erased_or_comes_after(desk: Caller, pool: Da
         await eventually(lambda: _true(all(len(ids[n]) > acknowledged[n] + 2 for n in range(3))))
         stop.set()
     await desk.indexed()
-    async with pool.tenant(desk.tenant) as connection:
+    async with db.tenant(desk.tenant) as connection:
         left = {row["id"] for row in await connection.fetch("SELECT id FROM memory.memory")}
         assert await connection.fetchval("SELECT count(*) FROM memory.turn") == 0
     for number, written in ids.items():
@@ -357,7 +335,7 @@ async def test_a_write_meanwhile_is_erased_or_comes_after(desk: Caller, pool: Da
         assert there == sorted(there)
         assert not any(there[:2])
         assert all(there[acknowledged[number] + 1 :])
-    assert await agree(pool, desk)
+    assert await agree(db, desk)
 
 
 async def _true(value: bool) -> bool:

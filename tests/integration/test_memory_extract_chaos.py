@@ -50,23 +50,27 @@ async def test_every_piece_is_applied_once_however_often_its_worker_dies(postgre
         for start in range(0, count, 96):
             await ann.append("talk", *(f"fact {n}." for n in range(start, start + 96)), scope=ANN)
         request = pb.ExtractRequest(scope=scope_pb2.Scope(thread="talk", **ANN))
+        reader.go.clear()
         operation = (await ann.call("Extract", request)).operation
-        reader.pause_s = 0.05
         chance = random.Random(20261128)
         for _ in range(PIECES - 1):
-            reader.asked.clear()
             async with asyncio.timeout(30):
                 await reader.asked.wait()
             # While the model thinks, with its answer in hand, or after that was applied: at most one piece further.
-            await asyncio.sleep(chance.choice([0, 0.045, 0.05, 0.055, 0.06, 0.065, 0.07, 0.09]))
+            later = chance.choice([None, 0, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05])
+            if later is not None:
+                reader.go.set()
+                reader.go.clear()
+                await asyncio.sleep(later)
             victim.kill()
+            reader.asked.clear()
             await owner.execute(
                 """UPDATE memory.operation SET leased_until = now() - interval '1 minute', failures = 0
                    WHERE id = $1 AND ended_at IS NULL""",
                 operation.id,
             )
             await victim.start()
-        reader.pause_s = 0
+        reader.go.set()
 
         async def done() -> bool:
             found = await ann.call("GetOperation", pb.GetOperationRequest(operation_id=operation.id))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,6 @@ NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 RYW = scope_pb2.CONSISTENCY_READ_YOUR_WRITES
 BACKENDS = [space_pb2.VECTOR_BACKEND_PGVECTOR, space_pb2.VECTOR_BACKEND_CHROMA]
 both_backends = pytest.mark.parametrize("backend", BACKENDS, ids=["pgvector", "chroma"])
-
-
-@pytest.fixture
-async def memory(postgres_url: str, redis_url: str, chroma_url: str) -> AsyncIterator[Memory]:
-    async with running(postgres_url, redis_url, chroma_url=chroma_url) as service:
-        yield service
 
 
 async def caller(memory: Memory, backend: Any, dimensions: int = 32) -> Caller:

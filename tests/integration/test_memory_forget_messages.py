@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import asyncpg
 import pytest
-from tests.fakes.memory_service import Caller, Memory, refused, running, said, texts
+from tests.fakes.memory_service import Caller, Memory, refused, said, texts
 from tests.fakes.memory_statistics import CURRENT, counted, kept
 
 from janus_api.memory.v1 import memory_service_pb2 as pb
@@ -15,21 +13,8 @@ from janus_kit.errors import InvalidArgument, NotFound
 
 
 @pytest.fixture
-async def memory(postgres_url: str, redis_url: str) -> AsyncIterator[Memory]:
-    async with running(postgres_url, redis_url) as serving:
-        yield serving
-
-
-@pytest.fixture
 def ann(memory: Memory) -> Caller:
     return memory.caller()
-
-
-@pytest.fixture
-async def owner(postgres_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(postgres_url)
-    yield connection
-    await connection.close()
 
 
 def forgetting(*ids: str, thread: str = "t", **fields: object) -> pb.ForgetMessagesRequest:

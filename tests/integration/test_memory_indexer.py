@@ -22,7 +22,7 @@ from janus_memory.adapters.postgres_records import PostgresRecords
 from janus_memory.indexer import DEAD_AFTER, Indexer
 from janus_memory.model import Backend
 from janus_memory.parts import Parts
-from janus_memory.ports import Embedder, Purpose
+from janus_memory.ports import Embedder, Purpose, UnusableEmbedding
 
 RYW = scope_pb2.CONSISTENCY_READ_YOUR_WRITES
 
@@ -35,6 +35,7 @@ class Troubled:
     away: bool = False
     poison: str = "\x00"
     overflow: str = "\x00"
+    unusable: str = "\x00"
     model: str = "janus/lexical-v1"
     calls: list[int] = field(default_factory=list)
 
@@ -45,6 +46,8 @@ class Troubled:
         self.calls.append(len(texts))
         if self.away:
             raise Unavailable("embedder")
+        if any(self.unusable in text for text in texts):
+            raise UnusableEmbedding("the embedding model gave an answer that makes no sense")
         if any(self.poison in text for text in texts):
             raise InvalidArgument("embedding", "the model refuses this text")
         made = await LexicalEmbedder().embed(texts, dimensions, purpose)
@@ -182,6 +185,20 @@ async def test_a_row_that_always_fails_is_dead_with_its_reason_and_stops_nobody(
     assert "refuses this text" in rows[0]["error"]
     assert await bench.vectors(ann.tenant) == 4
     assert not await bench.indexer.work()
+
+
+async def test_a_text_that_a_model_cannot_embed_is_dead_and_the_model_is_not_away(bench: Bench) -> None:
+    ann = bench.memory.caller()
+    bench.embedders.unusable = "poison"
+    await ann.append("talk", "poison")
+    await ann.append("other", "the heron")
+    for _ in range(DEAD_AFTER):
+        await bench.make_due()
+        await bench.drain()
+    rows = await bench.owner.fetch("SELECT * FROM memory.outbox WHERE tenant = $1", ann.tenant)
+    assert [row["dead_at"] is not None for row in rows] == [True]
+    assert "makes no sense" in rows[0]["error"]
+    assert await bench.vectors(ann.tenant) == 2
 
 
 async def test_a_vector_of_a_model_that_no_index_can_compare_costs_that_text_alone(bench: Bench) -> None:

@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import asyncpg
 import pytest
-from tests.fakes.memory_service import Memory, refused, running, said, texts
+from tests.fakes.memory_service import Memory, refused, said, texts
 
 from janus_api.memory.v1 import memory_service_pb2 as pb
 from janus_api.memory.v1 import scope_pb2, space_pb2
 from janus_kit.errors import InvalidArgument, NotFound
-from janus_kit.postgres import Database, database
-from janus_kit.settings import PostgresSettings
+from janus_kit.postgres import Database
 
 RYW = scope_pb2.CONSISTENCY_READ_YOUR_WRITES
-
-
-@pytest.fixture
-async def memory(postgres_url: str, redis_url: str, chroma_url: str) -> AsyncIterator[Memory]:
-    async with running(postgres_url, redis_url, chroma_url=chroma_url) as service:
-        yield service
-
-
-@pytest.fixture
-async def pool(postgres_url: str) -> AsyncIterator[Database]:
-    async with database(PostgresSettings(url=postgres_url), application="test") as opened:
-        yield opened
-
-
-@pytest.fixture
-async def owner(postgres_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(postgres_url)
-    try:
-        yield connection
-    finally:
-        await connection.close()
 
 
 async def tables(owner: asyncpg.Connection) -> list[str]:
@@ -82,39 +58,37 @@ async def test_another_tenants_names_are_as_if_they_had_never_been(memory: Memor
     assert error.reason == "PAGE_TOKEN_INVALID"
 
 
-async def test_a_forgotten_where_finds_no_foreign_row(
-    memory: Memory, pool: Database, owner: asyncpg.Connection
-) -> None:
+async def test_a_forgotten_where_finds_no_foreign_row(memory: Memory, db: Database, owner: asyncpg.Connection) -> None:
     ann, bob = memory.caller(), memory.caller()
     for caller in (ann, bob):
         await caller.append("talk", "the heron", request_id="r")
         await caller.remember("the heron", consistency=RYW)
     for name in [*await tables(owner), "searchable"]:
-        async with pool.tenant(ann.tenant) as connection:
+        async with db.tenant(ann.tenant) as connection:
             found = await connection.fetch(f"SELECT DISTINCT tenant FROM memory.{name}")
             assert {row["tenant"] for row in found} <= {ann.tenant}, name
-        async with pool.tenant("nobody") as connection:
+        async with db.tenant("nobody") as connection:
             assert not await connection.fetch(f"SELECT 1 FROM memory.{name}"), name
-    async with pool.tenant(ann.tenant) as connection:
+    async with db.tenant(ann.tenant) as connection:
         assert await connection.fetchval("SELECT count(*) FROM memory.searchable WHERE terms IS NOT NULL") == 2
 
 
 async def test_a_forgotten_where_changes_no_foreign_row(
-    memory: Memory, pool: Database, owner: asyncpg.Connection
+    memory: Memory, db: Database, owner: asyncpg.Connection
 ) -> None:
     ann, bob = memory.caller(), memory.caller()
     for caller in (ann, bob):
         await caller.append("talk", "the heron")
-    async with pool.tenant(ann.tenant) as connection:
+    async with db.tenant(ann.tenant) as connection:
         await connection.execute("DELETE FROM memory.unit")
         await connection.execute("UPDATE memory.thread SET last_position = 99")
     assert await owner.fetchval("SELECT count(*) FROM memory.unit WHERE tenant = $1", bob.tenant) == 1
     assert await owner.fetchval("SELECT last_position FROM memory.thread WHERE tenant = $1", bob.tenant) == 1
 
 
-async def test_a_row_cannot_be_written_for_another_tenant(pool: Database) -> None:
-    async with pool.tenant("ann") as connection:
-        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+async def test_a_row_cannot_be_written_for_another_tenant(db: Database) -> None:
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        async with db.tenant("ann") as connection:
             await connection.execute("INSERT INTO memory.tombstone (tenant, space_no, unit) VALUES ('bob', 1, 1)")
 
 
@@ -138,19 +112,19 @@ async def test_every_key_begins_with_the_tenant(memory: Memory, owner: asyncpg.C
     assert {row["first"] for row in rows} == {"tenant"}
 
 
-async def test_the_worker_reads_no_text(pool: Database, memory: Memory) -> None:
+async def test_the_worker_reads_no_text(db: Database, memory: Memory) -> None:
     await memory.caller().append("talk", "the heron")
     for name in ("turn", "memory", "unit", "vector", "space", "searchable"):
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
-            async with pool.worker() as connection:
+            async with db.worker() as connection:
                 await connection.fetch(f"SELECT * FROM memory.{name}")
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
-        async with pool.worker() as connection:
+        async with db.worker() as connection:
             await connection.fetch("SELECT answer FROM memory.request")
 
 
 async def test_search_uses_the_inverted_index_under_row_level_security(
-    memory: Memory, pool: Database, owner: asyncpg.Connection
+    memory: Memory, db: Database, owner: asyncpg.Connection
 ) -> None:
     ann = memory.caller()
     await owner.execute(
@@ -163,7 +137,7 @@ async def test_search_uses_the_inverted_index_under_row_level_security(
     )
     await owner.execute("ANALYZE memory.unit")
     query = """EXPLAIN SELECT unit FROM memory.{} WHERE space_no = 999 AND terms @@ $q$'3e7:7'$q$::tsquery"""
-    async with pool.tenant(ann.tenant) as connection:
+    async with db.tenant(ann.tenant) as connection:
         through_view = [row[0] for row in await connection.fetch(query.format("searchable"))]
         directly = [row[0] for row in await connection.fetch(query.format("unit"))]
     await owner.execute("DELETE FROM memory.unit WHERE tenant = $1", ann.tenant)

@@ -8,11 +8,11 @@ from janus_kit.migrations import find, migrate
 from janus_kit.settings import PostgresSettings
 
 
-async def test_vectors_survive_their_move_into_partitions(postgres_url: str) -> None:
-    await migrate(PostgresSettings(url=postgres_url), [])
+async def test_vectors_survive_their_move_into_partitions(empty_url: str) -> None:
+    await migrate(PostgresSettings(url=empty_url), [])
     migrations = find("janus_memory")
     [place] = [number for number, each in enumerate(migrations) if each.name == "vectors"]
-    connection = await asyncpg.connect(postgres_url)
+    connection = await asyncpg.connect(empty_url)
     try:
         for each in migrations[:place]:
             await connection.execute(each.sql)

@@ -71,7 +71,8 @@ async def test_what_was_found_is_packed_the_same_with_and_without_what_is_around
     for thread in "abcdefgh":
         turns = [said(f"{thread}{n} {word} seen", "Ann", MAY, id=f"{thread}{n}")
                  for n, word in enumerate(["heron", "duck", "swan", "heron"])]  # fmt: skip
-        await ann.append(thread, *turns)
+        # Indexed, or the answers change while they are compared.
+        await ann.append(thread, *turns, consistency=scope_pb2.CONSISTENCY_READ_YOUR_WRITES)
     for tokens in (15, 60, 150, 1_000):
         found = [each for ids, _ in await spans(ann, "heron", limit=9, pack_tokens=tokens, pack_neighbours=0)
                  for each in ids]  # fmt: skip

@@ -312,7 +312,7 @@ async def test_a_rebuild_ends_although_somebody_writes_whenever_it_looks(bench: 
 
 async def test_an_index_that_is_slow_is_given_less_at_a_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     await bench.fill()
-    monkeypatch.setattr(rebuild, "_APPLY_TIMEOUT_S", 8.0)
+    monkeypatch.setattr(rebuild, "_APPLY_TIMEOUT_S", 3.0)
     slow = Slow(bench.indexes[Backend.CHROMA], most=100)
     bench.indexes[Backend.CHROMA] = cast(VectorIndex, slow)
     await bench.work(await bench.taken((await bench.reindex(backend=CHROMA)).id))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
+import asyncpg
 import grpc
 import pytest
-from tests.fakes.memory_service import Caller, Memory, refused, running, said, texts
+from tests.fakes.memory_service import Caller, Memory, refused, said, texts
 
 from janus_api.content.v1 import message_pb2 as content
 from janus_api.memory.v1 import memory_service_pb2 as pb
@@ -19,12 +19,6 @@ from janus_kit.errors import Aborted, AlreadyExists, FailedPrecondition, NotFoun
 
 MAY = datetime(2023, 5, 8, 13, 56, tzinfo=UTC)
 NOW_ISH = scope_pb2.CONSISTENCY_READ_YOUR_WRITES
-
-
-@pytest.fixture
-async def memory(postgres_url: str, redis_url: str, chroma_url: str) -> AsyncIterator[Memory]:
-    async with running(postgres_url, redis_url, chroma_url=chroma_url) as service:
-        yield service
 
 
 @pytest.fixture
@@ -314,6 +308,28 @@ async def test_a_client_can_bring_its_own_vectors(ann: Caller) -> None:
     await ann.remember(*memories, scope={"space": "own"}, consistency=NOW_ISH)
     answer = await ann.recall("unrelated", scope={"space": "own"}, query_embedding=[0.1, 0.9, 0], explain=True)
     assert texts(answer)[0] == "second"
+
+
+async def test_a_recall_searches_a_space_as_it_is_and_not_as_the_last_recall_found_it(
+    ann: Caller, owner: asyncpg.Connection
+) -> None:
+    await ann.call("PutSpace", pb.PutSpaceRequest(space=space_pb2.Space(name="own", dimensions=3)))
+    fact = record_pb2.Memory(kind=record_pb2.MEMORY_KIND_FACT, text="plain", embedding=[0, 1, 0])
+    await ann.remember(fact, scope={"space": "own"}, consistency=NOW_ISH)
+
+    async def found() -> list[str]:
+        answer = await ann.recall("unrelated", scope={"space": "own"}, query_embedding=[0.1, 0.9, 0])
+        assert not answer.degraded
+        return [hit.memory.text for hit in answer.hits]
+
+    assert [await found() for _ in range(3)] == [["plain"]] * 3
+    # What is searched by now was not there the last time, and is empty.
+    step = "UPDATE memory.space SET generation = generation + $2 WHERE tenant = $1 AND name = 'own'"
+    for change, texts_found in ((1, []), (-1, ["plain"])):
+        await owner.execute(step, ann.tenant, change)
+        assert [await found() for _ in range(2)] == [texts_found] * 2
+    await owner.execute("UPDATE memory.space SET dimensions = 2 WHERE tenant = $1 AND name = 'own'", ann.tenant)
+    assert (await refused(found())).reason == "DIMENSION_MISMATCH"
 
 
 async def test_read_your_writes_is_searchable_when_it_answers(ann: Caller) -> None:

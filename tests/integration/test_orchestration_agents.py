@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from tests.fakes.memory_service import running as running_memory
-from tests.fakes.orchestration_service import Caller, fresh_database, running
+from tests.fakes.orchestration_service import Caller, running
 from tests.fakes.peers.inference_peer import inference_peer
 from tests.fakes.providers.inference_service import running as running_inference
 
@@ -20,12 +20,6 @@ from janus_api.orchestration.v1 import agent_pb2
 from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
 from janus_kit.errors import InvalidArgument, JanusError, Unavailable
 from janus_kit.rpc_errors import from_rpc
-
-
-@pytest.fixture
-async def own_url(postgres_url: str) -> AsyncIterator[str]:
-    async with fresh_database(postgres_url) as url:
-        yield url
 
 
 class Silent(grpc.GenericRpcHandler):

@@ -6,18 +6,15 @@ import asyncio
 import os
 import random
 import uuid
-from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import grpc
-import pytest
 from tests.fakes.orchestration_service import (
     TERMINAL,
     Caller,
     Process,
     assert_pairs,
     check,
-    fresh_database,
     processes,
     said,
     text_of,
@@ -30,12 +27,6 @@ from janus_api.orchestration.v1 import agent_pb2, event_pb2, run_pb2
 SEED = int(os.environ.get("CHAOS_SEED", "7"))
 RUNS = int(os.environ.get("CHAOS_RUNS", "24"))
 KILLS = int(os.environ.get("CHAOS_KILLS", "3"))
-
-
-@pytest.fixture
-async def own_url(postgres_url: str) -> AsyncIterator[str]:
-    async with fresh_database(postgres_url) as url:
-        yield url
 
 
 AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import uuid
 from collections.abc import AsyncIterator
 
 import asyncpg
-import grpc
 import pytest
 from tests.fakes.memory_service import Memory
 from tests.fakes.memory_service import running as running_memory
 from tests.fakes.orchestration_service import (
-    TERMINAL,
     Caller,
-    Orchestration,
     Process,
     all_events,
     assert_pairs,
     check,
     eventually,
-    fresh_database,
     kinds,
     processes,
     running,
     said,
     until_kind,
 )
-from tests.fakes.peers.inference_peer import InferencePeer, inference_peer
+from tests.fakes.peers.inference_peer import InferencePeer
 from tests.fakes.peers.memory_between import memory_between
 from tests.fakes.peers.memory_peer import memory_peer
 from tests.fakes.tcp_proxy import TcpProxy
@@ -46,29 +41,6 @@ INTERRUPT = agent_pb2.DOUBLE_TEXTING_INTERRUPT
 ROLLBACK = agent_pb2.DOUBLE_TEXTING_ROLLBACK
 TOOLS = [agent_pb2.AgentTool(name="time.now"), agent_pb2.AgentTool(name="memory.search")]
 WITHOUT_RECALL = agent_pb2.MemoryPolicy(recall_limit=0)
-
-
-@pytest.fixture
-async def own_url(postgres_url: str) -> AsyncIterator[str]:
-    async with fresh_database(postgres_url) as url:
-        yield url
-
-
-@pytest.fixture
-async def peer() -> AsyncIterator[InferencePeer]:
-    async with inference_peer() as running_peer:
-        yield running_peer
-
-
-@pytest.fixture
-async def service(own_url: str, redis_url: str, peer: InferencePeer) -> AsyncIterator[Orchestration]:
-    async with running(own_url, redis_url, inference_target=peer.target) as serving:
-        yield serving
-
-
-@pytest.fixture
-def ann(service: Orchestration) -> Caller:
-    return service.caller()
 
 
 def cancelled(events: list[event_pb2.RunEvent]) -> tuple[str, bool]:
@@ -315,12 +287,6 @@ async def test_messages_at_the_same_time_leave_one_that_is_answered(
     assert (await ann.call("GetThread", pb.GetThreadRequest(thread_id=thread))).thread.active_run_id == ""
 
 
-@pytest.fixture
-async def replicas(own_url: str, redis_url: str, peer: InferencePeer) -> AsyncIterator[list[Process]]:
-    async with processes(2, own_url, redis_url, inference_target=peer.target) as started:
-        yield started
-
-
 @pytest.mark.parametrize("policy", [INTERRUPT, ROLLBACK])
 async def test_an_owner_elsewhere_makes_way_too(
     replicas: list[Process], peer: InferencePeer, policy: agent_pb2.DoubleTexting.ValueType
@@ -402,67 +368,6 @@ async def test_a_run_that_is_to_stop_ends_so_however_often_its_owners_died(
                 assert kinds(await bob.watched(run.id))[-1] == "run_cancelled"
     finally:
         proxy.close()
-
-
-@pytest.mark.parametrize("policy", [INTERRUPT, ROLLBACK])
-async def test_messages_in_a_storm_of_kills_leave_whole_histories(
-    replicas: list[Process], peer: InferencePeer, policy: agent_pb2.DoubleTexting.ValueType
-) -> None:
-    dice = random.Random(11)
-    clients = [replica.caller("t1") for replica in replicas]
-    thread = await clients[0].ready(double_texting=policy, tools=TOOLS[:1])
-
-    async def speak() -> None:
-        while True:
-            call = await peer.any_call()
-            if dice.random() < 0.5:
-                call.tools(("c1", "time.now"))
-                continue
-            call.start()
-            call.text("word ")
-            await asyncio.sleep(dice.random() * 0.3)
-            call.finish()
-
-    async def kill() -> None:
-        for _ in range(3):
-            await asyncio.sleep(0.4 + dice.random())
-            victim = dice.choice(replicas)
-            victim.kill()
-            await victim.start()
-
-    async def send(number: int) -> str:
-        while True:
-            try:
-                return (await dice.choice(clients).start(thread, f"m{number}", request_id=f"r{number}")).id
-            except grpc.aio.AioRpcError as error:
-                if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
-                    raise
-                await asyncio.sleep(0.1)
-                clients[:] = [replica.caller("t1") for replica in replicas]
-
-    model, killing = asyncio.create_task(speak()), asyncio.create_task(kill())
-    sent = []
-    for number in range(14):
-        sent.append(await send(number))
-        await asyncio.sleep(dice.random() * 0.4)
-    await killing
-    ann = replicas[0].caller("t1")
-    ends = [(await ann.watched(run_id)) for run_id in sent]
-    model.cancel()
-    outcomes = [kinds(events)[-1] for events in ends]
-    assert set(outcomes) <= {"run_completed", "run_cancelled"}
-    assert outcomes[-1] == "run_completed"
-    for events in ends:
-        assert [kind for kind in kinds(events) if kind in TERMINAL] == [kinds(events)[-1]]
-    history = await ann.messages(thread)
-    assert_pairs(history)
-    asked = [said(message) for message in history if message.role == content.ROLE_USER]
-    if policy == INTERRUPT:
-        assert asked == [f"m{number}" for number in range(14)], "no message is lost, none is there twice"
-    else:
-        kept = [f"m{number}" for number, outcome in enumerate(outcomes) if outcome == "run_completed"]
-        assert asked == kept
-    assert (await ann.call("GetThread", pb.GetThreadRequest(thread_id=thread))).thread.active_run_id == ""
 
 
 @pytest.fixture

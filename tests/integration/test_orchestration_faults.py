@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import uuid
-from collections.abc import AsyncIterator
 
 import asyncpg
 import grpc
@@ -16,7 +15,6 @@ from tests.fakes.orchestration_service import (
     all_events,
     check,
     eventually,
-    fresh_database,
     kinds,
     processes,
     running,
@@ -24,30 +22,12 @@ from tests.fakes.orchestration_service import (
     until,
     until_kind,
 )
-from tests.fakes.peers.inference_peer import InferencePeer, inference_peer
+from tests.fakes.peers.inference_peer import InferencePeer
 from tests.fakes.tcp_proxy import TcpProxy
 
 from janus_api.orchestration.v1 import event_pb2, run_pb2
 from janus_kit.errors import JanusError
 from janus_kit.rpc_errors import from_rpc, from_status
-
-
-@pytest.fixture
-async def peer() -> AsyncIterator[InferencePeer]:
-    async with inference_peer() as running_peer:
-        yield running_peer
-
-
-@pytest.fixture
-async def own_url(postgres_url: str) -> AsyncIterator[str]:
-    async with fresh_database(postgres_url) as url:
-        yield url
-
-
-@pytest.fixture
-async def replicas(own_url: str, redis_url: str, peer: InferencePeer) -> AsyncIterator[list[Process]]:
-    async with processes(2, own_url, redis_url, inference_target=peer.target) as started:
-        yield started
 
 
 async def test_a_run_that_kills_whoever_works_on_it_is_given_up_and_says_so(

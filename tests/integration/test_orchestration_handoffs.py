@@ -17,14 +17,13 @@ from tests.fakes.orchestration_service import (
     asking,
     assert_pairs,
     check,
-    fresh_database,
     kinds,
     processes,
     running,
     said,
     until_kind,
 )
-from tests.fakes.peers.inference_peer import Call, InferencePeer, inference_peer
+from tests.fakes.peers.inference_peer import Call, InferencePeer
 from tests.fakes.peers.memory_peer import MemoryPeer, memory_peer
 
 from janus_api.content.v1 import message_pb2 as content
@@ -44,18 +43,6 @@ COMPLETED, CANCELLED, FAILED = (
 
 
 @pytest.fixture
-async def own_url(postgres_url: str) -> AsyncIterator[str]:
-    async with fresh_database(postgres_url) as url:
-        yield url
-
-
-@pytest.fixture
-async def peer() -> AsyncIterator[InferencePeer]:
-    async with inference_peer() as running_peer:
-        yield running_peer
-
-
-@pytest.fixture
 async def memory() -> AsyncIterator[MemoryPeer]:
     async with memory_peer() as running_peer:
         yield running_peer
@@ -67,11 +54,6 @@ async def service(
 ) -> AsyncIterator[Orchestration]:
     async with running(own_url, redis_url, inference_target=peer.target, memory_target=memory.target) as serving:
         yield serving
-
-
-@pytest.fixture
-def ann(service: Orchestration) -> Caller:
-    return service.caller()
 
 
 def hands(agent: str) -> tuple[str, str, str]:
@@ -506,6 +488,27 @@ async def test_a_rollback_takes_back_what_was_before_the_handoff_too(ann: Caller
     await all_events(second)
     assert [text for _, text in await ann.history(thread)] == ["second", "yes?"]
     assert (await ann.run(handoff.child_run_id)).state == CANCELLED
+
+
+async def test_what_keeps_a_conversation_from_being_deleted_is_named(ann: Caller, peer: InferencePeer) -> None:
+    thread = await office(ann)
+    stream = ann.converse(thread)
+    (await peer.call()).tools(asks("clerk"))
+    (await peer.call()).answer("three")
+    (await peer.call()).answer("good")
+    (started,) = of_kind(await all_events(stream), "tool_call_started")
+    below = (await ann.run(started.child_run_id)).thread_id
+    for place in (below, thread):
+        run = await ann.start(place)
+        await peer.call()
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await ann.call("DeleteThread", pb.DeleteThreadRequest(thread_id=thread))
+        error = from_rpc(raised.value)
+        assert (error.reason, error.message) == ("STATE_CONFLICT", f"run '{run.id}' is going on in thread '{place}'")
+        assert error.metadata == {"state": "RUNNING", "run_id": run.id, "thread_id": place}
+        await ann.cancel(run.id)
+        await ann.watched(run.id)
+    await ann.call("DeleteThread", pb.DeleteThreadRequest(thread_id=thread))
 
 
 async def test_a_conversation_goes_with_those_that_it_led_to(ann: Caller, peer: InferencePeer) -> None:

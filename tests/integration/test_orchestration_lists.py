@@ -21,7 +21,6 @@ from tests.fakes.orchestration_service import (
     all_events,
     assert_pairs,
     eventually,
-    fresh_database,
     kinds,
     processes,
     running,
@@ -29,7 +28,7 @@ from tests.fakes.orchestration_service import (
     text_of,
     until_kind,
 )
-from tests.fakes.peers.inference_peer import InferencePeer, inference_peer
+from tests.fakes.peers.inference_peer import InferencePeer
 from tests.fakes.tcp_proxy import TcpProxy
 from tests.integration.test_orchestration_threads import refused
 
@@ -39,29 +38,6 @@ from janus_api.orchestration.v1 import agent_pb2, run_pb2
 from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
 from janus_kit.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from janus_kit.rpc_errors import from_rpc
-
-
-@pytest.fixture
-async def own_url(postgres_url: str) -> AsyncIterator[str]:
-    async with fresh_database(postgres_url) as url:
-        yield url
-
-
-@pytest.fixture
-async def peer() -> AsyncIterator[InferencePeer]:
-    async with inference_peer() as running_peer:
-        yield running_peer
-
-
-@pytest.fixture
-async def service(own_url: str, redis_url: str, peer: InferencePeer) -> AsyncIterator[Orchestration]:
-    async with running(own_url, redis_url, inference_target=peer.target) as serving:
-        yield serving
-
-
-@pytest.fixture
-def ann(service: Orchestration) -> Caller:
-    return service.caller()
 
 
 async def pages(who: Caller, method: str, field: str, request: Any) -> list[Any]:
@@ -324,6 +300,30 @@ async def test_nobody_reaches_another_tenants_threads_and_agents(
         assert found[0].message.replace(thread, "absent").replace("helper", "absent") == found[1].message
     assert len(await ann.messages(thread)) == 2
     assert await runs(stranger, thread_id=thread) == []
+
+
+async def test_a_run_that_went_with_its_thread_is_not_started_anew_by_its_request_id(
+    ann: Caller, peer: InferencePeer
+) -> None:
+    peer.always = ("ok",)
+    await ann.agent(memory=agent_pb2.MemoryPolicy(do_not_store=True))
+    await ann.thread(id="t")
+    started = await ann.start("t", request_id="r1")
+    (talked,) = {event.run_id for event in await all_events(ann.converse("t", request_id="r1"))}
+    await ann.call("DeleteThread", pb.DeleteThreadRequest(thread_id="t"))
+    # Nor in a new thread of that name.
+    for is_there in (False, True):
+        if is_there:
+            await ann.thread(id="t")
+        for again, run_id in (
+            (ann.start("t", request_id="r1"), started.id),
+            (all_events(ann.converse("t", request_id="r1")), talked),
+        ):
+            error = await refused(again)
+            assert isinstance(error, NotFound)
+            assert (error.resource_type, error.resource_name) == ("run", run_id)
+        assert (await refused(ann.start("t", "other", request_id="r1"))).reason == "REQUEST_ID_REUSED"
+    assert await runs(ann) == []
 
 
 async def test_a_deletion_and_a_new_run_do_not_both_succeed(ann: Caller, peer: InferencePeer) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
+import io
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import grpc
 import pytest
 from tests.fakes.mcp_shop import Shop, is_alive
 from tests.fakes.orchestration_service import (
@@ -14,49 +15,45 @@ from tests.fakes.orchestration_service import (
     all_events,
     assert_pairs,
     eventually,
-    fresh_database,
     kinds,
     running,
     until_kind,
 )
-from tests.fakes.peers.inference_peer import InferencePeer, inference_peer
+from tests.fakes.peers.inference_peer import InferencePeer
+from tests.fakes.tool_worker import dialled, tool, worker
 
 from janus_api.common.v1 import status_service_pb2, status_service_pb2_grpc
 from janus_api.orchestration.v1 import agent_pb2
+from janus_api.tools.v1 import tool_worker_service_pb2 as tools_pb
 from janus_kit.channel import connect
-from janus_kit.errors import InvalidArgument
+from janus_kit.errors import FailedPrecondition, InvalidArgument
 from janus_kit.rpc_errors import from_rpc
 from janus_kit.settings import SettingsError
+from janus_kit.telemetry import logging
 from janus_orchestration import app
 
 ALONE = agent_pb2.MemoryPolicy(recall_limit=0, do_not_store=True)
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Shop:
-    return Shop(tmp_path)
-
-
-@pytest.fixture
-async def peer() -> AsyncIterator[InferencePeer]:
-    async with inference_peer() as running_peer:
-        yield running_peer
-
-
-@pytest.fixture
-async def service(postgres_url: str, redis_url: str, peer: InferencePeer, shop: Shop) -> AsyncIterator[Orchestration]:
-    servers = {"shop": shop.stdio(), "gone": {"url": "http://127.0.0.1:1/mcp"}}
-    async with (
-        fresh_database(postgres_url) as url,
-        running(url, redis_url, inference_target=peer.target, mcp_servers=servers) as serving,
-    ):
+async def service(own_url: str, redis_url: str, peer: InferencePeer, shop: Shop) -> AsyncIterator[Orchestration]:
+    servers = {
+        "shop": shop.stdio(),
+        "theirs": shop.stdio(tenants=("somebody",)),
+        "gone": {"url": "http://127.0.0.1:1/mcp"},
+    }
+    async with running(own_url, redis_url, inference_target=peer.target, mcp_servers=servers) as serving:
         yield serving
     assert not [line["pid"] for line in shop.saw("started") if is_alive(line["pid"])]
 
 
 @pytest.fixture
-def ann(service: Orchestration) -> Caller:
-    return service.caller()
+def logs() -> Iterator[io.StringIO]:
+    """What is logged."""
+    written = io.StringIO()
+    logging.configure(stream=written)
+    yield written
+    logging.configure()
 
 
 async def ready(ann: Caller, *names: str) -> str:
@@ -103,6 +100,58 @@ async def test_an_agent_may_have_only_tools_that_its_servers_offer(service: Orch
     error = from_rpc(raised.value)  # type: ignore[arg-type]
     assert isinstance(error, InvalidArgument)
     assert [field for field, _ in error.violations] == [f"agent.tools[{place}].name" for place in (1, 2, 3)]
+
+
+async def refusal(service: Orchestration, tenant: str, *tools: str) -> FailedPrecondition:
+    """Why a worker of these tools may not register."""
+    async with dialled(service.address, tenant) as refused:
+        await refused.say(register=tools_pb.Register(worker_id="w", tools=map(tool, tools), credits=1))
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await refused.next()
+    error = from_rpc(raised.value)
+    assert isinstance(error, FailedPrecondition)
+    return error
+
+
+async def test_a_worker_may_not_offer_what_a_server_offers(service: Orchestration, ann: Caller) -> None:
+    error = await refusal(service, ann.tenant, "shop.fly", "shop.brew", "shop.price")
+    assert (error.reason, dict(error.metadata)) == ("STATE_CONFLICT", {"tools": "shop.brew,shop.price"})
+    assert error.message == "no worker may offer 'shop.brew', 'shop.price', which the MCP server 'shop' offers"
+    # Nothing of a refused registration is known.
+    with pytest.raises(grpc.aio.AioRpcError, match="must name a tool"):
+        await ready(ann, "shop.fly")
+    # A server of other tenants is none, and one that was never there offers nothing.
+    async with worker(service.address, ann.tenant, tool("shop.fly"), tool("theirs.brew"), tool("gone.brew")):
+        await ready(ann, "shop.fly", "theirs.brew", "gone.brew")
+
+
+async def test_a_server_that_offers_a_name_later_takes_it_from_the_worker_and_the_log_says_so(
+    service: Orchestration, ann: Caller, peer: InferencePeer, logs: io.StringIO
+) -> None:
+    async with worker(service.address, ann.tenant, tool("shop.taught"), tool("count"), worker_id="bob") as bob:
+        thread = await ready(ann, "shop.taught", "shop.learn", "count")
+        stream = ann.converse(thread)
+        (await peer.call()).tools(("c1", "shop.learn"))
+
+        async def is_logged() -> bool:
+            return "worker_tools_hidden" in logs.getvalue()
+
+        await eventually(is_logged, 60)
+        (line,) = (line for line in logs.getvalue().splitlines() if "worker_tools_hidden" in line)
+        assert '"bob"' in line
+        assert '["shop.taught"]' in line
+        assert (await refusal(service, ann.tenant, "shop.taught")).metadata == {"tools": "shop.taught"}
+        (await peer.call()).answer("learnt")
+        await all_events(stream)
+
+        stream = ann.converse(thread)
+        (await peer.call()).tools(("c2", "shop.taught"), ("c3", "count", '{"n": 1}'))
+        call = await bob.given()
+        assert call.tool == "count"
+        await bob.answer(call, "one")
+        (await peer.call()).answer("done")
+        assert kinds(await all_events(stream))[-1] == "run_completed"
+        assert results((await ann.messages(thread))[-2]) == [("taught", False), ("one", False)]
 
 
 async def test_progress_is_told_and_a_cancelled_run_ends_the_servers_work(

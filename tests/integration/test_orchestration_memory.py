@@ -13,7 +13,6 @@ from tests.fakes.orchestration_service import (
     all_events,
     check,
     eventually,
-    fresh_database,
     kinds,
     running,
     said,
@@ -36,21 +35,9 @@ from janus_kit.settings import ServerSettings
 
 
 @pytest.fixture
-async def own_url(postgres_url: str) -> AsyncIterator[str]:
-    async with fresh_database(postgres_url) as url:
-        yield url
-
-
-@pytest.fixture
 async def memory(own_url: str, redis_url: str) -> AsyncIterator[Memory]:
     async with running_memory(own_url, redis_url) as serving:
         yield serving
-
-
-@pytest.fixture
-async def peer() -> AsyncIterator[InferencePeer]:
-    async with inference_peer() as running_peer:
-        yield running_peer
 
 
 @asynccontextmanager

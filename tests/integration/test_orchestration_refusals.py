@@ -27,11 +27,6 @@ async def service(postgres_url: str, redis_url: str) -> AsyncIterator[Orchestrat
         yield serving
 
 
-@pytest.fixture
-def ann(service: Orchestration) -> Caller:
-    return service.caller()
-
-
 async def refusal(stub: Any, method: Any, request: Any, metadata: Any = ()) -> JanusError:
     """How a call of any shape is refused."""
     argument = iter([request]) if method.client_streaming else request
@@ -241,6 +236,7 @@ CASES: list[tuple[str, Any, list[str]]] = [
             '{"a":' * 9 + "1" + "}" * 9,
             '{"a":"' + "x" * 16384 + '"}',
             "[" * 9000,
+            '{"a": %s}' % ("9" * 5000),
         )
     ],
     ("CreateThread", pb.CreateThreadRequest(messages=[user(TOOL)]), ["messages[0].parts[0]"]),

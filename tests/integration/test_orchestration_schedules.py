@@ -15,7 +15,6 @@ from tests.fakes.orchestration_service import (
     Caller,
     Orchestration,
     eventually,
-    fresh_database,
     processes,
     running,
 )
@@ -29,12 +28,6 @@ from janus_kit.rpc_errors import from_rpc, from_status
 
 HOURLY = "0 * * * *"
 YEARLY = "0 0 1 1 *"
-
-
-@pytest.fixture
-async def own_url(postgres_url: str) -> AsyncIterator[str]:
-    async with fresh_database(postgres_url) as url:
-        yield url
 
 
 @pytest.fixture

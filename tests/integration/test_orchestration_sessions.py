@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -16,14 +15,12 @@ from tests.fakes.orchestration_service import (
     asking,
     assert_pairs,
     check,
-    fresh_database,
     kinds,
     processes,
-    running,
     text_of,
     until_kind,
 )
-from tests.fakes.peers.inference_peer import InferencePeer, inference_peer
+from tests.fakes.peers.inference_peer import InferencePeer
 
 from janus_api.content.v1 import message_pb2 as content
 from janus_api.orchestration.v1 import agent_pb2, event_pb2, run_pb2
@@ -38,29 +35,6 @@ TOOLS = [
     agent_pb2.AgentTool(name="time.now", needs_approval=True),
     agent_pb2.AgentTool(name="user.ask"),
 ]
-
-
-@pytest.fixture
-async def own_url(postgres_url: str) -> AsyncIterator[str]:
-    async with fresh_database(postgres_url) as url:
-        yield url
-
-
-@pytest.fixture
-async def peer() -> AsyncIterator[InferencePeer]:
-    async with inference_peer() as running_peer:
-        yield running_peer
-
-
-@pytest.fixture
-async def service(own_url: str, redis_url: str, peer: InferencePeer) -> AsyncIterator[Orchestration]:
-    async with running(own_url, redis_url, inference_target=peer.target) as serving:
-        yield serving
-
-
-@pytest.fixture
-async def ann(service: Orchestration) -> Caller:
-    return service.caller()
 
 
 class Session:
@@ -203,7 +177,10 @@ async def test_a_client_that_has_said_all_hears_the_end_of_its_runs(ann: Caller,
         await session.say("one")
         await session.say("two")
         await session.call.done_writing()
-        (await peer.call()).answer("first")
+        first = await peer.call()
+        for _ in range(2):
+            await session.event("run_queued")
+        first.answer("first")
         (await peer.call()).answer("second")
         while (await session.next()).WhichOneof("message") != "ended":
             pass
@@ -263,7 +240,8 @@ async def test_a_cancel_stops_the_run_that_is_going_on_or_the_one_that_is_named(
 async def test_what_is_not_right_is_rejected_and_the_session_goes_on(ann: Caller, peer: InferencePeer) -> None:
     peer.always = ("fine",)
     thread = await ann.ready(memory=ALONE)
-    async with Session(ann, thread, agent="nobody") as session:
+    await ann.agent("leaving", memory=ALONE)
+    async with Session(ann, thread, agent="leaving") as session:
         for place, message, field in (
             (2, {}, "message"),
             (3, {"config": session.config}, "config"),
@@ -278,8 +256,9 @@ async def test_what_is_not_right_is_rejected_and_the_session_goes_on(ann: Caller
             at, error = await session.rejected()
             assert isinstance(error, InvalidArgument)
             assert (at, [violation.field for violation in error.violations]) == (place, [field])
+        await ann.call("DeleteAgent", pb.DeleteAgentRequest(name="leaving"))
         await session.say()
-        assert (await session.rejected())[1].message == "agent 'nobody' was not found"
+        assert (await session.rejected())[1].message == "agent 'leaving' was not found"
         await session.say(agent="helper")
         await session.event("run_completed")
         await session.rest()
@@ -355,12 +334,32 @@ async def test_a_session_that_cannot_begin_ends_with_the_reason(
     for who, where, config, kind in (
         (ann, "none", {}, NotFound),
         (stranger, thread, {}, NotFound),
+        (ann, thread, {"agent": "nobody"}, NotFound),
         (ann, thread, {"resume_run_id": "none"}, NotFound),
         (ann, other, {"resume_run_id": run.id}, NotFound),
         (ann, thread, {"resume_run_id": run.id, "resume_after": run_pb2.Cursor(epoch=1, sequence=999)}, OutOfRange),
     ):
         async with Session(who, where, **config) as session:
             assert isinstance(await session.refusal(), kind)
+
+
+async def test_a_session_names_an_agent_that_is_there_or_resumes_a_run_of_one_that_was(
+    ann: Caller, peer: InferencePeer
+) -> None:
+    peer.always = ("fine",)
+    thread = await ann.ready(memory=ALONE)
+    async with Session(ann, thread, agent="default") as session:
+        await session.say()
+        await session.event("run_completed")
+    await ann.agent("other", memory=ALONE)
+    run = await ann.start(thread, agent="other")
+    await ann.call("DeleteAgent", pb.DeleteAgentRequest(name="other"))
+    async with Session(ann, thread, agent="other") as session:
+        error = await session.refusal()
+        assert isinstance(error, NotFound)
+        assert (error.resource_type, error.resource_name) == ("agent", "other")
+    async with Session(ann, thread, agent="other", resume_run_id=run.id) as session:
+        await session.event("run_completed")
 
 
 async def test_a_client_that_does_not_read_loses_nothing(ann: Caller, peer: InferencePeer) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +11,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client import REGISTRY
 from tests.fakes.mcp_shop import Shop
-from tests.fakes.orchestration_service import Caller, Orchestration, all_events, fresh_database, kinds, running
-from tests.fakes.peers.inference_peer import InferencePeer, inference_peer
+from tests.fakes.orchestration_service import Caller, Orchestration, all_events, kinds, running
+from tests.fakes.peers.inference_peer import InferencePeer
 from tests.fakes.tool_worker import tool, worker
 
 from janus_api.orchestration.v1 import agent_pb2
@@ -33,28 +32,10 @@ def spans() -> Iterator[InMemorySpanExporter]:
 
 
 @pytest.fixture
-async def peer() -> AsyncIterator[InferencePeer]:
-    async with inference_peer() as running_peer:
-        yield running_peer
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> Shop:
-    return Shop(tmp_path)
-
-
-@pytest.fixture
-async def service(postgres_url: str, redis_url: str, peer: InferencePeer, shop: Shop) -> AsyncIterator[Orchestration]:
-    async with (
-        fresh_database(postgres_url) as url,
-        running(url, redis_url, inference_target=peer.target, mcp_servers={"shop": shop.stdio()}) as serving,
-    ):
+async def service(own_url: str, redis_url: str, peer: InferencePeer, shop: Shop) -> AsyncIterator[Orchestration]:
+    servers = {"shop": shop.stdio()}
+    async with running(own_url, redis_url, inference_target=peer.target, mcp_servers=servers) as serving:
         yield serving
-
-
-@pytest.fixture
-def ann(service: Orchestration) -> Caller:
-    return service.caller()
 
 
 def executed(spans: InMemorySpanExporter) -> dict[str, Any]:

@@ -14,13 +14,12 @@ from tests.fakes.orchestration_service import (
     all_events,
     asking,
     check,
-    fresh_database,
     kinds,
     running,
     text_of,
     until,
 )
-from tests.fakes.peers.inference_peer import InferencePeer, inference_peer
+from tests.fakes.peers.inference_peer import InferencePeer
 from tests.fakes.peers.memory_peer import memory_peer
 
 from janus_api.content.v1 import message_pb2 as content
@@ -39,26 +38,9 @@ from janus_kit.rpc_errors import from_rpc
 
 
 @pytest.fixture
-async def own_url(postgres_url: str) -> AsyncIterator[str]:
-    async with fresh_database(postgres_url) as url:
-        yield url
-
-
-@pytest.fixture
-async def peer() -> AsyncIterator[InferencePeer]:
-    async with inference_peer() as running_peer:
-        yield running_peer
-
-
-@pytest.fixture
 async def service(own_url: str, redis_url: str, peer: InferencePeer) -> AsyncIterator[Orchestration]:
     async with running(own_url, redis_url, inference_target=peer.target, max_queued_per_thread=3) as serving:
         yield serving
-
-
-@pytest.fixture
-def ann(service: Orchestration) -> Caller:
-    return service.caller()
 
 
 async def refused(call: Awaitable[Any]) -> JanusError:

@@ -17,13 +17,12 @@ from tests.fakes.orchestration_service import (
     all_events,
     assert_pairs,
     check,
-    fresh_database,
     kinds,
     processes,
     running,
     until_kind,
 )
-from tests.fakes.peers.inference_peer import InferencePeer, inference_peer
+from tests.fakes.peers.inference_peer import InferencePeer
 from tests.fakes.peers.memory_peer import MemoryPeer, memory_peer
 
 from janus_api.content.v1 import message_pb2 as content
@@ -40,18 +39,6 @@ NOW = ("c1", "time.now")
 
 
 @pytest.fixture
-async def own_url(postgres_url: str) -> AsyncIterator[str]:
-    async with fresh_database(postgres_url) as url:
-        yield url
-
-
-@pytest.fixture
-async def peer() -> AsyncIterator[InferencePeer]:
-    async with inference_peer() as running_peer:
-        yield running_peer
-
-
-@pytest.fixture
 async def memory() -> AsyncIterator[MemoryPeer]:
     async with memory_peer() as running_peer:
         yield running_peer
@@ -63,11 +50,6 @@ async def service(
 ) -> AsyncIterator[Orchestration]:
     async with running(own_url, redis_url, inference_target=peer.target, memory_target=memory.target) as serving:
         yield serving
-
-
-@pytest.fixture
-def ann(service: Orchestration) -> Caller:
-    return service.caller()
 
 
 async def ready(ann: Caller, *named: str, **agent: Any) -> str:
@@ -202,7 +184,7 @@ async def test_a_call_that_is_not_allowed_or_not_right_goes_back_to_the_model(
     assert [told[f"c{place}"][0] for place in (1, 2, 5, 6, 7)] == [
         "there is no tool named 'memory.remember'",
         "there is no tool named 'delete_all'",
-        "the arguments are not valid JSON",
+        "the arguments must be valid JSON",
         "the arguments must be a JSON object",
         "there is no time zone 'Moon/Crater'",
     ]
@@ -383,22 +365,6 @@ async def test_tokens_have_a_budget_too(ann: Caller, peer: InferencePeer) -> Non
     events = await all_events(stream)
     assert kinds(events)[-1] == "run_completed"
     assert [warning.budget for warning in of_kind(events, "budget_warning")] == ["tokens"]
-
-
-async def test_what_a_model_makes_of_names_and_ids_does_not_spoil_the_thread(ann: Caller, peer: InferencePeer) -> None:
-    thread = await ready(ann)
-    stream = ann.converse(thread)
-    (await peer.call()).tools(
-        ("c", "rm -rf /\x00"), ("c", "time.now"), ("", "n" * 99), ("i" * 200, "time.now", "{" + "x" * 300_000)
-    )
-    (await peer.call()).answer("done")
-    assert kinds(await all_events(stream))[-1] == "run_completed"
-    history = await ann.messages(thread)
-    assert_pairs(history)
-    calls = [part.tool_call for part in history[1].parts]
-    assert [call.name for call in calls] == ["rm_-rf___", "time.now", "n" * 64, "time.now"]
-    assert len({call.call_id for call in calls}) == 4
-    assert all(1 <= len(call.call_id) <= 128 and len(call.arguments_json) <= 256 * 1024 for call in calls)
 
 
 async def test_memory_tools_act_for_the_runs_own_subject(ann: Caller, peer: InferencePeer, memory: MemoryPeer) -> None:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
 
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from tests.fakes.orchestration_service import (
     Caller,
-    Orchestration,
     all_events,
     asking,
     check,
     eventually,
-    fresh_database,
     kinds,
     running,
     said,
@@ -33,29 +30,6 @@ from janus_api.orchestration.v1 import agent_pb2, run_pb2
 from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
 from janus_kit.errors import InvalidArgument, Unavailable
 from janus_kit.rpc_errors import from_status, to_status
-
-
-@pytest.fixture
-async def own_url(postgres_url: str) -> AsyncIterator[str]:
-    async with fresh_database(postgres_url) as url:
-        yield url
-
-
-@pytest.fixture
-async def peer() -> AsyncIterator[InferencePeer]:
-    async with inference_peer() as running_peer:
-        yield running_peer
-
-
-@pytest.fixture
-async def service(own_url: str, redis_url: str, peer: InferencePeer) -> AsyncIterator[Orchestration]:
-    async with running(own_url, redis_url, inference_target=peer.target) as serving:
-        yield serving
-
-
-@pytest.fixture
-def ann(service: Orchestration) -> Caller:
-    return service.caller()
 
 
 async def test_a_turn_is_streamed_and_committed(ann: Caller, peer: InferencePeer) -> None:
@@ -219,7 +193,7 @@ async def test_a_stream_that_ends_without_an_end_fails_the_run(ann: Caller, peer
 
 async def test_the_budget_of_wall_time_ends_a_run(ann: Caller, peer: InferencePeer) -> None:
     thread = await ann.ready()
-    budgets = agent_pb2.Budgets(max_wall_time=Duration(nanos=300_000_000))
+    budgets = agent_pb2.Budgets(max_wall_time=Duration(seconds=1))
     stream = ann.converse(thread, budgets=budgets)
     call = await peer.call()
     events = await all_events(stream)

@@ -20,13 +20,12 @@ from tests.fakes.orchestration_service import (
     all_events,
     assert_pairs,
     check,
-    fresh_database,
     kinds,
     processes,
     running,
     until_kind,
 )
-from tests.fakes.peers.inference_peer import InferencePeer, inference_peer
+from tests.fakes.peers.inference_peer import InferencePeer
 from tests.fakes.peers.memory_peer import MemoryPeer, memory_peer
 
 from janus_api.content.v1 import message_pb2 as content
@@ -55,18 +54,6 @@ TOOL, APPROVAL, INPUT = (
 
 
 @pytest.fixture
-async def own_url(postgres_url: str) -> AsyncIterator[str]:
-    async with fresh_database(postgres_url) as url:
-        yield url
-
-
-@pytest.fixture
-async def peer() -> AsyncIterator[InferencePeer]:
-    async with inference_peer() as running_peer:
-        yield running_peer
-
-
-@pytest.fixture
 async def memory() -> AsyncIterator[MemoryPeer]:
     async with memory_peer() as running_peer:
         yield running_peer
@@ -78,11 +65,6 @@ async def service(
 ) -> AsyncIterator[Orchestration]:
     async with running(own_url, redis_url, inference_target=peer.target, memory_target=memory.target) as serving:
         yield serving
-
-
-@pytest.fixture
-def ann(service: Orchestration) -> Caller:
-    return service.caller()
 
 
 async def ready(ann: Caller, *tools: agent_pb2.AgentTool, **agent: Any) -> str:
@@ -561,10 +543,9 @@ async def test_work_among_waits_is_work(ann: Caller, peer: InferencePeer, own_ur
     await ann.until(seen[0].run_id, TOOL)
     await execute(own_url, "UPDATE orchestration.run SET started_at = started_at - interval '1 hour'")
     await ann.submit(seen[0].run_id, {"c1": "home"})
-    call = await peer.call()
+    # Whether the model is asked once more before the time is found to be over is a race.
     events = await all_events(stream)
     assert from_status(events[-1].run_failed.status).metadata["budget"] == "wall_time"
-    await asyncio.wait_for(call.closed.wait(), 10)
 
 
 async def test_the_next_turn_waits_behind_one_that_waits(ann: Caller, peer: InferencePeer) -> None:

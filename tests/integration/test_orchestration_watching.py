@@ -13,30 +13,17 @@ from tests.fakes.orchestration_service import (
     Orchestration,
     all_events,
     check,
-    fresh_database,
     kinds,
     running,
     text_of,
     until,
     until_kind,
 )
-from tests.fakes.peers.inference_peer import InferencePeer, inference_peer
+from tests.fakes.peers.inference_peer import InferencePeer
 
 from janus_api.orchestration.v1 import run_pb2
 from janus_kit.errors import InvalidArgument, NotFound, OutOfRange
 from janus_kit.rpc_errors import from_rpc
-
-
-@pytest.fixture
-async def own_url(postgres_url: str) -> AsyncIterator[str]:
-    async with fresh_database(postgres_url) as url:
-        yield url
-
-
-@pytest.fixture
-async def peer() -> AsyncIterator[InferencePeer]:
-    async with inference_peer() as running_peer:
-        yield running_peer
 
 
 @pytest.fixture
@@ -50,11 +37,6 @@ async def replica(own_url: str, redis_url: str, peer: InferencePeer) -> AsyncIte
     """A second replica over the same stores."""
     async with running(own_url, redis_url, inference_target=peer.target) as serving:
         yield serving
-
-
-@pytest.fixture
-def ann(service: Orchestration) -> Caller:
-    return service.caller()
 
 
 async def flush(redis_url: str) -> None:

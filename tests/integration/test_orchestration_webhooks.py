@@ -29,7 +29,6 @@ from tests.fakes.orchestration_service import (
     Orchestration,
     all_events,
     eventually,
-    fresh_database,
     processes,
     running,
 )
@@ -62,12 +61,6 @@ SETTINGS: dict[str, Any] = {
 
 def written(secret: bytes) -> str:
     return "whsec_" + base64.b64encode(secret).decode()
-
-
-@pytest.fixture
-async def own_url(postgres_url: str) -> AsyncIterator[str]:
-    async with fresh_database(postgres_url) as url:
-        yield url
 
 
 @pytest.fixture
@@ -231,7 +224,7 @@ async def test_events_of_waiting_runs_are_told_as_well(
         database(PostgresSettings(url=own_url), application="test") as db,  # type: ignore[arg-type]
         PostgresStore(db).tenant(ann.tenant) as records,
     ):
-        await records.add_events(run.id, [recorded])
+        await records.add_events(run, [recorded])
     told = await receiver.next()
     assert (told.json["type"], told.id) == (kind.replace("_", "."), f"{run.id}:900")
     assert kind in told.json["data"]["event"]
@@ -251,7 +244,7 @@ async def test_an_event_that_is_too_large_is_told_without_its_contents(
         database(PostgresSettings(url=own_url), application="test") as db,  # type: ignore[arg-type]
         PostgresStore(db).tenant(ann.tenant) as records,
     ):
-        await records.add_events(run.id, [recorded])
+        await records.add_events(run, [recorded])
     told = await receiver.next()
     assert (told.json["data"]["run_id"], told.json["data"]["event"]) == (run.id, None)
 
@@ -575,6 +568,8 @@ async def test_webhooks_are_versioned_listed_and_counted(ann: Caller, receiver: 
         webhook_pb2.WEBHOOK_EVENT_RUN_CANCELLED,
         webhook_pb2.WEBHOOK_EVENT_RUN_EXPIRED,
     ]
+    await ann.agent("x")
+    await ann.agent("y")
     stored = await put(ann, receiver.url, "b", agents=["x", "y", "x"])
     assert stored == webhook_pb2.Webhook(name="b", url=receiver.url, events=ends, agents=["x", "y"], version=1)
     error = await refused(put(ann, receiver.url, "b", expected_version=7))
@@ -630,6 +625,23 @@ async def test_what_a_webhook_may_not_be(ann: Caller, fields: dict[str, Any], pa
     assert isinstance(error, InvalidArgument)
     assert path in [violation.field for violation in error.violations]
     assert list((await ann.call("ListWebhooks", pb.ListWebhooksRequest())).webhooks) == []
+
+
+async def test_a_webhook_names_agents_that_are_there_and_keeps_those_that_were(ann: Caller, receiver: Receiver) -> None:
+    await ann.agent("x")
+    error = await refused(put(ann, receiver.url, agents=["x", "x", "nope", "default", "never"]))
+    assert isinstance(error, InvalidArgument)
+    assert [(each.field, each.rule) for each in error.violations] == [
+        ("webhook.agents[2]", "must be an agent that exists"),
+        ("webhook.agents[4]", "must be an agent that exists"),
+    ]
+    assert list((await ann.call("ListWebhooks", pb.ListWebhooksRequest())).webhooks) == []
+    await put(ann, receiver.url, agents=["x", "default"])
+    await ann.call("DeleteAgent", pb.DeleteAgentRequest(name="x"))
+    assert list((await put(ann, receiver.url, agents=["x"])).agents) == ["x"]
+    await put(ann, receiver.url)
+    error = await refused(put(ann, receiver.url, agents=["x"]))
+    assert isinstance(error, InvalidArgument)
 
 
 @pytest.mark.parametrize("identifier", ["nonsense", "run_1:", "run_1:-1", ":1"])

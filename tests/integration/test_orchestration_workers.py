@@ -17,12 +17,11 @@ from tests.fakes.orchestration_service import (
     Orchestration,
     all_events,
     assert_pairs,
-    fresh_database,
     kinds,
     running,
     until_kind,
 )
-from tests.fakes.peers.inference_peer import InferencePeer, inference_peer
+from tests.fakes.peers.inference_peer import InferencePeer
 from tests.fakes.tcp_proxy import TcpProxy
 from tests.fakes.tool_worker import Worker, dialled, tool, worker
 
@@ -38,33 +37,10 @@ LEASE_S = 2.0
 
 
 @pytest.fixture
-async def own_url(postgres_url: str) -> AsyncIterator[str]:
-    async with fresh_database(postgres_url) as url:
-        yield url
-
-
-@pytest.fixture
-async def peer() -> AsyncIterator[InferencePeer]:
-    async with inference_peer() as running_peer:
-        yield running_peer
-
-
-@pytest.fixture
-async def service(own_url: str, redis_url: str, peer: InferencePeer) -> AsyncIterator[Orchestration]:
-    async with running(own_url, redis_url, inference_target=peer.target) as serving:
-        yield serving
-
-
-@pytest.fixture
 async def hasty(own_url: str, redis_url: str, peer: InferencePeer) -> AsyncIterator[Orchestration]:
     """A service that soon takes a silent worker for dead; workers that are to live send heartbeats here."""
     async with running(own_url, redis_url, inference_target=peer.target, worker_lease_s=LEASE_S) as serving:
         yield serving
-
-
-@pytest.fixture
-def ann(service: Orchestration) -> Caller:
-    return service.caller()
 
 
 async def ready(ann: Caller, name: str = "count", **fields: Any) -> str:

@@ -9,19 +9,16 @@ import os
 import random
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import grpc
-import pytest
 from tests.fakes.orchestration_service import (
     TERMINAL,
     Caller,
     assert_pairs,
     check,
     eventually,
-    fresh_database,
     processes,
 )
 from tests.fakes.peers.inference_peer import InferencePeer, inference_peer
@@ -37,12 +34,6 @@ KILLS = int(os.environ.get("CHAOS_KILLS", "5"))
 PATIENCE_S = 60 + 2 * RUNS
 LEASE_S = 2.5
 _MAY_TRY_AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.RESOURCE_EXHAUSTED)
-
-
-@pytest.fixture
-async def own_url(postgres_url: str) -> AsyncIterator[str]:
-    async with fresh_database(postgres_url) as url:
-        yield url
 
 
 async def speak(peer: InferencePeer, dice: random.Random) -> None:

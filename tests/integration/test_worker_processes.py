@@ -24,13 +24,12 @@ from tests.fakes.orchestration_service import (
     assert_pairs,
     check,
     eventually,
-    fresh_database,
     kinds,
     processes,
     running,
     until_kind,
 )
-from tests.fakes.peers.inference_peer import InferencePeer, inference_peer
+from tests.fakes.peers.inference_peer import InferencePeer
 from tests.fakes.tcp_proxy import TcpProxy
 from tests.fakes.tool_worker import tool, worker
 from tests.fakes.worker_process import WorkerProcess
@@ -46,18 +45,6 @@ ALONE = agent_pb2.MemoryPolicy(recall_limit=0, do_not_store=True)
 TOOLS = ("once", "again", "on_a_thread", "broken")
 LEASE_S = 2.5
 EXAMPLES = Path(__file__).parents[2] / "deploy" / "workers"
-
-
-@pytest.fixture
-async def own_url(postgres_url: str) -> AsyncIterator[str]:
-    async with fresh_database(postgres_url) as url:
-        yield url
-
-
-@pytest.fixture
-async def peer() -> AsyncIterator[InferencePeer]:
-    async with inference_peer() as running_peer:
-        yield running_peer
 
 
 @asynccontextmanager
@@ -210,6 +197,11 @@ async def test_an_owner_that_is_killed_leaves_the_call_where_it_is(
             (await peer.call()).answer("done")
             rest = await after.watched(seen[0].run_id, seen[-1].cursor)
             assert kinds(rest)[-1] == "run_completed"
+            started = [event.tool_call_started for event in [*seen, *rest] if event.HasField("tool_call_started")]
+            # The next owner says again who has it, as the same try.
+            assert [(each.call_id, each.worker_id, each.attempt) for each in started] == [
+                ("c1", started[0].worker_id, 1)
+            ] * 2
             (answer,) = told((await after.messages(thread))[2])
             assert answer == (("a is done, try 1" if name == "again" else "a is done"), False)
             assert process.marks == ["a-begun", "a-done"]

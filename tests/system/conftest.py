@@ -12,7 +12,8 @@ from janus_app.client import Mesh, connect
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Server]:
-    with server() as running:
+    # A reindex waits so long before it removes what recalls may be reading; here nobody does.
+    with server(environment={"JANUS_MEMORY__RETIRE_AFTER_S": "0.2"}) as running:
         yield running
 
 

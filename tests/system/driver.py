@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import grpc
 from google.protobuf.message import Message as ProtoMessage
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from tests.fakes.data_folder import data_folder
 
 from janus_api.content.v1 import message_pb2 as content
 from janus_app.client import MeshNotUp, connect
@@ -95,9 +95,9 @@ class Server:
 
 @contextmanager
 def server(**options: Any) -> Iterator[Server]:
-    """A server on a temporary folder, stopped at the end."""
-    with tempfile.TemporaryDirectory(prefix="janus-system-") as folder:
-        served = Server(Path(folder), **options)
+    """A server on a folder of its own, stopped at the end."""
+    with data_folder() as folder:
+        served = Server(folder, **options)
         try:
             yield served.start()
         finally:

@@ -39,10 +39,10 @@ class Network:
 
 
 @pytest.fixture(scope="module")
-def network(stack: Addresses, postgres_url: str, redis_url: str, chroma_url: str) -> Iterator[Network]:
-    postgres, redis, chroma = TcpProxy.to(postgres_url), TcpProxy.to(redis_url), TcpProxy.to(chroma_url)
+def network(stack: Addresses, empty_url: str, redis_url: str, chroma_url: str) -> Iterator[Network]:
+    postgres, redis, chroma = TcpProxy.to(empty_url), TcpProxy.to(redis_url), TcpProxy.to(chroma_url)
     environment = {
-        "JANUS_POSTGRES_URL": postgres.through(postgres_url),
+        "JANUS_POSTGRES_URL": postgres.through(empty_url),
         "JANUS_REDIS_URL": redis.through(redis_url),
         "JANUS_CHROMA_URL": chroma.through(chroma_url),
     }

@@ -174,6 +174,21 @@ def test_what_could_not_be_indexed_is_shown_with_its_reason_and_replayed(mesh: M
     assert "There are none" in run("dead-letters", "--tenant", "cli-d").stdout
 
 
+def test_a_file_that_cannot_be_written_is_named_before_anything_is_done(mesh: Mesh, run: Any, tmp_path: Path) -> None:
+    remember(mesh, "cli-n", "Nora nets newts.", subject="nora")
+    nowhere = tmp_path / "nowhere"
+    for file, said in (
+        (nowhere / "out", f"The folder {nowhere} does not exist"),
+        (tmp_path, f"{tmp_path} is a folder"),
+    ):
+        for command in (["export", str(file), "--force"], ["erase", "nora", "--yes", "--receipt", str(file)]):
+            told = " ".join(run(*command, "--tenant", "cli-n", code=1).stderr.split())
+            assert said in told
+            assert "partial" not in told
+    assert "Nora nets" in run("search", "newts", "--tenant", "cli-n").stdout
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_a_mesh_it_is_said_how_to_start_one(run: Any, tmp_path: Path) -> None:
     for command in (
         ["search", "x"],

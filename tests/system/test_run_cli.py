@@ -134,7 +134,7 @@ def test_what_is_said_may_come_from_elsewhere(janus: Any) -> None:
 
 def test_ctrl_c_leaves_a_run_going_and_says_how_to_come_back(served: Server, mesh: Mesh) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "janus_app", "run", "start", "/pace 100 /long 150", "--watch"],
+        [sys.executable, "-m", "janus_app", "run", "start", "/pace 100 /long 60", "--watch"],
         env={**os.environ, "JANUS_DATA": str(served.data), "COLUMNS": "200", "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -27,7 +27,8 @@ _SETTINGS = {
     "full_page_writes": "on",
     "synchronous_commit": "on",
     "max_connections": "100",
-    "shared_buffers": "64MB",
+    # A scan of more than a quarter of it does not stay in it. What is not used takes no memory.
+    "shared_buffers": "256MB",
     "maintenance_work_mem": "64MB",
     "max_wal_size": "256MB",  # bounds the disk used, and the time that recovery takes
     "io_workers": "1",
@@ -226,9 +227,14 @@ class Postgres:
 
     def _stop_servers(self, folder: Path) -> None:
         def find() -> list[process.Found]:
-            return process.running_in(folder, lambda program, words: program in ("postgres", "initdb"))
+            return process.running_in(folder, lambda program, _: program in ("postgres", "initdb"))
 
-        process.stop_leftovers(find, self.stop_signals, "a Postgres server")
+        def servers() -> list[process.Found]:
+            return process.running_in(folder, lambda _, words: not words[0].startswith("postgres: "))
+
+        # To a backend whose server was killed SIGINT only means to cancel a statement, as if it had taken too long.
+        signals = self.stop_signals if servers() else self.stop_signals[1:]
+        process.stop_leftovers(find, signals, "a Postgres server")
 
     def _forget_reused_id(self) -> None:
         """Remove a pid file whose number another program has by now.

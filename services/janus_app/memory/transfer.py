@@ -47,7 +47,7 @@ def export(
         include_vectors=with_vectors,
     )
     completed = None
-    with _whole(file) as out, _progress(console) as progress:
+    with whole(file) as out, _progress(console) as progress:
         task = progress.add_task("exported", total=None, records=0)
         out.write(MAGIC)
         for answer in calls.stream("Export", request):
@@ -114,18 +114,22 @@ def _must_be_whole(source: BinaryIO, file: Path) -> None:
 
 
 @contextmanager
-def _whole(file: Path) -> Iterator[BinaryIO]:
+def whole(file: Path) -> Iterator[BinaryIO]:
     """A file that is there when the block ends well, and otherwise as before."""
     if str(file) == "-":
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
+    if not file.parent.is_dir():
+        raise Refused(f"The folder {file.parent} does not exist.")
+    if file.is_dir():
+        raise Refused(f"{file} is a folder.")
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
         try:
             out = partial.open("xb")
         except OSError as error:
-            raise Refused(f"{partial}: {error.strerror}") from None
+            raise Refused(f"{file}: {error.strerror}") from None
         with out:
             yield out
             out.flush()

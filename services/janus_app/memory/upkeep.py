@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from janus_api.memory.v1 import memory_service_pb2 as pb
 from janus_api.memory.v1 import scope_pb2
 from janus_app.embedded import read_state
 from janus_app.memory.calls import Calls
+from janus_app.memory.transfer import whole
 from janus_app.refusals import Refused
 from janus_app.settings import load_settings
 from janus_app.terminal import plain, print_json, when
@@ -27,10 +29,12 @@ def erase(
     from janus_memory.receipts import ReceiptError, verify_receipt
 
     request = pb.EraseRequest(scope=scope_pb2.Scope(space=space, subject=subject), reason=reason)
-    receipt = calls.unary("Erase", request).receipt
-    if file is not None:
-        text = json_format.MessageToJson(receipt, preserving_proto_field_name=True)
-        file.write_text(f"{text}\n", encoding="utf-8")
+    # Nothing is erased where its receipt could not be written.
+    with whole(file) if file is not None else nullcontext() as out:
+        receipt = calls.unary("Erase", request).receipt
+        if out is not None:
+            text = json_format.MessageToJson(receipt, preserving_proto_field_name=True)
+            out.write(f"{text}\n".encode())
     if as_json:
         print_json(receipt)
         return

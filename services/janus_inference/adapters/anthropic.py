@@ -1,7 +1,7 @@
 """Messages, through the `anthropic` SDK."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -57,14 +57,12 @@ class Anthropic:
     def dialect(self, ask: Ask) -> str:
         return MessagesReader.dialect
 
-    @asynccontextmanager
-    async def stream(self, ask: Ask) -> AsyncIterator[AsyncIterator[Sequence[ProviderEvent]]]:
+    def stream(self, ask: Ask) -> AbstractAsyncContextManager[AsyncIterator[Sequence[ProviderEvent]]]:
         if not self._usable:
             raise not_configured(self._name)
         body = with_own(messages_body(ask.prompt, ask.model, self._issuer), ask.options)
         reader = MessagesReader(self._name, ask.model, self._issuer, CallCheck.of(ask.prompt))
-        async with answering(self._client, "/v1/messages", body, ask, provider=self._name, reader=reader) as batches:
-            yield batches
+        return answering(self._client, "/v1/messages", body, ask, provider=self._name, reader=reader)
 
     async def count_tokens(self, ask: Ask) -> int:
         """Tokens of the prompt, counted by the provider; see ``TokenCounter``."""

@@ -1,7 +1,7 @@
 """Chat Completions: OpenAI itself and OpenAI-compatible servers."""
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 
 from janus_inference.adapters.openai_client import OpenAIClient
 from janus_inference.adapters.options import with_options
@@ -41,23 +41,20 @@ class OpenAIChat:
     def dialect(self, ask: Ask) -> str:
         return ChatReader.dialect
 
-    @asynccontextmanager
-    async def stream(self, ask: Ask) -> AsyncIterator[AsyncIterator[Sequence[ProviderEvent]]]:
+    def stream(self, ask: Ask) -> AbstractAsyncContextManager[AsyncIterator[Sequence[ProviderEvent]]]:
         if not self._usable:
             raise not_configured(self._name)
         body = chat_body(ask.prompt, ask.model, self._profile, self._issuer)
-        extra = with_options(body, ask.options, RESERVED, lists=("tools",))
+        body |= with_options(body, ask.options, RESERVED, lists=("tools",))
         reader = ChatReader(
             self._name,
             ask.model,
             self._issuer,
             CallCheck.of(ask.prompt),
             needs_done=self._profile.needs_done,
+            logprobs=bool(body.get("logprobs")),
         )
-        async with answering(
-            self._client, "/chat/completions", body | extra, ask, provider=self._name, reader=reader
-        ) as batches:
-            yield batches
+        return answering(self._client, "/chat/completions", body, ask, provider=self._name, reader=reader)
 
     async def warm(self) -> None:
         await self._client.warm()

@@ -9,14 +9,17 @@ from typing import Any
 from janus_inference import accounting
 from janus_inference.adapters.openai_client import OpenAIClient
 from janus_inference.adapters.upstream import whole_answer
+from janus_inference.dialects.openai_chat_stream import refused_within
 from janus_inference.events import Usage
 from janus_inference.model import EmbedPurpose
 from janus_inference.ports import Vectors
 from janus_inference.profiles import ChatProfile
-from janus_inference.provider_errors import broken, not_configured
+from janus_inference.provider_errors import ProviderFailure, classify, not_configured, unusable
 
 _MAX_BODY_BYTES = 256 * 1024 * 1024
 _CONNECT_TIMEOUT_S = 5.0
+# The status of an error that does not tell its own.
+_UNTOLD = 500
 
 
 class OpenAIEmbeddings:
@@ -61,8 +64,15 @@ class OpenAIEmbeddings:
         )
         try:
             return _vectors(answer)
-        except (TypeError, KeyError, ValueError, AttributeError):
-            raise broken(self._name, "the vectors are not of the expected form") from None
+        except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
+            raise self._failed(answer, model) from None
+
+    def _failed(self, answer: Mapping[str, Any], model: str) -> ProviderFailure:
+        """What an answer without vectors is: an error that says its kind, or all that these texts get."""
+        said = refused_within(answer["error"]) if answer.get("error") else None
+        if said is not None and said.status != _UNTOLD:
+            return classify(self._name, model, said)
+        return unusable(self._name, "the vectors are not of the expected form")
 
 
 def _vectors(answer: Mapping[str, Any]) -> Vectors:

@@ -1,14 +1,21 @@
 """Responses: OpenAI itself and the servers that have the same API."""
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any
 
 from janus_inference.adapters.openai_client import OpenAIClient
 from janus_inference.adapters.options import with_options
 from janus_inference.adapters.upstream import answering, count_in, whole_answer
-from janus_inference.dialects.openai_responses_request import LISTS, OBJECTS, RESERVED, counted, responses_body
+from janus_inference.dialects.openai_responses_request import (
+    LISTS,
+    OBJECTS,
+    RESERVED,
+    asks_logprobs,
+    counted,
+    responses_body,
+)
 from janus_inference.dialects.openai_responses_stream import ResponsesReader
 from janus_inference.dialects.parts import CallCheck
 from janus_inference.events import ProviderEvent
@@ -44,12 +51,12 @@ class OpenAIResponses:
     def dialect(self, ask: Ask) -> str:
         return ResponsesReader.dialect
 
-    @asynccontextmanager
-    async def stream(self, ask: Ask) -> AsyncIterator[AsyncIterator[Sequence[ProviderEvent]]]:
+    def stream(self, ask: Ask) -> AbstractAsyncContextManager[AsyncIterator[Sequence[ProviderEvent]]]:
         body = self._body(ask)
-        reader = ResponsesReader(self._name, ask.model, self._issuer, CallCheck.of(ask.prompt))
-        async with answering(self._client, "/responses", body, ask, provider=self._name, reader=reader) as batches:
-            yield batches
+        reader = ResponsesReader(
+            self._name, ask.model, self._issuer, CallCheck.of(ask.prompt), logprobs=asks_logprobs(body)
+        )
+        return answering(self._client, "/responses", body, ask, provider=self._name, reader=reader)
 
     async def count_tokens(self, ask: Ask) -> int:
         """Input tokens of the prompt, by the provider's own count. Raises ProviderFailure."""

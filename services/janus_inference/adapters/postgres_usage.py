@@ -14,21 +14,33 @@ from janus_inference.usage_report import Group, UsageBucket, UsageSlice
 from janus_kit.errors import Unavailable
 from janus_kit.postgres import Connection, Database
 
-_INSERT = """
-INSERT INTO inference.usage (
-    tenant, generation_id, attempt, subject, operation, provider, model, labels, started_at, duration_s, outcome,
-    input_uncached_tokens, cache_read_tokens, cache_write_tokens, output_tokens, reasoning_tokens, estimated,
-    cost_micro_usd, price_version)
-"""
-_RECORDS = """
-jsonb_to_recordset({}) AS r(
-    tenant text, generation_id text, attempt integer, subject text, operation text, provider text, model text,
-    labels jsonb, started_at timestamptz, duration_s double precision, outcome text,
-    input_uncached_tokens bigint, cache_read_tokens bigint, cache_write_tokens bigint, output_tokens bigint,
-    reasoning_tokens bigint, estimated boolean, cost_micro_usd bigint, price_version text)
-"""
+_COLUMNS = {
+    "tenant": "text",
+    "generation_id": "text",
+    "attempt": "integer",
+    "subject": "text",
+    "operation": "text",
+    "provider": "text",
+    "model": "text",
+    "labels": "jsonb",
+    "started_at": "timestamptz",
+    "duration_s": "double precision",
+    "outcome": "text",
+    "input_uncached_tokens": "bigint",
+    "cache_read_tokens": "bigint",
+    "cache_write_tokens": "bigint",
+    "output_tokens": "bigint",
+    "reasoning_tokens": "bigint",
+    "estimated": "boolean",
+    "cost_micro_usd": "bigint",
+    "price_version": "text",
+}
+_INSERT = f"INSERT INTO inference.usage ({', '.join(_COLUMNS)})"
+# Times go as texts: the driver takes the first and the last that there are for infinities.
+_SENT_AS = {"timestamptz": "text[]::timestamptz"}
+_ARRAYS = ", ".join(f"${place}::{_SENT_AS.get(kind, kind)}[]" for place, kind in enumerate(_COLUMNS.values(), 1))
 # `ON CONFLICT` without a target: the worker may add rows, and read none.
-_WRITE = f"{_INSERT} SELECT r.* FROM {_RECORDS.format('$1::jsonb')} ON CONFLICT DO NOTHING"  # noqa: S608 - constants
+_WRITE = f"{_INSERT} SELECT * FROM unnest({_ARRAYS}) ON CONFLICT DO NOTHING"  # noqa: S608 - constants
 _LEAVE = """
 INSERT INTO inference.last_will (owner, records, expires_at)
 VALUES ($1, $2::jsonb, clock_timestamp() + make_interval(secs => $3))
@@ -36,11 +48,14 @@ ON CONFLICT (owner) DO UPDATE SET records = excluded.records, expires_at = exclu
 """
 _CARRY_OUT = f"""
 WITH gone AS (DELETE FROM inference.last_will WHERE expires_at < clock_timestamp() RETURNING owner, records),
-recorded AS ({_INSERT} SELECT r.* FROM gone, {_RECORDS.format("gone.records")} ON CONFLICT DO NOTHING)
+recorded AS (
+    {_INSERT} SELECT r.* FROM gone, jsonb_to_recordset(gone.records)
+        AS r({", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())})
+    ON CONFLICT DO NOTHING)
 SELECT owner, jsonb_array_length(records) AS calls FROM gone
 """  # noqa: S608 - constants
 # Groups are compared by their bytes, so that every page continues in the same order. `date_bin` counts days of 24 h.
-# Times go as texts: the driver takes the first and the last that there are for infinities.
+# Times are texts here as well.
 _SUMS = """
 SELECT bucket, model, provider, label_value, subject, count(*) AS calls,
     sum(input_uncached_tokens)::bigint AS input_uncached_tokens,
@@ -80,15 +95,15 @@ class PostgresUsage:
         self._database = database
 
     async def write(self, batch: Sequence[tuple[UsageRecord, AnsweredRequest | None]]) -> None:
-        records = json.dumps([_row(record) for record, _ in batch])
+        columns = list(zip(*(_row(record) for record, _ in batch), strict=True))
         answers = [answered for _, answered in batch if answered is not None]
         try:
             if not answers:
-                await self._database.worker_statement(_WRITE, records)
+                await self._database.worker_statement(_WRITE, *columns)
                 return
             async with self._database.worker() as connection:
                 await store_answers(connection, answers)
-                await connection.execute(_WRITE, records)
+                await connection.execute(_WRITE, *columns)
         except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
             raise ValueError(f"{type(error).__name__} {error.sqlstate}") from error
         except asyncpg.PostgresError as error:
@@ -96,7 +111,8 @@ class PostgresUsage:
             raise Unavailable("postgres", "postgres is not ready for usage records") from error
 
     async def leave(self, owner: str, records: Sequence[UsageRecord], lease_s: float) -> None:
-        will = json.dumps([_row(record) for record in records])
+        rows = [{**dict(zip(_COLUMNS, _row(each), strict=True)), "labels": dict(each.labels)} for each in records]
+        will = json.dumps(rows)
         async with self._wills() as connection:
             await connection.execute(_LEAVE, owner, will, lease_s)
 
@@ -159,26 +175,27 @@ def _bucket(row: Any, wanted: UsageSlice) -> UsageBucket:
     )
 
 
-def _row(record: UsageRecord) -> dict[str, object]:
+def _row(record: UsageRecord) -> tuple[Any, ...]:
+    """Its values, in the order of the columns."""
     usage, cost = record.usage, record.cost
-    return {
-        "tenant": record.caller.tenant,
-        "generation_id": record.generation_id,
-        "attempt": record.attempt,
-        "subject": record.caller.subject,
-        "operation": record.operation,
-        "provider": record.provider,
-        "model": record.model,
-        "labels": dict(record.labels),
-        "started_at": record.started_at.isoformat(),
-        "duration_s": max(0.0, record.duration_s),
-        "outcome": record.outcome,
-        "input_uncached_tokens": usage.input_uncached_tokens,
-        "cache_read_tokens": usage.cache_read_tokens,
-        "cache_write_tokens": usage.cache_write_tokens,
-        "output_tokens": usage.output_tokens,
-        "reasoning_tokens": usage.reasoning_tokens,
-        "estimated": usage.estimated,
-        "cost_micro_usd": cost.micro_usd if cost is not None else None,
-        "price_version": cost.price_version if cost is not None else None,
-    }
+    return (
+        record.caller.tenant,
+        record.generation_id,
+        record.attempt,
+        record.caller.subject,
+        record.operation,
+        record.provider,
+        record.model,
+        json.dumps(dict(record.labels)),
+        record.started_at.isoformat(),
+        max(0.0, record.duration_s),
+        record.outcome,
+        usage.input_uncached_tokens,
+        usage.cache_read_tokens,
+        usage.cache_write_tokens,
+        usage.output_tokens,
+        usage.reasoning_tokens,
+        usage.estimated,
+        cost.micro_usd if cost is not None else None,
+        cost.price_version if cost is not None else None,
+    )

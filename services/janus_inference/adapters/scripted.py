@@ -21,7 +21,7 @@ same answer:
 import asyncio
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 from janus_inference.dialects.capabilities import unsupported
@@ -36,7 +36,6 @@ from janus_inference.events import (
     Stopped,
     TextDelta,
     ToolCallArguments,
-    ToolCallStarted,
     Usage,
     UsageUpdated,
 )
@@ -90,14 +89,16 @@ class Scripted:
     def dialect(self, ask: Ask) -> str:
         return "scripted"
 
-    @asynccontextmanager
-    async def stream(self, ask: Ask) -> AsyncIterator[AsyncIterator[Sequence[ProviderEvent]]]:
+    def stream(self, ask: Ask) -> AbstractAsyncContextManager[AsyncIterator[Sequence[ProviderEvent]]]:
         if ask.options:
             raise InvalidArgument("prompt.provider_options_json", "the rehearsal takes no options")
         if isinstance(ask.prompt.response_format, JsonSchemaFormat):
             rule = "the rehearsal cannot write to a schema"
             raise unsupported(ask.model, "JSON_SCHEMA", "prompt.response_format.json_schema", rule)
-        script = _script(ask.prompt, self._pace_s)
+        return self._answering(_script(ask.prompt, self._pace_s), ask)
+
+    @asynccontextmanager
+    async def _answering(self, script: _Script, ask: Ask) -> AsyncIterator[AsyncIterator[Sequence[ProviderEvent]]]:
         if script.fail:
             refused = _FAILURES.get(script.fail)
             if refused is None:
@@ -153,7 +154,7 @@ class Scripted:
                 part += 1
                 call = OpenCall(part, f"call_{_turn(prompt)}_{part}", name, [arguments])
                 yield [
-                    ToolCallStarted(part, call.call_id, name),
+                    check.begun(call),
                     *([ToolCallArguments(part, arguments)] if arguments else []),
                     check.completed(call),
                 ]

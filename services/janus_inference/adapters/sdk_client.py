@@ -11,8 +11,8 @@ that request with another body.
 import asyncio
 import importlib
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -93,22 +93,17 @@ class SdkClient(Generic[_Client]):
             if not isinstance(made, BaseException):
                 await made[1].aclose()
 
-    @asynccontextmanager
-    async def posted(
-        self, path: str, body: Mapping[str, object], connect_timeout: float
-    ) -> AsyncIterator["httpx2.Response"]:
-        """A streamed answer to this body; leaving the block closes it. Raises the SDK's errors."""
+    async def post(self, path: str, body: Mapping[str, object], connect_timeout: float) -> "httpx2.Response":
+        """A streamed answer to this body, which whoever asked closes. Raises the SDK's errors."""
         client, http = await self._made()
         sdk: Any = self.sdk
         maker: Any = client
         timeout = sdk.Timeout(None, connect=connect_timeout, pool=connect_timeout)
         first, content = self._first.get(path), _encoded(body)
         try:
-            if first is None:
-                response = await self._posted_by_sdk(client, path, content, timeout)
-                self._first[path] = response.request
-            else:
-                response = await self._posted_again(sdk, http, first, content, timeout)
+            if first is not None:
+                return await self._posted_again(sdk, http, first, content, timeout)
+            response = await self._posted_by_sdk(client, path, content, timeout)
         except (_Refused, sdk.APIConnectionError) as error:
             # One SDK takes whatever is raised while it sends for a lost connection.
             refused = error if isinstance(error, _Refused) else error.__cause__
@@ -116,10 +111,10 @@ class SdkClient(Generic[_Client]):
                 raise
             # The SDK's own class for this status, as its ``post`` would raise it.
             raise maker._make_status_error_from_response(refused.response) from None
-        try:
-            yield response
-        finally:
-            await response.aclose()
+        self._first[path] = response.request
+        # The transport says how long a body is.
+        del response.request.headers["content-length"]
+        return response
 
     async def _posted_by_sdk(self, client: Any, path: str, content: bytes, timeout: object) -> "httpx2.Response":
         import httpx2
@@ -136,13 +131,15 @@ class SdkClient(Generic[_Client]):
         """What the SDK's ``post`` does, without making the request anew."""
         import httpx2
 
-        headers = httpx2.Headers(first.headers)
-        del headers["content-length"]
-        request = httpx2.Request(
-            first.method, first.url, headers=headers, content=content, extensions={"timeout": timeout.as_dict()}
-        )
+        body, extensions = httpx2.ByteStream(content), {"timeout": timeout.as_dict()}
+        request = httpx2.Request(first.method, first.url, headers=first.headers, stream=body, extensions=extensions)
+        request.read()
         try:
-            return await http.send(request, stream=True)
+            await _note_sent(request)
+            # What the HTTP client does around this is to look for cookies, redirects and ways to authenticate.
+            response = await http._transport_for_url(request.url).handle_async_request(request)
+            await _refuse(response)
+            return response
         except httpx2.TimeoutException as error:
             raise sdk.APITimeoutError(request=request) from error
         except lost_connection() as error:
@@ -197,13 +194,15 @@ async def _refuse(response: "httpx2.Response") -> None:
     if response.is_success:
         return
     body = bytearray()
-    with suppress(TimeoutError, *lost_connection()):
-        async with asyncio.timeout(_ERROR_BODY_S):
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) >= _ERROR_BODY_BYTES:
-                    break
-    await response.aclose()
+    try:
+        with suppress(TimeoutError, *lost_connection()):
+            async with asyncio.timeout(_ERROR_BODY_S):
+                async for chunk in response.aiter_bytes():
+                    body += chunk
+                    if len(body) >= _ERROR_BODY_BYTES:
+                        break
+    finally:
+        await response.aclose()
     headers = [(name, value) for name, value in response.headers.multi_items() if name.lower() not in _OF_BODY]
     whole = bytes(body[:_ERROR_BODY_BYTES])
     raise _Refused(httpx2.Response(response.status_code, headers=headers, content=whole, request=response.request))

@@ -1,23 +1,23 @@
-"""Names of tools in the form that providers take.
+"""Names of tools, and ids of their calls, in the form that providers take.
 
 A tool may be named `memory.search`; most providers allow no dot. There such a
-tool goes by another name, the same in every call, and its own comes back.
+tool goes by another name, the same in every call, and its own comes back. An
+id that a conversation has twice goes by another one the second time.
 """
 
-import hashlib
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Protocol
 
+from janus_inference.dialects.call_ids import marked, told_apart
 from janus_inference.events import ProviderEvent, ToolCallCompleted, ToolCallStarted
 from janus_inference.model import Message, Prompt, ToolCall
 from janus_inference.ports import Ask, Provider, TokenCounter
 
 _FITS = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _FOREIGN = re.compile(r"[^A-Za-z0-9_-]", re.ASCII)
-_MARK_CHARS = 6
 
 
 class CountingProvider(Provider, TokenCounter, Protocol):
@@ -31,6 +31,7 @@ class FittedCounter:
         self._counter = counter
 
     async def count_tokens(self, ask: Ask) -> int:
+        ask = _with_ids_apart(ask)
         return await self._counter.count_tokens(_fitted(ask, _given_names(ask.prompt)))
 
 
@@ -44,8 +45,11 @@ class Fitted:
         return self._provider.dialect(ask)
 
     def stream(self, ask: Ask) -> AbstractAsyncContextManager[AsyncIterator[Sequence[ProviderEvent]]]:
+        ask = _with_ids_apart(ask)
         names = _given_names(ask.prompt)
-        return self._renamed(ask, names) if names else self._provider.stream(ask)
+        if not names:
+            return self._provider.stream(ask)
+        return _renamed(self._provider.stream(_fitted(ask, names)), names)
 
     async def warm(self) -> None:
         await self._provider.warm()
@@ -53,16 +57,14 @@ class Fitted:
     async def close(self) -> None:
         await self._provider.close()
 
-    @asynccontextmanager
-    async def _renamed(
-        self, ask: Ask, names: Mapping[str, str]
-    ) -> AsyncIterator[AsyncIterator[Sequence[ProviderEvent]]]:
-        own = {given: name for name, given in names.items()}
-        async with (
-            self._provider.stream(_fitted(ask, names)) as batches,
-            aclosing(_own_names(batches, own)) as renamed,
-        ):
-            yield renamed
+
+@asynccontextmanager
+async def _renamed(
+    answer: AbstractAsyncContextManager[AsyncIterator[Sequence[ProviderEvent]]], names: Mapping[str, str]
+) -> AsyncIterator[AsyncIterator[Sequence[ProviderEvent]]]:
+    own = {given: name for name, given in names.items()}
+    async with answer as batches, aclosing(_own_names(batches, own)) as renamed:
+        yield renamed
 
 
 async def _own_names(
@@ -81,6 +83,11 @@ def _own_name(event: ProviderEvent, own: Mapping[str, str]) -> ProviderEvent:
     return event
 
 
+def _with_ids_apart(ask: Ask) -> Ask:
+    apart = told_apart(ask.prompt.messages)
+    return ask if apart is ask.prompt.messages else replace(ask, prompt=replace(ask.prompt, messages=tuple(apart)))
+
+
 def _given_names(prompt: Prompt) -> Mapping[str, str]:
     """The names that do not fit, with those that stand for them; two tools never share one."""
     used = dict.fromkeys(_names(prompt))
@@ -89,13 +96,8 @@ def _given_names(prompt: Prompt) -> Mapping[str, str]:
     for name in foreign:
         plain = _FOREIGN.sub("_", name)[:64]
         taken = used.keys() | given.values()
-        given[name] = _marked(plain, name) if not plain or plain in taken else plain
+        given[name] = marked(plain, name) if not plain or plain in taken else plain
     return given
-
-
-def _marked(plain: str, name: str) -> str:
-    mark = hashlib.sha256(name.encode()).hexdigest()[:_MARK_CHARS]
-    return f"{plain[: 64 - _MARK_CHARS - 1]}_{mark}"
 
 
 def _names(prompt: Prompt) -> Iterable[str]:

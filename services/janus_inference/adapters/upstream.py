@@ -2,8 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from types import ModuleType
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from janus_inference import telemetry
@@ -36,11 +35,10 @@ async def answering(
     After a whole answer the rest of the body, an end-of-chunks mark as a rule,
     is read, so that the connection can be used again.
     """
-    posting = client.posted(path, body, ask.connect_timeout)
     ask.stopwatch.counts(reader.used)
     token = stopwatch_of_call.set(ask.stopwatch)
     try:
-        response = await _entered(posting, client.sdk, provider, ask.model, ask.connect_timeout)
+        response = await _posted(client, path, body, provider, ask.model, ask.connect_timeout)
     finally:
         stopwatch_of_call.reset(token)
     try:
@@ -55,7 +53,7 @@ async def answering(
     finally:
         if reader.unknown:
             telemetry.unknown_events_total.labels(reader.dialect).inc(reader.unknown)
-        await posting.__aexit__(None, None, None)
+        await response.aclose()
 
 
 def _bytes(response: Any) -> Any:
@@ -104,8 +102,7 @@ async def whole_answer(
     most_bytes: int = MAX_BODY_BYTES,
 ) -> dict[str, Any]:
     """Ask what is answered with one JSON object of at most so many bytes. Raises ProviderFailure."""
-    posting = client.posted(path, body, connect_timeout)
-    response = await _entered(posting, client.sdk, provider, model, connect_timeout)
+    response = await _posted(client, path, body, provider, model, connect_timeout)
     data = bytearray()
     try:
         async for chunk in response.aiter_bytes():
@@ -118,7 +115,7 @@ async def whole_answer(
     except NotJson:
         raise broken(provider, "the answer is not of the expected form") from None
     finally:
-        await posting.__aexit__(None, None, None)
+        await response.aclose()
 
 
 def count_in(answer: Mapping[str, Any], provider: str) -> int:
@@ -146,22 +143,27 @@ async def _drain(chunks: AsyncIterator[bytes]) -> None:
         return
 
 
-async def _entered(
-    posting: AbstractAsyncContextManager[Any], sdk: ModuleType, provider: str, model: str, connect_timeout: float
+async def _posted(
+    client: SdkClient[Any],
+    path: str,
+    body: Mapping[str, object],
+    provider: str,
+    model: str,
+    connect_timeout: float,
 ) -> Any:
-    """The response, or the SDK's error in the caller's terms."""
+    """The response, which is to be closed, or the SDK's error in the caller's terms."""
     try:
-        return await posting.__aenter__()
-    except sdk.APIStatusError as error:
+        return await client.post(path, body, connect_timeout)
+    except client.sdk.APIStatusError as error:
         raise classify(provider, model, refused(error)) from None
-    except sdk.APIConnectionError as error:
+    except client.sdk.APIConnectionError as error:
         if _caused_by(error, TimeoutError):
             raise timed_out(provider, "connect", connect_timeout) from None
         if _was_connected(error):
             # It had the request, or some of it, and may have worked on it.
             raise connection_lost(provider, error) from None
         raise unreachable(provider, _innermost(error)) from None
-    except sdk.APIError as error:
+    except client.sdk.APIError as error:
         raise _senseless(provider, error) from None
     except lost_connection() as error:
         # What is no HTTP at all reaches us as it is.

@@ -37,6 +37,11 @@ class Alike:
         self._make: Callable[[str], ProviderEvent]
         self._tries = _TRIES
 
+    @property
+    def is_known(self) -> bool:
+        """Whether there is something that what follows may be like."""
+        return bool(self._head)
+
     def wants(self, data: bytes) -> bool:
         """Whether it is worth while to learn from this event, which was parsed."""
         return self._tries > 0 and not (self._tail and data.startswith(self._before) and data.endswith(self._after))

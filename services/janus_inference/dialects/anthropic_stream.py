@@ -9,7 +9,15 @@ from janus_inference import accounting
 from janus_inference.dialects import error_body
 from janus_inference.dialects.anthropic_blocks import CALL, kept
 from janus_inference.dialects.json_text import NotJson, compact, parse_object
-from janus_inference.dialects.parts import CallCheck, Numbering, OpenCall, citation, reported
+from janus_inference.dialects.parts import (
+    CallCheck,
+    Numbering,
+    OpenCall,
+    citation,
+    kept_block,
+    kept_proof,
+    reported,
+)
 from janus_inference.dialects.reader import WRONG_SHAPE, StreamReader
 from janus_inference.events import (
     CitationAdded,
@@ -22,10 +30,9 @@ from janus_inference.events import (
     Stopped,
     TextDelta,
     ToolCallArguments,
-    ToolCallStarted,
     UsageUpdated,
 )
-from janus_inference.model import MOST_CITATION_BYTES, Opaque
+from janus_inference.model import MOST_CITATION_BYTES
 from janus_inference.provider_errors import STATUS_OF_TYPE, Refused, broken, classify
 
 _REASONS = {
@@ -52,6 +59,7 @@ class _Block:
     start: Mapping[str, Any]
     call: OpenCall | None = None
     signature: str = ""
+    done: bool = False
     input_json: list[str] = field(default_factory=list)
     added: dict[str, Any] = field(default_factory=dict)
 
@@ -146,11 +154,13 @@ class MessagesReader(StreamReader):
 
     def _block_start(self, index: int, start: Mapping[str, Any], events: list[ProviderEvent]) -> None:
         kind = start["type"]
-        if kind == CALL and (fields := kept(start)):
-            # Before the call, so that it is known when the call is said again.
-            opaque = Opaque(self._issuer, CALL, compact(fields).encode())
-            events.append(OpaqueAdded(self._parts.of((index, "kept")), opaque))
-        block = _Block(self._parts.of(index), kind, start)
+        if index in self._blocks:
+            self._block_stop(index, events)
+            self._alike.forget()
+        fields = kept(start) if kind == CALL else {}
+        # Before the call, so that it is known when the call is said again.
+        before = self._parts.next() if fields else None
+        block = _Block(self._parts.next(), kind, start)
         self._blocks[index] = block
         match kind:
             case "text":
@@ -162,10 +172,14 @@ class MessagesReader(StreamReader):
                     events.append(ReasoningDelta(block.part_index, text=_text(thinking)))
                 block.signature = start.get("signature") or ""
             case "redacted_thinking":
-                events.append(ReasoningDelta(block.part_index, redacted=start["data"].encode()))
+                if redacted := kept_proof(start["data"].encode()):
+                    events.append(ReasoningDelta(block.part_index, redacted=redacted))
             case "tool_use":
                 block.call = OpenCall(block.part_index, _text(start["id"]), _text(start["name"]))
-                events.append(ToolCallStarted(block.part_index, block.call.call_id, block.call.name))
+                begun = self._check.begun(block.call)
+                if before is not None:
+                    self._keep(before, CALL, {**fields, "id": begun.call_id}, events)
+                events.append(begun)
 
     def _delta(self, block: _Block, delta: Mapping[str, Any], events: list[ProviderEvent]) -> None:
         match delta["type"]:
@@ -175,7 +189,7 @@ class MessagesReader(StreamReader):
             case "input_json_delta":
                 if piece := delta["partial_json"]:
                     if block.call is not None:
-                        block.call.fragments.append(_text(piece))
+                        block.call.add(_text(piece))
                         events.append(ToolCallArguments(block.part_index, piece))
                     else:
                         block.input_json.append(_text(piece))
@@ -209,39 +223,50 @@ class MessagesReader(StreamReader):
 
     def _block_stop(self, index: int, events: list[ProviderEvent]) -> None:
         block = self._blocks[index]
+        if block.done:
+            return
+        block.done = True
         match block.kind:
             case "text":
                 pass
             case "thinking" | "redacted_thinking":
                 # Also without a signature: it says whose reasoning this is.
-                proof = block.signature.encode()
+                proof = kept_proof(block.signature.encode())
                 events.append(ReasoningSignature(block.part_index, proof, self._issuer))
             case "tool_use" if block.call is not None:
                 if not block.call.fragments and block.start.get("input"):
                     arguments = compact(block.start["input"])
-                    block.call.fragments.append(arguments)
+                    block.call.add(arguments)
                     events.append(ToolCallArguments(block.part_index, arguments))
                 events.append(self._check.completed(block.call))
             case _:
-                if (opaque := self._opaque(block)) is not None:
-                    events.append(OpaqueAdded(block.part_index, opaque))
+                self._own(block, events)
 
-    def _opaque(self, block: _Block) -> Opaque | None:
+    def _own(self, block: _Block, events: list[ProviderEvent]) -> None:
         """A block that is not ours to read: server-side tools, their results, what is new.
 
-        None for one that was cut within its input, as the end of the answer will say: nobody can use it.
+        One that was cut within its input is left out, as the end of the answer will say: nobody can use it.
         """
         whole = {**block.start, **block.added}
         if block.input_json:
             try:
                 whole["input"] = parse_object("".join(block.input_json).encode())
             except NotJson:
-                return None
-        return Opaque(self._issuer, block.kind, compact(whole).encode())
+                return
+        self._keep(block.part_index, block.kind, whole, events)
+
+    def _keep(self, part_index: int, kind: str, block: Any, events: list[ProviderEvent]) -> None:
+        if (opaque := kept_block(self._issuer, kind, block)) is not None:
+            events.append(OpaqueAdded(part_index, opaque))
+        else:
+            self.unknown += 1
 
     def _end(self, events: list[ProviderEvent]) -> None:
         if self._reason is None:
             raise self.too_short()
+        # The message is whole, so its blocks are, also those of servers that do not say so of each.
+        for index in self._blocks:
+            self._block_stop(index, events)
         self.whole = True
         if not self._is_counted and (usage := accounting.anthropic_usage(self._usage)) is not None:
             events.append(UsageUpdated(replace(usage, estimated=True)))

@@ -6,6 +6,8 @@ from typing import Any
 
 import jiter
 
+from janus_inference.model import MOST_PARTS
+
 # The texts of a delta that go on in the next one, and what tells apart which of several they belong to.
 _GROWING = frozenset(
     {
@@ -107,20 +109,17 @@ def _storable(value: Any) -> Any:
 def _whole(event: Any, halves: Halves | None) -> Any:
     """An event whose texts are storable, with the halves that waited, and without those that have to wait.
 
-    A half that its text does not go on from is no character.
+    Each waits for its own text, whatever comes of others meanwhile. A half
+    that its text does not go on from is no character.
     """
     if halves is None:
         return _storable(event)
-    before, goes_on = halves.copy(), False
-    halves.clear()
 
     def whole(value: Any, place: tuple[object, ...]) -> Any:
-        nonlocal goes_on
         if isinstance(value, str):
             if place[-1] in _GROWING and "delta" in place:
-                goes_on = goes_on or bool(value)
-                value = before.get(place, "") + value
-                if "\ud800" <= value[-1:] <= "\udbff":
+                value = halves.pop(place, "") + value
+                if "\ud800" <= value[-1:] <= "\udbff" and len(halves) < MOST_PARTS:
                     halves[place] = value[-1]
                     value = value[:-1]
             return _storable(value)
@@ -128,18 +127,17 @@ def _whole(event: Any, halves: Halves | None) -> Any:
             return [whole(item, (*place, _number(item, at))) for at, item in enumerate(value)]
         if isinstance(value, dict):
             numbers = [_number(value, None, name) for name in _NUMBERS]
+            # A server that says no places tells items apart by their ids.
+            numbers.append(value.get("item_id") if value.get("output_index") is None else None)
             return {_storable(key): whole(item, (*place, *numbers, key)) for key, item in value.items()}
         return value
 
-    made = whole(event, ())
-    if not goes_on:
-        halves.update(before)
-    return made
+    return whole(event, ())
 
 
 def _number(item: Any, otherwise: object, name: str = "index") -> object:
     number = item.get(name) if isinstance(item, dict) else None
-    return number if isinstance(number, int) else otherwise
+    return number if isinstance(number, int | float | str) else otherwise
 
 
 def compact(value: Any) -> str:

@@ -1,5 +1,6 @@
 """Tool calls of a Chat Completions answer, put together from what servers make of their index, id and name."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +11,12 @@ from janus_inference.events import (
     OpaqueAdded,
     ProviderEvent,
     ToolCallArguments,
-    ToolCallCompleted,
-    ToolCallStarted,
 )
 from janus_inference.model import Opaque, ToolCall
 
 CUSTOM = "custom_tool_call"
 """The type of the opaque part that says that the call after it is one of free text."""
+_DIGITS = re.compile(r"[0-9]{1,9}", re.ASCII)
 INPUT = "input"
 """The argument that such a text is passed on as."""
 
@@ -82,7 +82,7 @@ class ToolCalls:
         whole: bool,
         place: int,
     ) -> None:
-        index, call_id = fragment.get("index"), _text(fragment.get("id") or "")
+        index, call_id = _index(fragment.get("index")), _text(fragment.get("id") or "")
         name = _text(function.get("name") or "")
         arguments = function.get("input" if custom else "arguments") or ""
         # A few servers send the parsed arguments instead of their text.
@@ -93,13 +93,13 @@ class ToolCalls:
             call = self._begin(call_id, custom, events)
         elif not (call_id or name or piece):
             return
-        elif place and name and not call_id and not isinstance(index, int):
+        elif place and name and not call_id and index is None:
             # No delta says a name in two pieces.
             call = self._begin(call_id, custom, events)
         else:
             call = self._continued(index, call_id, name, piece) or self._begin(call_id, custom, events)
         self._last = call
-        if isinstance(index, int):
+        if index is not None:
             self._at[index] = call
         if call_id and not call.given_id:
             self._identify(call, call_id)
@@ -107,17 +107,17 @@ class ToolCalls:
             # Said in pieces, said again, or said again as far as it goes.
             call.name = name if name.startswith(call.name) else call.name + name
         if piece:
-            call.fragments.append(piece)
+            call.add(piece)
         self._pass_on(call, piece, events)
 
-    def _continued(self, index: object, call_id: str, name: str, piece: str) -> _Call | None:
+    def _continued(self, index: int | None, call_id: str, name: str, piece: str) -> _Call | None:
         """The call that a fragment goes on with; None where it begins another.
 
         Some servers give every call the index 0, or none, some give every call
         the same id, every fragment one of its own, or none.
         """
-        numbered = isinstance(index, int)
-        before = self._at.get(index) if isinstance(index, int) else self._last
+        numbered = index is not None
+        before = self._at.get(index) if index is not None else self._last
         if call_id:
             known = before if before and before.given_id == call_id else self._by_id.get(call_id)
             if known and (before or not numbered):
@@ -176,20 +176,21 @@ class ToolCalls:
             return
         call.told = True
         call.part_index = self._parts.next()
-        events.append(ToolCallStarted(call.part_index, call.call_id, call.name))
+        events.append(self._check.begun(call))
         if call.fragments:
             events.append(ToolCallArguments(call.part_index, "".join(call.fragments)))
 
     def _custom(self, call: _Call, events: list[ProviderEvent]) -> None:
         """As a call of one argument, after a part by which its issuer knows it again."""
         arguments = compact({INPUT: "".join(call.fragments)})
-        kept = Opaque(self._issuer, CUSTOM, compact({"id": call.call_id}).encode())
         before, call.part_index = self._parts.next(), self._parts.next()
+        begun = self._check.begun(call)
+        kept = Opaque(self._issuer, CUSTOM, compact({"id": call.call_id}).encode())
         events += [
             OpaqueAdded(before, kept),
-            ToolCallStarted(call.part_index, call.call_id, call.name),
+            begun,
             ToolCallArguments(call.part_index, arguments),
-            ToolCallCompleted(call.part_index, ToolCall(call.call_id, call.name, arguments)),
+            self._check.of_free_text(call, arguments),
         ]
 
 
@@ -205,6 +206,17 @@ def custom_input(call: ToolCall) -> str | None:
     except NotJson:
         return None
     return text if isinstance(text, str) else None
+
+
+def _index(said: object) -> int | None:
+    """The number of a call, also as a text or a float; None for what is no number, which counts as not said."""
+    if type(said) is int:
+        return said
+    if isinstance(said, float) and said.is_integer():
+        return int(said)
+    if isinstance(said, str) and _DIGITS.fullmatch(said):
+        return int(said)
+    return None
 
 
 def _text(value: Any) -> str:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from janus_inference.dialects.json_text import NotJson, compact
+from janus_inference.dialects.json_text import NotJson
 
 # What comes in pieces. Encrypted data comes whole, or in pieces of one numbered block.
 _TEXTS = ("text", "summary")
@@ -14,12 +14,12 @@ class ReasoningDetails:
     """The blocks of one answer, each of them whole: its signature proves all of it."""
 
     def __init__(self) -> None:
-        self._blocks: list[dict[str, Any]] = []
+        self.blocks: list[dict[str, Any]] = []
         self._last: dict[tuple[Any, Any], dict[str, Any]] = {}
         self._by_id: dict[tuple[Any, Any, Any], dict[str, Any]] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._blocks)
+        return bool(self.blocks)
 
     def add(self, detail: Mapping[str, Any], *, whole: bool) -> None:
         """One block, or a fragment of one; a fragment without an id goes on with the last block of its index."""
@@ -29,7 +29,7 @@ class ReasoningDetails:
             known = self._last.get((kind, index)) if own is None else self._by_id.get((kind, index, own))
         if known is None or (index is None and own is None and detail.get("data")):
             known = {}
-            self._blocks.append(known)
+            self.blocks.append(known)
         self._last[kind, index] = known
         if own is not None:
             self._by_id[kind, index, own] = known
@@ -39,10 +39,6 @@ class ReasoningDetails:
                 known[name] = before + value
             elif value is not None or name not in known:
                 known[name] = value
-
-    def data(self) -> bytes:
-        """All blocks as one JSON text."""
-        return compact(self._blocks).encode()
 
 
 def details_of(data: bytes) -> list[Any]:

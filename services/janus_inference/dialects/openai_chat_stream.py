@@ -7,10 +7,10 @@ from typing import Any
 
 from janus_inference import accounting
 from janus_inference.dialects import error_body
-from janus_inference.dialects.json_text import compact, parse_object
+from janus_inference.dialects.json_text import parse_object
 from janus_inference.dialects.openai_chat_calls import ToolCalls
 from janus_inference.dialects.openai_chat_reasoning import ReasoningDetails
-from janus_inference.dialects.parts import CallCheck, Numbering, citation, reported
+from janus_inference.dialects.parts import CallCheck, Numbering, citation, counted, kept_block, reported
 from janus_inference.dialects.reader import WRONG_SHAPE, StreamReader
 from janus_inference.events import (
     CitationAdded,
@@ -25,7 +25,7 @@ from janus_inference.events import (
     TokenLogprob,
     Usage,
 )
-from janus_inference.model import Citation, Opaque
+from janus_inference.model import Citation
 from janus_inference.provider_errors import STATUS_OF_TYPE, Refused, broken, classify, status_in
 
 _REASONS = {
@@ -46,8 +46,6 @@ _CUT = frozenset({"network_error", "insufficient_system_resource", "abort", "err
 _KNOWN_FIELDS = frozenset({"choices", "usage", "x_groq"})
 # Fields beside the content that only their issuer understands.
 _OPAQUE_FIELDS = ("executed_tools",)
-# What could not be said again in the next prompt is not kept.
-_LARGEST_BLOCK = 3 * 2**20
 
 
 class ChatReader(StreamReader):
@@ -55,15 +53,24 @@ class ChatReader(StreamReader):
 
     ``needs_done``: the stream must end with `[DONE]`. Without it an orderly
     end after a finish reason is taken as the end, since some servers leave the
-    marker out.
+    marker out. ``logprobs``: they were asked for; some servers send them anyhow.
     """
 
     dialect = "openai_chat"
 
-    def __init__(self, provider: str, model: str, issuer: str, calls: CallCheck, *, needs_done: bool = True) -> None:
+    def __init__(
+        self,
+        provider: str,
+        model: str,
+        issuer: str,
+        calls: CallCheck,
+        *,
+        needs_done: bool = True,
+        logprobs: bool = True,
+    ) -> None:
         super().__init__(provider)
         self._model, self._issuer = model, issuer
-        self._needs_done = needs_done
+        self._needs_done, self._logprobs = needs_done, logprobs
         self._parts = Numbering()
         # The part that goes on, and those of text and of reasoning so far.
         self._kind, self._part = "", -1
@@ -76,9 +83,10 @@ class ChatReader(StreamReader):
         self._reason: str | None = None
         self._refused = False
         self._usage: Mapping[str, Any] = {}
+        self._tier: object = None
 
     def used(self) -> Usage | None:
-        return accounting.openai_usage(self._usage)
+        return counted(accounting.openai_usage(self._usage, self._tier), self._tier)
 
     def body(self, data: bytes) -> list[ProviderEvent]:
         events: list[ProviderEvent] = []
@@ -99,7 +107,7 @@ class ChatReader(StreamReader):
             chunk = parse_object(data, self._halves)
             if name == b"error" and "error" not in chunk:
                 # A few servers name the event instead of wrapping the error.
-                raise classify(self._provider, self._model, _refused(chunk))
+                raise classify(self._provider, self._model, refused_within(chunk))
             self._chunk(chunk, events)
             if self._alike.wants(data) and (delta := _only_delta(chunk)):
                 self._learn(name, data, chunk, delta)
@@ -123,7 +131,7 @@ class ChatReader(StreamReader):
 
     def _chunk(self, chunk: Mapping[str, Any], events: list[ProviderEvent]) -> None:
         if error := chunk.get("error"):
-            raise classify(self._provider, self._model, _refused(error))
+            raise classify(self._provider, self._model, refused_within(error))
         if _KNOWN_FIELDS.isdisjoint(chunk):
             self.unknown += 1
             return
@@ -131,16 +139,19 @@ class ChatReader(StreamReader):
             self._response_id = identity
             if isinstance(model := chunk.get("model"), str):
                 self._response_model = model
+        if tier := chunk.get("service_tier"):
+            self._tier = tier
         for choice in chunk.get("choices") or ():
             if choice.get("index"):
                 continue  # only one answer is asked for
+            logprobs = choice.get("logprobs") if self._logprobs else None
             if delta := choice.get("delta"):
-                self._delta(delta, events, choice.get("logprobs"))
+                self._delta(delta, events, logprobs)
             elif message := choice.get("message"):
-                self._delta(message, events, choice.get("logprobs"), whole=True)
+                self._delta(message, events, logprobs, whole=True)
             if reason := choice.get("finish_reason"):
                 if choice_error := choice.get("error"):
-                    raise classify(self._provider, self._model, _refused(choice_error))
+                    raise classify(self._provider, self._model, refused_within(choice_error))
                 self._reason = str(reason)
         usage = chunk.get("usage")
         if not usage and (extra := chunk.get("x_groq")):
@@ -204,11 +215,10 @@ class ChatReader(StreamReader):
         return self._part
 
     def _opaque(self, kind: str, block: Any, events: list[ProviderEvent]) -> None:
-        data = compact(block).encode()
-        if len(data) > _LARGEST_BLOCK:
-            self.unknown += 1
+        if (opaque := kept_block(self._issuer, kind, block)) is not None:
+            events.append(OpaqueAdded(self._parts.next(), opaque))
         else:
-            events.append(OpaqueAdded(self._parts.next(), Opaque(self._issuer, kind, data)))
+            self.unknown += 1
 
     def _add_audio(self, said: Mapping[str, Any]) -> None:
         """Joins the pieces of sound, each of them bytes in base64, and of what is said in it."""
@@ -257,8 +267,7 @@ class ChatReader(StreamReader):
         # No server of this dialect proves its reasoning here; this says whose it is.
         events += [ReasoningSignature(part, b"", self._issuer) for part in self._thoughts]
         if self._reasoning_details:
-            opaque = Opaque(self._issuer, "reasoning_details", self._reasoning_details.data())
-            events.append(OpaqueAdded(self._parts.next(), opaque))
+            self._opaque("reasoning_details", self._reasoning_details.blocks, events)
         if self._audio:
             self._opaque("audio", self._audio, events)
         events += completed
@@ -286,8 +295,8 @@ def _only_delta(chunk: Mapping[str, Any]) -> dict[str, Any] | None:
     return delta
 
 
-def _refused(error: Any) -> Refused:
-    """An error inside a stream. Its status is in its code, its type, or not said."""
+def refused_within(error: Any) -> Refused:
+    """An error inside an answer. Its status is in its code, its type, or not said."""
     said = error_body.refused(500, error)
     if not isinstance(error, Mapping):
         return said

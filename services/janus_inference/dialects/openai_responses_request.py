@@ -28,6 +28,7 @@ RESERVED = frozenset({"model", "input", "stream", "store"} | {"background", "pre
 LEAST_OUTPUT_TOKENS = 16
 """What OpenAI takes for `max_output_tokens`."""
 
+_LOGPROBS = "message.output_text.logprobs"
 _COUNTED = ("model", "input", "instructions", "parallel_tool_calls", "reasoning", "text", "tool_choice", "tools")
 _GPT = re.compile(r"gpt-(\d+)(?:\.(\d+))?")
 _FIRST_WITH_BREAKPOINTS = (5, 6)
@@ -145,5 +146,11 @@ def _include(prompt: Prompt, model: str, profile: ChatProfile) -> list[str]:
     if profile.encrypted_reasoning and ("REASONING" in known if known else prompt.reasoning is not None):
         wanted.append("reasoning.encrypted_content")
     if prompt.sampling.top_logprobs is not None:
-        wanted.append("message.output_text.logprobs")
+        wanted.append(_LOGPROBS)
     return wanted
+
+
+def asks_logprobs(body: Mapping[str, Any]) -> bool:
+    """Whether a request asks for the log-probabilities of tokens."""
+    included = body.get("include")
+    return isinstance(included, list) and _LOGPROBS in included

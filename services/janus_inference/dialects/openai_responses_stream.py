@@ -9,7 +9,7 @@ from janus_inference.dialects.openai_responses_content import citation, logprob,
 from janus_inference.dialects.openai_responses_errors import refused
 from janus_inference.dialects.openai_responses_events import REPEATED, content_index, place_of, thought_key
 from janus_inference.dialects.openai_responses_items import CALL, MESSAGE, REASONING, Item, kept, proof, waits
-from janus_inference.dialects.parts import CallCheck, Numbering, OpenCall, reported
+from janus_inference.dialects.parts import CallCheck, Numbering, OpenCall, counted, kept_block, kept_proof, reported
 from janus_inference.dialects.reader import WRONG_SHAPE, StreamReader
 from janus_inference.events import (
     CitationAdded,
@@ -22,9 +22,8 @@ from janus_inference.events import (
     Stopped,
     TextDelta,
     ToolCallArguments,
-    ToolCallStarted,
+    Usage,
 )
-from janus_inference.model import Opaque
 from janus_inference.provider_errors import ProviderFailure, broken, classify
 
 _INCOMPLETE = {
@@ -40,21 +39,26 @@ class ResponsesReader(StreamReader):
 
     Deltas are passed on as they come. What an event that ends a text, an item
     or the answer says beyond them is passed on then, since servers differ in
-    which of these events they send.
+    which of these events they send. ``logprobs``: they were asked for.
     """
 
     dialect = "openai_responses"
 
-    def __init__(self, provider: str, model: str, issuer: str, calls: CallCheck) -> None:
+    def __init__(self, provider: str, model: str, issuer: str, calls: CallCheck, *, logprobs: bool = True) -> None:
         super().__init__(provider)
-        self._model, self._issuer = model, issuer
+        self._model, self._issuer, self._logprobs = model, issuer, logprobs
         self._check = calls
         self._parts = Numbering()
         self._items: list[Item] = []
         self._item_at: dict[object, Item] = {}
         self._response_id = self._response_model = ""
+        self._tier: object = None
+        self._usage: Usage | None = None
         self._calls = 0
         self._refused = self._waits = False
+
+    def used(self) -> Usage | None:
+        return counted(self._usage, self._tier)
 
     def body(self, data: bytes) -> list[ProviderEvent]:
         events: list[ProviderEvent] = []
@@ -129,6 +133,8 @@ class ResponsesReader(StreamReader):
             self._response_id = identity
         if isinstance(model := answer.get("model"), str):
             self._response_model = model
+        if tier := answer.get("service_tier"):
+            self._tier = tier
 
     def _at(self, event: Mapping[str, Any], kind: str, events: list[ProviderEvent]) -> Item:
         """The item that an event is about; servers that begin none by themselves have it begun here."""
@@ -145,7 +151,7 @@ class ResponsesReader(StreamReader):
             call_id = string(said.get("call_id") or item.id or f"call_{self._calls}")
             item.call = OpenCall(self._parts.of(item), call_id, name)
             self._calls += 1
-            events.append(ToolCallStarted(item.call.part_index, call_id, name))
+            events.append(self._check.begun(item.call))
         elif item.kind == MESSAGE:
             item.keeps = self._reserve(item, said)
         else:
@@ -168,7 +174,7 @@ class ResponsesReader(StreamReader):
     def _text(self, item: Item, at: int, text: Any, events: list[ProviderEvent], logprobs: Any = None) -> None:
         if text:
             item.said[at] = item.said.get(at, 0) + len(text)
-            tokens = tuple(map(logprob, logprobs)) if logprobs else ()
+            tokens = tuple(map(logprob, logprobs)) if logprobs and self._logprobs else ()
             events.append(TextDelta(self._parts.of((item, at)), string(text), tokens))
 
     def _all_text(self, item: Item, at: int, said: Mapping[str, Any], events: list[ProviderEvent]) -> None:
@@ -200,7 +206,7 @@ class ResponsesReader(StreamReader):
 
     def _arguments(self, item: Item, piece: str, events: list[ProviderEvent]) -> None:
         if piece and item.call is not None:
-            item.call.fragments.append(piece)
+            item.call.add(piece)
             events.append(ToolCallArguments(item.call.part_index, piece))
 
     def _all_arguments(self, item: Item, whole: Any, events: list[ProviderEvent]) -> None:
@@ -226,8 +232,9 @@ class ResponsesReader(StreamReader):
         """The item is whole; ``said`` is all of it."""
         item.done = True
         if item.keeps and (fields := kept(item.kind, said)):
-            opaque = Opaque(self._issuer, item.kind, compact(fields).encode())
-            events.append(OpaqueAdded(self._parts.of((item, "kept")), opaque))
+            if item.call is not None:
+                fields["call_id"] = item.call.call_id
+            self._keep(self._parts.of((item, "kept")), item.kind, fields, events)
         match item.kind:
             case "message":
                 for at, content in enumerate(said.get("content") or ()):
@@ -240,10 +247,16 @@ class ResponsesReader(StreamReader):
                     for at, part in enumerate(parts or ()):
                         key = (form, at)
                         self._reasoning(item, key, self._rest(item, key, part["text"]), events)
-                events.append(ReasoningSignature(self._parts.of(item), proof(said), self._issuer))
+                events.append(ReasoningSignature(self._parts.of(item), kept_proof(proof(said)), self._issuer))
             case kind:
                 self._waits |= waits(said)
-                events.append(OpaqueAdded(self._parts.of(item), Opaque(self._issuer, kind, compact(said).encode())))
+                self._keep(self._parts.of(item), kind, said, events)
+
+    def _keep(self, part_index: int, kind: str, block: Any, events: list[ProviderEvent]) -> None:
+        if (opaque := kept_block(self._issuer, kind, block)) is not None:
+            events.append(OpaqueAdded(part_index, opaque))
+        else:
+            self.unknown += 1
 
     def _content(self, item: Item, at: int, content: Mapping[str, Any], events: list[ProviderEvent]) -> None:
         match content["type"]:
@@ -260,7 +273,8 @@ class ResponsesReader(StreamReader):
         """The answer is over; ``status`` is how it went."""
         self._remaining(answer.get("output") or (), events)
         if usage := answer.get("usage"):
-            events += reported(accounting.openai_responses_usage(usage))
+            self._usage = accounting.openai_responses_usage(usage, self._tier)
+            events += reported(self._usage)
         if status == "failed":
             raise classify(self._provider, self._model, refused(answer.get("error")))
         if status == "cancelled":

@@ -10,6 +10,8 @@ from janus_inference.dialects.sse import EventTooLarge, SseSplitter
 from janus_inference.events import ProviderEvent, Usage
 from janus_inference.provider_errors import ProviderFailure, broken
 
+# So many events of a chunk are read one by one, for what the others may be like.
+_LOOKS = 8
 # What looking into a document of an unexpected shape may raise.
 WRONG_SHAPE = (NotJson, TypeError, AttributeError, KeyError, ValueError, IndexError)
 
@@ -59,8 +61,16 @@ class StreamReader:
         events: list[ProviderEvent] = []
         if self.whole or self.failure is not None:
             return events
-        if b"\n\n" in chunk and self._sse.is_between_events and not self._halves:
+        for _ in range(_LOOKS):
+            if b"\n\n" not in chunk or self._halves or not self._sse.is_between_events:
+                break
             chunk = self._alike.take(self._sse.recalled(chunk), events)
+            if self._alike.is_known:
+                break
+            # Also of an answer that comes all at once: its first events are read one by one, until that is known.
+            first, end, chunk = chunk.partition(b"\n\n")
+            if not self._collect(self._sse.feed(first + end), events):
+                return events
         if chunk:
             self._collect(self._sse.feed(chunk), events)
         return events
@@ -72,7 +82,10 @@ class StreamReader:
         if self.failure is None:
             self._collect(self._sse.close(), events)
         if self.failure is None and not self.whole:
-            self._ended(events)
+            try:
+                self._ended(events)
+            except ProviderFailure as failure:
+                self.failure = failure
         if self.failure is None and not self.whole:
             self.failure = self.too_short()
         return events
@@ -91,7 +104,8 @@ class StreamReader:
     def _ended(self, events: list[ProviderEvent]) -> None:
         """The stream ended without saying so; a dialect may know better than to call it broken."""
 
-    def _collect(self, found: Iterator[tuple[bytes, bytes]], events: list[ProviderEvent]) -> None:
+    def _collect(self, found: Iterator[tuple[bytes, bytes]], events: list[ProviderEvent]) -> bool:
+        """Add what these say; whether the answer goes on."""
         try:
             for name, data in found:
                 self._event(name, data, events)
@@ -104,3 +118,4 @@ class StreamReader:
         except WRONG_SHAPE:
             # Whatever shape it has, it is not one that this dialect knows.
             self.failure = broken(self._provider, "an event is not of the expected form")
+        return not self.whole and self.failure is None

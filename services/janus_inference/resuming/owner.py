@@ -34,6 +34,7 @@ _log = get_logger(__name__)
 PATIENCE_S = 5.0
 _RETRY_S = 0.1
 _MOST_QUEUED = 1_024
+_MOST_QUEUED_BYTES = 1024 * 1024
 _BATCH = 256
 # Bytes of the newest events that are held to give them to a store that forgot them.
 _TAIL_BYTES = 256 * 1024
@@ -69,7 +70,8 @@ class Owned:
         self._pledge = pledge
         self._spent = spent
         self._must_restore = False
-        self._queue: deque[Numbered] = deque()
+        self._queue: deque[tuple[Numbered, int]] = deque()
+        self._queued_bytes = 0
         self._wake, self._room = asyncio.Event(), asyncio.Event()
         self._pulling: asyncio.Task[None] | None = None
         self._ending: Ending | None = None
@@ -78,7 +80,6 @@ class Owned:
         self._spoken = False
         self._usage = Usage(estimated=True)
         self._cost: Cost | None = None
-        self._bytes = 0
         self._tail: deque[tuple[list[Numbered], int]] = deque()
         self._tail_bytes = 0
 
@@ -148,13 +149,20 @@ class Owned:
             await asyncio.gather(self._pulling, return_exceptions=True)
 
     async def _pull(self) -> None:
-        """What the provider says, at its own pace until too much is waiting."""
+        """What the provider says, at its own pace until too much is waiting, and until it is too much in all."""
+        taken = 0
         async with aclosing(self._events) as events:
             async for numbered in events:
-                while len(self._queue) >= _MOST_QUEUED:
+                size = answer_size.kept_bytes(numbered.event)
+                taken += size
+                if taken > answer_size.MOST_BYTES and not is_terminal(numbered):
+                    self._ending = self._ending or ending.too_large()
+                    return
+                while len(self._queue) >= _MOST_QUEUED or self._queued_bytes >= _MOST_QUEUED_BYTES:
                     self._room.clear()
                     await self._room.wait()
-                self._queue.append(numbered)
+                self._queue.append((numbered, size))
+                self._queued_bytes += size
                 self._wake.set()
 
     async def _write(self) -> None:
@@ -168,10 +176,10 @@ class Owned:
             if self._must_restore and not is_over:
                 await self._remembered()
             while self._queue:
-                batch = [self._queue[at] for at in range(min(_BATCH, len(self._queue)))]
+                batch = [self._queue[at][0] for at in range(min(_BATCH, len(self._queue)))]
                 await self._send(batch)
                 for _ in batch:
-                    self._queue.popleft()
+                    self._queued_bytes -= self._queue.popleft()[1]
                 self._room.set()
                 last = batch[-1]
             if self._fenced:
@@ -209,8 +217,6 @@ class Owned:
             self._spoken = self._spoken or (is_semantic(numbered.event) and not is_terminal(numbered))
         await self._persist(batch)
         self.feed.push(batch)
-        if self._bytes > answer_size.MOST_BYTES and not is_terminal(batch[-1]):
-            self.stop(ending.too_large())
 
     async def _persist(self, batch: list[Numbered]) -> None:
         """Raises ReplayFenced, and ReplayAway or ReplayLost when there is no hope any more."""
@@ -262,7 +268,6 @@ class Owned:
         size = await self._store.append(
             *self.key, self._owner, batch, spoken=self._spoken, terminal=is_terminal(batch[-1])
         )
-        self._bytes += size
         self._tail.append((batch, size))
         self._tail_bytes += size
         while self._tail_bytes > _TAIL_BYTES and len(self._tail) > 1:

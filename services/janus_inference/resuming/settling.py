@@ -39,6 +39,7 @@ class Settling:
         provider = model = ""
         attempt = heard = position = 0
         said: Usage | None = None
+        at_list_price = head.pledge.at_list_price
         while position < head.last and (page := await self._store.page(tenant, generation_id, position)):
             position = page[-1].sequence
             for numbered in page:
@@ -47,14 +48,14 @@ class Settling:
                         provider, model, attempt = started.provider, started.model, started.attempt
                     case RouteChanged(to=to, attempt=number):
                         (provider, _, model), attempt, heard, said = to.partition("/"), number, 0, None
-                    case UsageUpdated(usage=usage):
-                        said = usage
+                    case UsageUpdated(usage=usage, cost=cost):
+                        said, at_list_price = usage, at_list_price and cost is not None
                     case event:
                         heard += accounting.said_bytes(event)
         if not attempt:
             return None
         usage = accounting.so_far(said, accounting.estimate(head.pledge.prompt_tokens, heard))
-        cost = self._price(provider, model, usage) if head.pledge.at_list_price else None
+        cost = self._price(provider, model, usage) if at_list_price else None
         now = self._clock.now()
         record = UsageRecord(
             caller=Caller(tenant, head.pledge.subject),

@@ -1,12 +1,14 @@
 """Deadlines: every call has one, its code can read it, and nothing runs beyond it."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable
+from typing import TypeVar
 
 from janus_kit.errors import DeadlineExceeded, JanusError
 from janus_kit.interceptors.call import Call
 from janus_kit.interceptors.context import deadline_scope
+
+_Result = TypeVar("_Result")
 
 
 class Deadline:
@@ -16,13 +18,11 @@ class Deadline:
         self._unary_s = unary_s
         self._stream_s = stream_s
 
-    @asynccontextmanager
-    async def limiting(self, call: Call) -> AsyncIterator[None]:
-        """Cancel the work within when the time is up, and say so in a typed error."""
+    async def limited(self, call: Call, work: Awaitable[_Result]) -> _Result:
+        """Cancel the work when the time is up, and say so in a typed error."""
         if call.method.is_infrastructure:
             # A health watch lives as long as its client.
-            yield
-            return
+            return await work
         seconds = self._stream_s if call.method.is_stream else self._unary_s
         asked = call.context.time_remaining()
         if asked is not None:
@@ -31,7 +31,7 @@ class Deadline:
             timer = asyncio.timeout(seconds)
             try:
                 async with timer:
-                    yield
+                    return await work
             except JanusError:
                 raise
             except Exception as error:

@@ -8,9 +8,8 @@ stack.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, TypeVar
 
 import grpc
 
@@ -23,21 +22,21 @@ from janus_kit.telemetry.logging import get_logger
 _log = get_logger(__name__)
 
 Decode = Callable[[bytes], Any]
+_Result = TypeVar("_Result")
 
 # How long a caller who does not read may keep its status from being sent.
 _FIRST_WRITE_S = 1.0
 
 
-@asynccontextmanager
-async def answering(call: Call) -> AsyncIterator[None]:
-    """End the call with the status of whatever comes out, and note it on the call.
+async def answered(call: Call, work: Awaitable[_Result]) -> _Result:
+    """End the call with the status of whatever comes out of the work, and note it on the call.
 
     Only the attempt to send a status tells whether the caller is still there:
     a task may have been cancelled by gRPC because the caller left, or by code
     of ours, and then gRPC would let the caller wait for ever.
     """
     try:
-        yield
+        return await work
     except grpc.aio.AbortError:
         # The servicer ended the call in gRPC's own words.
         call.status = _code_of(call.context)

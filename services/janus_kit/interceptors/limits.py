@@ -1,8 +1,8 @@
 """Limits: whether the process takes a call on now."""
 
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from janus_kit.errors import ResourceExhausted
@@ -13,7 +13,7 @@ from janus_kit.telemetry import metrics
 class Admission(Protocol):
     """Decides whether a call may begin. The identity is known by then."""
 
-    def admit(self, call: Call) -> AbstractAsyncContextManager[None]:
+    def admit(self, call: Call) -> AbstractContextManager[None]:
         """Held for as long as the call runs. Raises ResourceExhausted on entry."""
         ...
 
@@ -30,8 +30,8 @@ class ConcurrencyCap:
         self._streams = streams
         self._running: Counter[tuple[str, str, bool]] = Counter()
 
-    @asynccontextmanager
-    async def admit(self, call: Call) -> AsyncIterator[None]:
+    @contextmanager
+    def admit(self, call: Call) -> Iterator[None]:
         identity = call.identity
         if identity is None:
             yield

@@ -11,7 +11,7 @@ from janus_kit.errors import InvalidArgument, JanusError, Unavailable
 from janus_kit.rpc_errors import from_rpc
 from janus_memory.adapters.onnx_embedder import PREFIX, OnnxModels
 from janus_memory.model import LEXICAL_MODEL
-from janus_memory.ports import Embedder, Purpose
+from janus_memory.ports import Embedder, Purpose, UnusableEmbedding
 
 _BATCH = 256
 _MAX_CHARS = 32_768
@@ -53,7 +53,7 @@ class InferenceEmbedder:
         vectors = [list(vector.values) for vector in response.vectors]
         whole = len(vectors) == len(texts) and all(all(map(math.isfinite, vector)) for vector in vectors)
         if not whole or len({len(vector) for vector in vectors}) > 1:
-            raise Unavailable("embedder", "the embedding model gave an answer that makes no sense")
+            raise UnusableEmbedding("the embedding model gave an answer that makes no sense")
         return vectors
 
 
@@ -95,6 +95,8 @@ def _translated(error: JanusError) -> JanusError:
         return InvalidArgument(
             "space.embedding_model", f"was refused by the model: {error.message}", reason=error.reason
         )
+    if error.metadata.get("answer") == "unusable":
+        return UnusableEmbedding(f"the embedding model cannot embed the text: {error.message}")
     return Unavailable(
         "embedder",
         f"the embedding model is not available: {error.message}",

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from janus_kit.errors import InvalidArgument, Unavailable
 from janus_kit.libraries import imported
-from janus_memory.ports import Purpose
+from janus_memory.ports import Purpose, UnusableEmbedding
 
 if TYPE_CHECKING:
     import numpy as np
@@ -127,7 +127,7 @@ class _Model:
         (hidden,) = self.session.run([self.output], fed)
         vectors = self._pooled(hidden.astype(np.float64), mask)
         if not np.isfinite(vectors).all():
-            raise Unavailable("embedder", "the ONNX model gave numbers that are not finite")
+            raise UnusableEmbedding("the ONNX model gave numbers that are not finite")
         found: list[list[float]] = vectors.astype(np.float32).tolist()
         return found
 

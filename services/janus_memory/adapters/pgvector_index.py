@@ -46,6 +46,11 @@ _WALKING = f"""SELECT set_config('hnsw.iterative_scan', 'strict_order', true),
                       set_config('enable_sort', 'off', true)"""
 _NOT_GRAPHED = " AND NOT EXISTS (SELECT FROM memory.space WHERE number = $2 AND graphed = $3)"
 _LOOSE = " AND NOT graph"
+_MOST_NOTED = 10_000
+# A page is filled from its end: of rows written one after the other, the later are at the lower addresses.
+# Read from the last to the first, they come in the order in which a processor fetches memory ahead, and
+# waiting for memory is most of what a scan does.
+_BACKWARDS = " ORDER BY unit DESC OFFSET 0"
 
 
 class PgvectorIndex:
@@ -53,6 +58,8 @@ class PgvectorIndex:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        # Spaces with many vectors of their own in each view, to search the next time accordingly.
+        self._apart: set[tuple[int, int]] = set()
 
     async def upsert(self, tenant: str, space: Space, rows: Sequence[VectorRow]) -> None:
         if not rows:
@@ -85,11 +92,22 @@ class PgvectorIndex:
         search = _Search(self._database, tenant, space, unit_length(vector), where, limit)
         # What a filter allows is read by the key, however large the space is.
         if exact or space.dimensions not in GRAPH_DIMENSIONS or where.filter is not None:
-            return await search.scan(views)
-        found = await search.scan(views, _NOT_GRAPHED)
+            return await self._scan(search, space, views)
+        found = await self._scan(search, space, views, _NOT_GRAPHED)
         if any(found.values()) or not await search.graphed():
             return found
         return await search.walk(views)
+
+    async def _scan(
+        self, search: "_Search", space: Space, views: Sequence[View], condition: str = ""
+    ) -> dict[View, list[Neighbour]]:
+        key = space.number, space.generation
+        found = await search.scan(views, condition, at_once=key in self._apart)
+        if search.is_long:
+            if len(self._apart) >= _MOST_NOTED:
+                self._apart.clear()
+            self._apart.add(key)
+        return found
 
     async def entries(self, tenant: str, space: Space, view: View, units: Sequence[int]) -> list[Entry]:
         async with self._database.tenant(tenant) as connection:
@@ -158,6 +176,10 @@ class _Search:
         self._aim = aim
         self._where = where
         self._limit = limit
+        # A filter looks for its units in its own ways first.
+        self._is_by_key = where.filter is None
+        self.is_long = False
+        """Whether a scan found as much as it may in a view's own vectors, of which there may be many more."""
 
     async def graphed(self) -> bool:
         """Whether the space is in the graph, or on its way there."""
@@ -168,17 +190,22 @@ class _Search:
                 )
             )
 
-    async def scan(self, views: Sequence[View], condition: str = "") -> dict[View, list[Neighbour]]:
-        """Compare with every row that the condition admits."""
+    async def scan(
+        self, views: Sequence[View], condition: str = "", *, at_once: bool = True
+    ) -> dict[View, list[Neighbour]]:
+        """Compare with every row that the condition admits. ``at_once``: with each view on a connection of its own."""
 
         async def nearest(places: Sequence[int]) -> dict[int, list[Neighbour]]:
-            async with self._database.tenant(self._tenant) as connection:
+            async with self._database.tenant(self._tenant, by_index=self._is_by_key) as connection:
                 return await self._scan(connection, places, condition)
 
-        # A scan keeps one core busy: two views that are both by themselves are scanned side by side.
         first, *others = map(int, views)
-        parts = await _all_of(nearest(places) for places in ((_BOTH, first), *((other,) for other in others)))
+        # A scan keeps one core busy: two views that are both by themselves are scanned side by side.
+        # Where they share their vectors, that would only be two transactions in place of one.
+        together = ((_BOTH, first), *((other,) for other in others)) if at_once else ((_BOTH, first, *others),)
+        parts = await _all_of(nearest(places) for places in together)
         found = {place: neighbours for part in parts for place, neighbours in part.items()}
+        self.is_long = any(len(found[other]) >= self._limit for other in others)
         return {view: self._best(found[_BOTH], found[int(view)]) for view in views}
 
     async def walk(self, views: Sequence[View]) -> dict[View, list[Neighbour]]:
@@ -190,7 +217,7 @@ class _Search:
     async def _walk(self, view: View) -> list[Neighbour]:
         bound, conditions = self._conditions()
         size = self._space.dimensions
-        async with self._database.tenant(self._tenant) as connection:
+        async with self._database.tenant(self._tenant, by_index=self._is_by_key) as connection:
             loose = await self._scan(connection, (_BOTH, int(view)), _LOOSE)
             # Sorting all rows would look cheaper than the graph, and not be.
             await connection.execute(_WALKING)
@@ -206,8 +233,9 @@ class _Search:
     async def _scan(self, connection: Connection, places: Sequence[int], condition: str) -> dict[int, list[Neighbour]]:
         bound, conditions = self._conditions()
         parts = (
-            f"""(SELECT view, unit, -(embedding <#> $4::real[]::vector) AS similarity FROM memory.vector
-                 WHERE {conditions}{condition} AND view = {place}
+            f"""(SELECT * FROM (
+                     SELECT view, unit, -(embedding <#> $4::real[]::vector) AS similarity FROM memory.vector
+                     WHERE {conditions}{condition} AND view = {place}{_BACKWARDS if self._is_by_key else ""}) AS scanned
                  ORDER BY similarity DESC, unit LIMIT $5)"""  # noqa: S608 - placeholders and constants
             for place in places
         )

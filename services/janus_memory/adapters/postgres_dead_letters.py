@@ -1,7 +1,7 @@
 """What indexing and extractions gave up on, in Postgres."""
 
 from janus_kit.postgres import Connection
-from janus_memory.adapters.postgres_outbox import CHANNEL
+from janus_memory.adapters.postgres_turns import CHANNEL
 from janus_memory.ports import DeadLetters
 
 

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from janus_kit.postgres import Connection
 from janus_memory.adapters.postgres_generations import GenerationStatements
-from janus_memory.adapters.postgres_outbox import CHANNEL, REACH_BEFORE
+from janus_memory.adapters.postgres_outbox import REACH_BEFORE
 from janus_memory.adapters.postgres_spaces import SpaceStatements
+from janus_memory.adapters.postgres_turns import CHANNEL
 from janus_memory.adapters.postgres_units import UnitStatements
 from janus_memory.erasure import Outside, Target
 from janus_memory.model import Space

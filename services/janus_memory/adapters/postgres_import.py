@@ -5,6 +5,7 @@ from uuid import UUID
 
 from janus_memory.adapters.postgres_export import PORTABLE_COLUMNS, portable_of
 from janus_memory.adapters.postgres_memories import MemoryStatements
+from janus_memory.adapters.sql import Bound
 from janus_memory.model import Document, MemoryVersion, Space
 from janus_memory.ports import KnownVersion
 
@@ -24,7 +25,7 @@ class ImportStatements(MemoryStatements):
     ) -> None:
         await self._insert_versions(space_no, versions)
         if documents:
-            await self._add_documents(space_no, documents, versions[0].memory.recorded_at)
+            await self._add_documents(Bound(space_no), documents, versions[0].memory.recorded_at)
 
     async def add_import_part(self, import_id: str, number: int, records: bytes) -> None:
         await self._connection.execute(

@@ -17,33 +17,43 @@ class MemoryStatements(TurnStatements, UnitStatements):
 
     _connection: Connection
 
-    async def lock_remembering(self, space_no: int) -> datetime:
+    async def lock_remembering(self, space_no: int, subjects: Collection[str] = ()) -> datetime:
         # Two writers of one text must not both find it absent; a lock by space is
         # simpler than a lost race on the unique index, and is held for milliseconds.
-        # The time is read with the lock in hand, so times on record follow it.
-        await self._connection.execute(
-            "SELECT pg_advisory_xact_lock(hashtextextended('janus.memory.remember', $1))", space_no
-        )
-        at: datetime = await self._connection.fetchval("SELECT clock_timestamp()")
+        # The time is read with the lock in hand, so times on record follow it: each part of the statement
+        # has its row from the one before.
+        at: datetime = await self._connection.fetchval(
+            """WITH subjects AS MATERIALIZED (
+                   SELECT count(pg_advisory_xact_lock_shared(
+                       memory.subject_key(current_setting('janus.tenant'), subject))::text)
+                   FROM unnest($2::text[]) AS subject
+               ), held AS MATERIALIZED (
+                   SELECT pg_advisory_xact_lock(hashtextextended('janus.memory.remember', $1))::text FROM subjects
+               )
+               SELECT clock_timestamp() FROM held""",
+            space_no, _distinct(subjects),
+        )  # fmt: skip
         return at
 
     async def hold_subjects(self, subjects: Collection[str]) -> None:
         await self._connection.execute(
             """SELECT pg_advisory_xact_lock_shared(memory.subject_key(current_setting('janus.tenant'), subject))
                FROM unnest($1::text[]) AS subject""",
-            sorted({*subjects} - {""}),
+            _distinct(subjects),
         )
 
     async def known_memories(self, space_no: int, ids: Sequence[str], digests: Sequence[bytes]) -> list[KnownMemory]:
+        bound = Bound(space_no, list(digests))
+        of_id = """(SELECT DISTINCT ON (id) id, version, digest, expires_at, recorded_at,
+                           superseded_at IS NULL AS current, space_no = $1 AS here
+                    FROM memory.memory WHERE id = ANY({}::text[]) ORDER BY id, version DESC)
+                   UNION """
         rows = await self._connection.fetch(
-            """(SELECT DISTINCT ON (id) id, version, digest, expires_at, recorded_at,
-                       superseded_at IS NULL AS current, space_no = $1 AS here
-                FROM memory.memory WHERE id = ANY($2::text[]) ORDER BY id, version DESC)
-               UNION
-               SELECT id, version, digest, expires_at, recorded_at, true, true
-               FROM memory.memory WHERE superseded_at IS NULL AND space_no = $1 AND digest = ANY($3::bytea[])""",
-            space_no, list(ids), list(digests),
-        )  # fmt: skip
+            f"""{of_id.format(bound(list(ids))) if ids else ""}
+               SELECT id, version, digest, expires_at, recorded_at, true AS current, true AS here
+               FROM memory.memory WHERE superseded_at IS NULL AND space_no = $1 AND digest = ANY($2::bytea[])""",  # noqa: S608 - constants
+            *bound.values,
+        )
         return [KnownMemory(**row) for row in rows]
 
     async def add_memories(
@@ -57,8 +67,9 @@ class MemoryStatements(TurnStatements, UnitStatements):
         again = [memory.id for memory, version in memories if version > 1]
         if again:
             await self._supersede(space_no, again, at)
-        await self._insert_versions(
-            space_no,
+        bound = Bound(space_no)
+        inserted = _versions(
+            bound,
             [
                 MemoryVersion(
                     _recorded(memory, version, at),
@@ -70,51 +81,11 @@ class MemoryStatements(TurnStatements, UnitStatements):
                 for memory, version in memories
             ],
         )
-        await self._add_documents(space_no, documents, at)
+        await self._add_documents(bound, documents, at, inserted)
 
     async def _insert_versions(self, space_no: int, versions: Sequence[MemoryVersion]) -> None:
-        memories = [version.memory for version in versions]
         bound = Bound(space_no)
-        numbers = bound([number for version in versions for number in version.embedding])
-        rows = rows_of(
-            bound,
-            id=("text", [memory.id for memory in memories]),
-            version=("bigint", [memory.version for memory in memories]),
-            kind=("smallint", [int(memory.kind) for memory in memories]),
-            text=("text", [memory.text for memory in memories]),
-            subject=("text", [memory.scope.subject for memory in memories]),
-            agent=("text", [memory.scope.agent for memory in memories]),
-            thread=("text", [memory.scope.thread for memory in memories]),
-            predicate=("text", [memory.predicate for memory in memories]),
-            provenance_json=("text", [memory.provenance_json for memory in memories]),
-            valid_from=("timestamptz", [memory.valid_from for memory in memories]),
-            valid_to=("timestamptz", [memory.valid_to for memory in memories]),
-            expires_at=("timestamptz", [memory.expires_at for memory in memories]),
-            importance=("double precision", [memory.importance for memory in memories]),
-            metadata_json=("text", [memory.metadata_json for memory in memories]),
-            recorded_at=("timestamptz", [memory.recorded_at for memory in memories]),
-            superseded_at=("timestamptz", [memory.superseded_at for memory in memories]),
-            digest=("bytea", [version.digest for version in versions]),
-            change=("smallint", [int(version.change) for version in versions]),
-            changed_by=("text", [version.cause.changed_by for version in versions]),
-            message_id=("text", [version.cause.message_id for version in versions]),
-            reason=("text", [version.cause.reason for version in versions]),
-            purged=("boolean", [version.purged for version in versions]),
-            # Where its vector ends among the numbers of all vectors, and how long it is.
-            ends=("integer", list(accumulate(len(version.embedding) for version in versions))),
-            length=("integer", [len(version.embedding) for version in versions]),
-        )
-        await self._connection.execute(
-            f"""INSERT INTO memory.memory (space_no, id, version, kind, text, subject, agent, thread, predicate,
-                    provenance_json, valid_from, valid_to, expires_at, importance, metadata_json, recorded_at,
-                    superseded_at, digest, change, changed_by, message_id, reason, purged, embedding)
-                SELECT $1, id, version, kind, text, subject, agent, thread, predicate,
-                       provenance_json, valid_from, valid_to, expires_at, importance, metadata_json, recorded_at,
-                       superseded_at, digest, change, changed_by, message_id, reason, purged,
-                       CASE WHEN length > 0 THEN ({numbers}::real[])[ends - length + 1 : ends] END
-                FROM {rows}""",  # noqa: S608 - placeholders and constants
-            *bound.values,
-        )
+        await self._connection.execute(_versions(bound, versions), *bound.values)
 
     async def latest_version(self, memory_id: str) -> MemoryVersion | None:
         row = await self._connection.fetchrow(
@@ -145,7 +116,7 @@ class MemoryStatements(TurnStatements, UnitStatements):
             memory.superseded_at, int(version.change), cause.message_id, cause.reason,
         )  # fmt: skip
         if document is not None:
-            await self._add_documents(space_no, [document], memory.recorded_at)
+            await self._add_documents(Bound(space_no), [document], memory.recorded_at)
 
     async def remove_from_search(self, space_no: int, memory_id: str) -> None:
         rows = await self._connection.fetch(
@@ -185,6 +156,53 @@ class MemoryStatements(TurnStatements, UnitStatements):
         # The old units go through the outbox as well, so that the vector index
         # learns that they are history.
         await self._enqueue_units(space_no, [row["unit"] for row in rows])
+
+
+def _versions(bound: Bound, versions: Sequence[MemoryVersion]) -> str:
+    """An INSERT of versions into the space that is the first parameter."""
+    memories = [version.memory for version in versions]
+    numbers = bound([number for version in versions for number in version.embedding])
+    rows = rows_of(
+        bound,
+        id=("text", [memory.id for memory in memories]),
+        version=("bigint", [memory.version for memory in memories]),
+        kind=("smallint", [int(memory.kind) for memory in memories]),
+        text=("text", [memory.text for memory in memories]),
+        subject=("text", [memory.scope.subject for memory in memories]),
+        agent=("text", [memory.scope.agent for memory in memories]),
+        thread=("text", [memory.scope.thread for memory in memories]),
+        predicate=("text", [memory.predicate for memory in memories]),
+        provenance_json=("text", [memory.provenance_json for memory in memories]),
+        valid_from=("timestamptz", [memory.valid_from for memory in memories]),
+        valid_to=("timestamptz", [memory.valid_to for memory in memories]),
+        expires_at=("timestamptz", [memory.expires_at for memory in memories]),
+        importance=("double precision", [memory.importance for memory in memories]),
+        metadata_json=("text", [memory.metadata_json for memory in memories]),
+        recorded_at=("timestamptz", [memory.recorded_at for memory in memories]),
+        superseded_at=("timestamptz", [memory.superseded_at for memory in memories]),
+        digest=("bytea", [version.digest for version in versions]),
+        change=("smallint", [int(version.change) for version in versions]),
+        changed_by=("text", [version.cause.changed_by for version in versions]),
+        message_id=("text", [version.cause.message_id for version in versions]),
+        reason=("text", [version.cause.reason for version in versions]),
+        purged=("boolean", [version.purged for version in versions]),
+        # Where its vector ends among the numbers of all vectors, and how long it is.
+        ends=("integer", list(accumulate(len(version.embedding) for version in versions))),
+        length=("integer", [len(version.embedding) for version in versions]),
+    )
+    return f"""INSERT INTO memory.memory (space_no, id, version, kind, text, subject, agent, thread, predicate,
+                provenance_json, valid_from, valid_to, expires_at, importance, metadata_json, recorded_at,
+                superseded_at, digest, change, changed_by, message_id, reason, purged, embedding)
+            SELECT $1, id, version, kind, text, subject, agent, thread, predicate,
+                   provenance_json, valid_from, valid_to, expires_at, importance, metadata_json, recorded_at,
+                   superseded_at, digest, change, changed_by, message_id, reason, purged,
+                   CASE WHEN length > 0 THEN ({numbers}::real[])[ends - length + 1 : ends] END
+            FROM {rows}"""  # noqa: S608 - placeholders and constants
+
+
+def _distinct(subjects: Collection[str]) -> list[str]:
+    """In one order for everybody who locks them."""
+    return sorted({*subjects} - {""})
 
 
 def _recorded(memory: NewMemory, version: int, now: datetime) -> Memory:

@@ -5,12 +5,12 @@ from typing import Any
 from uuid import UUID
 
 from janus_kit.postgres import Connection
+from janus_memory.adapters.postgres_turns import CHANNEL
 from janus_memory.adapters.postgres_units import UnitStatements
 from janus_memory.adapters.sql import indexed_of
 from janus_memory.model import Embeddable, IndexBatch, IndexTask, Kind, View
 from janus_memory.text import date_text, line
 
-CHANNEL = "janus_memory_outbox"
 EMBEDDED_CHARS = 8_000
 """Characters of a record that are embedded; models read no further."""
 REACH_BEFORE = 2
@@ -22,6 +22,7 @@ class OutboxStatements(UnitStatements):
 
     _connection: Connection
     _last_outbox: int
+    _has_told: bool
 
     async def enqueue(self, space_no: int) -> int:
         if not self._last_outbox:
@@ -29,8 +30,8 @@ class OutboxStatements(UnitStatements):
                 "SELECT coalesce(max(id), 0) FROM memory.outbox WHERE space_no = $1", space_no
             )
             return int(last)
-        # Delivered when the transaction commits, and only then.
-        await self._connection.execute("SELECT pg_notify($1, '')", CHANNEL)
+        if not self._has_told:
+            await self._connection.execute("SELECT pg_notify($1, '')", CHANNEL)
         return self._last_outbox
 
     async def unindexed(self, space_no: int, upto: int) -> list[int]:

@@ -12,11 +12,12 @@ from janus_memory.adapters.postgres_extraction import ExtractionStatements
 from janus_memory.adapters.postgres_history import HistoryStatements
 from janus_memory.adapters.postgres_import import ImportStatements
 from janus_memory.adapters.postgres_operations import OperationStatements
-from janus_memory.adapters.postgres_outbox import CHANNEL, OutboxStatements
+from janus_memory.adapters.postgres_outbox import OutboxStatements
 from janus_memory.adapters.postgres_reconciliation import ReconciliationStatements
 from janus_memory.adapters.postgres_retention import RetentionStatements
 from janus_memory.adapters.postgres_search import SearchStatements
 from janus_memory.adapters.postgres_summaries import SummaryStatements, grown_threads
+from janus_memory.adapters.postgres_turns import CHANNEL
 from janus_memory.model import Backlog, IndexBatch, IndexTask
 from janus_memory.ports import Snapshot, Transaction
 
@@ -39,6 +40,7 @@ class PostgresTransaction(
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._last_outbox = 0
+        self._has_told = False
 
 
 class PostgresRecords:

@@ -8,7 +8,7 @@ from janus_kit.postgres import Connection
 from janus_memory.model import Backend, Space, SpaceDraft, Weights
 from janus_memory.ports import StoredAnswer
 
-_COLUMNS = (
+SPACE_COLUMNS = (
     "name, number, incarnation, backend, model, dimensions, weights, description, version, created_at, generation,"
     " retention"
 )
@@ -54,24 +54,24 @@ class SpaceStatements:
 
     async def space(self, name: str) -> Space | None:
         row = await self._connection.fetchrow(
-            f"SELECT {_COLUMNS} FROM memory.space WHERE name = $1",  # noqa: S608 - constant columns
+            f"SELECT {SPACE_COLUMNS} FROM memory.space WHERE name = $1",  # noqa: S608 - constant columns
             name,
         )
-        return _space(row) if row else None
+        return space_of(row) if row else None
 
     async def space_numbered(self, number: int) -> Space | None:
         row = await self._connection.fetchrow(
-            f"SELECT {_COLUMNS} FROM memory.space WHERE number = $1",  # noqa: S608 - constant columns
+            f"SELECT {SPACE_COLUMNS} FROM memory.space WHERE number = $1",  # noqa: S608 - constant columns
             number,
         )
-        return _space(row) if row else None
+        return space_of(row) if row else None
 
     async def lock_space(self, name: str) -> Space | None:
         row = await self._connection.fetchrow(
-            f"SELECT {_COLUMNS} FROM memory.space WHERE name = $1 FOR UPDATE",  # noqa: S608 - constant columns
+            f"SELECT {SPACE_COLUMNS} FROM memory.space WHERE name = $1 FOR UPDATE",  # noqa: S608 - constant columns
             name,
         )
-        return _space(row) if row else None
+        return space_of(row) if row else None
 
     async def add_space(self, draft: SpaceDraft) -> Space:
         assert draft.backend is not None
@@ -79,27 +79,27 @@ class SpaceStatements:
             f"""INSERT INTO memory.space AS s (name, backend, model, dimensions, weights, description, retention)
                 VALUES ($1, $2, $3, $4, $5::jsonb, $6, $7)
                 ON CONFLICT (tenant, name) DO UPDATE SET name = excluded.name
-                RETURNING {_COLUMNS}""",  # noqa: S608 - constant columns
+                RETURNING {SPACE_COLUMNS}""",  # noqa: S608 - constant columns
             draft.name, int(draft.backend), draft.model, draft.dimensions, _weights_json(draft.weights),
             draft.description, draft.retention,
         )  # fmt: skip
-        return _space(row)
+        return space_of(row)
 
     async def change_space(self, draft: SpaceDraft) -> Space:
         row = await self._connection.fetchrow(
             f"""UPDATE memory.space SET weights = $2::jsonb, description = $3, retention = $4, version = version + 1
-                WHERE name = $1 RETURNING {_COLUMNS}""",  # noqa: S608 - constant columns
+                WHERE name = $1 RETURNING {SPACE_COLUMNS}""",  # noqa: S608 - constant columns
             draft.name, _weights_json(draft.weights), draft.description, draft.retention,
         )  # fmt: skip
-        return _space(row)
+        return space_of(row)
 
     async def spaces(self, after: str, limit: int) -> list[Space]:
         rows = await self._connection.fetch(
-            f"""SELECT {_COLUMNS} FROM memory.space WHERE name COLLATE "C" > $1
+            f"""SELECT {SPACE_COLUMNS} FROM memory.space WHERE name COLLATE "C" > $1
                 ORDER BY name COLLATE "C" LIMIT $2""",  # noqa: S608 - constant columns
             after, limit,
         )  # fmt: skip
-        return [_space(row) for row in rows]
+        return [space_of(row) for row in rows]
 
     async def backlog(self, space_no: int) -> int:
         waiting = await self._connection.fetchval(
@@ -113,7 +113,8 @@ def _weights_json(weights: Weights) -> str:
     return json.dumps({name: value for name, value in values.items() if value is not None})
 
 
-def _space(row: Any) -> Space:
+def space_of(row: Any) -> Space:
+    """A row of SPACE_COLUMNS as a space."""
     return Space(
         name=row["name"],
         number=row["number"],

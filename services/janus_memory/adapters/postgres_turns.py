@@ -9,12 +9,16 @@ from janus_memory.adapters.sql import TURN_COLUMNS, Bound, rows_of, turn_of
 from janus_memory.model import Document, NewTurn, Scope, Space, ThreadHead, Turn
 from janus_memory.ports import KnownTurn
 
+CHANNEL = "janus_memory_outbox"
+"""Where the indexer hears that there is something for it."""
+
 
 class TurnStatements:
     """Threads and their turns, of one tenant's transaction."""
 
     _connection: Connection
     _last_outbox: int
+    _has_told: bool
 
     async def lock_thread(self, space_no: int, thread: str, subject: str = "") -> ThreadHead:
         row = await self._connection.fetchrow(
@@ -71,14 +75,14 @@ class TurnStatements:
                 for turn, new in zip(stored, turns, strict=True)
             ],
         )  # fmt: skip
-        await self._connection.execute(
-            """UPDATE memory.thread SET last_position = $3, session = $4, last_occurred_at = $5,
-                      removed = removed + $3 - last_position - $6
-               WHERE space_no = $1 AND id = $2""",
+        bound = Bound(
             space_no, stored[0].scope.thread, stored[-1].position, stored[-1].session,
             stored[-1].occurred_at, len(stored),
         )  # fmt: skip
-        await self._add_documents(space_no, placed, stored[0].recorded_at)
+        moved = """UPDATE memory.thread SET last_position = $3, session = $4, last_occurred_at = $5,
+                          removed = removed + $3 - last_position - $6
+                   WHERE space_no = $1 AND id = $2"""
+        await self._add_documents(bound, placed, stored[0].recorded_at, moved)
 
     async def turns(self, space: Space, scope: Scope, below: int, limit: int) -> list[Turn]:
         rows = await self._connection.fetch(
@@ -106,9 +110,14 @@ class TurnStatements:
         )  # fmt: skip
         return {row["call"] for row in rows}
 
-    async def _add_documents(self, space_no: int, documents: Sequence[Document], recorded_at: datetime) -> None:
-        """Search documents and their outbox rows, in one statement; recorded then unless they say otherwise."""
-        bound = Bound(space_no)
+    async def _add_documents(
+        self, bound: Bound, documents: Sequence[Document], recorded_at: datetime, record: str = ""
+    ) -> None:
+        """Search documents and their outbox rows, in one statement; recorded then unless they say otherwise.
+
+        ``record`` is the write that they are of, which goes with them; its parameters are ``bound``, the
+        first of them the space's number. The indexer is told when the transaction commits, and only then.
+        """
         rows = rows_of(
             bound,
             kind=("smallint", [int(each.kind) for each in documents]),
@@ -134,7 +143,7 @@ class TurnStatements:
             predicate=("text", [each.predicate for each in documents]),
         )
         self._last_outbox = await self._connection.fetchval(
-            f"""WITH new AS (
+            f"""WITH {f"record AS ({record}), " if record else ""}new AS (
                     INSERT INTO memory.unit (space_no, kind, record_id, version, subject, agent, thread,
                         position, session, speaker, occurred_at, recorded_at, superseded_at, valid_from,
                         valid_to, expires_at, importance, metadata, terms, bag, role, predicate)
@@ -148,9 +157,10 @@ class TurnStatements:
                     INSERT INTO memory.outbox (space_no, unit) SELECT $1, unit FROM new ORDER BY unit
                     RETURNING id
                 )
-                SELECT max(id) FROM queued""",  # noqa: S608 - placeholders and constants
+                SELECT max(id), pg_notify('{CHANNEL}', '') FROM queued""",  # noqa: S608 - placeholders and constants
             *bound.values,
         )
+        self._has_told = True
 
 
 def _head(row: Any) -> ThreadHead:

@@ -1,6 +1,5 @@
 """Times, JSON and scopes on the wire."""
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -11,6 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from janus_api.memory.v1 import scope_pb2, space_pb2
+from janus_kit.json_schema.rules import BrokenRule, read
 from janus_kit.validate import Violations
 from janus_memory.model import DEFAULT_SPACE, LEAST_NORM, MOST_NORM, Scope, has_direction
 
@@ -78,16 +78,14 @@ def check_metadata(check: Violations, path: str, text: str) -> None:
         check.add(path, f"must be at most {MAX_METADATA_BYTES} bytes of UTF-8")
         return
     try:
-        value = json.loads(text, parse_constant=_refuse, parse_float=_number)
-    except (ValueError, RecursionError):
-        check.add(path, "must be one valid JSON text")
+        value = read(text, MAX_METADATA_DEPTH, _number)
+    except BrokenRule as broken:
+        check.add(path, str(broken))
         return
     if not isinstance(value, dict):
         check.add(path, "must be a JSON object")
-    elif _depth(value) > MAX_METADATA_DEPTH:
-        check.add(path, f"must be nested at most {MAX_METADATA_DEPTH} deep")
     elif not all(map(_storable, _leaves(value))):
-        check.add(path, "must hold no NUL, no lone surrogate and only finite numbers of at most 16,383 decimal places")
+        check.add(path, "must hold no NUL and only finite numbers of at most 16,383 decimal places")
 
 
 def scope_of(check: Violations, path: str, scope: scope_pb2.Scope, *, thread_required: bool = False) -> Scope:
@@ -104,10 +102,6 @@ def scope_to(scope: Scope) -> scope_pb2.Scope:
     return scope_pb2.Scope(space=scope.space, subject=scope.subject, agent=scope.agent, thread=scope.thread)
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
-
-
 def _number(text: str) -> float:
     """A number, or NaN where Postgres could not keep it."""
     try:
@@ -115,17 +109,6 @@ def _number(text: str) -> float:
     except InvalidOperation:
         return math.nan
     return float(text) if isinstance(exponent, int) and exponent >= -_MAX_DECIMAL_PLACES else math.nan
-
-
-def _depth(value: Any) -> int:
-    """Levels of nesting, without recursion; a plain object is 1."""
-    deepest, level = 0, [value]
-    while level:
-        level = [each for each in level if isinstance(each, dict | list)]
-        if level:
-            deepest += 1
-        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
-    return deepest
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -143,5 +126,5 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 def _storable(leaf: Any) -> bool:
     if isinstance(leaf, str):
-        return "\x00" not in leaf and not any("\ud800" <= character <= "\udfff" for character in leaf)
+        return "\x00" not in leaf
     return not isinstance(leaf, float) or math.isfinite(leaf)

@@ -1,8 +1,7 @@
 """The inference service as orchestration's model."""
 
 import asyncio
-import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Set
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
@@ -14,7 +13,6 @@ from janus_api.inference.v1 import inference_service_pb2 as pb
 from janus_api.inference.v1 import inference_service_pb2_grpc as rpc
 from janus_kit.clock import Clock
 from janus_kit.errors import DeadlineExceeded, NotFound, ResourceExhausted, Unavailable
-from janus_kit.ids import new_id
 from janus_kit.rpc_errors import from_rpc, from_status
 from janus_orchestration.model import MOST_BYTES, Answer, Failure, ModelEvent, ModelEventKind, Prompt, Usage
 from janus_orchestration.wire.content import MOST_PARTS, ROLE_NUMBERS, completed, pieces, usage_from
@@ -22,12 +20,8 @@ from janus_orchestration.wire.content import MOST_PARTS, ROLE_NUMBERS, completed
 _STATUS_WAIT_S = 1.0
 _NOTES = frozenset({"started", "route_changed", "tool_call_completed"})
 
-# The bounds of parts in janus.content.v1, in bytes of UTF-8 and in characters.
+# The bound of a refusal in janus.content.v1.
 _MOST_REFUSAL_BYTES = 64 * 1024
-_MOST_ARGUMENTS_BYTES = 256 * 1024
-_MOST_ID_CHARS = 128
-_MOST_NAME_CHARS = 64
-_FOREIGN = re.compile(r"[^A-Za-z0-9_.-]", re.ASCII)
 
 # Finish reasons after which the turn is not over; see FinishReason.
 _UNSUPPORTED = {event_pb2.FINISH_REASON_PAUSE: "finish_reason.pause"}
@@ -54,6 +48,9 @@ class InferenceClient:
                         await call.code()
         finally:
             call.cancel()
+
+    def hides(self, prompt: Prompt, kinds: Set[str]) -> bool:
+        return bool(kinds) and _prompt_to(prompt) != _prompt_to(replace(prompt, hidden=prompt.hidden | kinds))
 
     async def can_answer(self, name: str, timeout_s: float) -> bool:
         try:
@@ -117,7 +114,6 @@ class _AnswerBuilder:
         self._parts: dict[int, message_pb2.Part] = {}
         self._texts: dict[int, list[str]] = {}
         self._citations: list[message_pb2.Part] = []
-        self._call_ids: set[str] = set()
         self._model = ""
         self._size = 0
         self.ended = False
@@ -137,8 +133,9 @@ class _AnswerBuilder:
                 reasoning.signature = signature.signature
                 reasoning.issuer = signature.issuer
             case "tool_call_completed":
-                completed_call = event.tool_call_completed
-                self._call(completed_call.part_index, completed_call.call)
+                said = event.tool_call_completed
+                self._grow(said.call.arguments_json)
+                self._part(said.part_index).tool_call.CopyFrom(said.call)
             case "citation":
                 self._citations.append(message_pb2.Part(citation=event.citation.citation))
             case "opaque":
@@ -195,22 +192,6 @@ class _AnswerBuilder:
         if self._size > MOST_BYTES:
             raise _too_large()
 
-    def _call(self, index: int, call: message_pb2.ToolCall) -> None:
-        """A call as every later prompt can hold it, whatever the model made of it."""
-        call_id = call.call_id[:_MOST_ID_CHARS]
-        if not call_id or call_id in self._call_ids:
-            call_id = new_id("call")
-        self._call_ids.add(call_id)
-        arguments = call.arguments_json.replace("\x00", "\ufffd")
-        if len(arguments.encode()) > _MOST_ARGUMENTS_BYTES:
-            # Cut, they are no JSON any more: the model is told so.
-            arguments = next(pieces(arguments, _MOST_ARGUMENTS_BYTES))
-        self._grow(arguments)
-        whole = self._part(index).tool_call
-        whole.call_id = call_id
-        whole.name = _FOREIGN.sub("_", call.name)[:_MOST_NAME_CHARS] or "_"
-        whole.arguments_json = arguments or "{}"
-
     def _part(self, index: int) -> message_pb2.Part:
         if index not in self._parts and len(self._parts) >= MOST_PARTS:
             raise _too_large()
@@ -240,6 +221,16 @@ def _too_large() -> ResourceExhausted:
     )
 
 
+def _hide(parts: Iterable[message_pb2.Part], kinds: Set[str]) -> None:
+    """Say in the place of such parts that they are there, also of what a tool answered."""
+    for part in parts:
+        kind = part.WhichOneof("kind")
+        if kind == "tool_result":
+            _hide(part.tool_result.parts, kinds)
+        elif kind in kinds:
+            part.text = f"[of kind {kind}: this model cannot be shown it]"
+
+
 def _prompt_to(prompt: Prompt) -> request_pb2.Prompt:
     message = request_pb2.Prompt(
         model=prompt.model,
@@ -249,7 +240,10 @@ def _prompt_to(prompt: Prompt) -> request_pb2.Prompt:
     )
     for item in prompt.messages:
         if item.wire:
-            message.messages.add().ParseFromString(item.wire)
+            said = message.messages.add()
+            said.ParseFromString(item.wire)
+            if prompt.hidden and not item.asked:
+                _hide(said.parts, prompt.hidden)
         else:
             message.messages.add(role=ROLE_NUMBERS[item.role], parts=[message_pb2.Part(text=item.text)])
     for tool in prompt.tools:

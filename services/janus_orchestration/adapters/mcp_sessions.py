@@ -34,6 +34,8 @@ _RELISTEN_S = 1.0
 _WELL_AFTER_S = 30.0
 # More than an agent can ask for.
 _FOR_EVER_S = 2 * 86_400.0
+# The package's words for an answer over HTTP that is too large. It would be so again.
+_UNREADABLE = "SSE stream failed"
 IDEMPOTENCY_KEY = "janus/idempotency-key"
 """In the `_meta` of a call: the same for every try at it."""
 
@@ -197,7 +199,7 @@ class _Session:
         """What an error of the protocol means; itself where the server has refused."""
         if error.code == mcp_http.NOT_TAKEN:
             return McpNotTaken()
-        if error.code == types.CONNECTION_CLOSED:
+        if error.code == types.CONNECTION_CLOSED and not error.message.startswith(_UNREADABLE):
             return McpLost()
         if error.code == types.REQUEST_TIMEOUT:
             return TimeoutError()

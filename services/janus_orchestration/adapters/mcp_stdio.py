@@ -2,16 +2,19 @@
 
 The package's own transport reads lines of any length, and leaves the program
 behind when its task is cancelled twice. Here a line is bounded, and whatever
-happens, the program and what it has started are gone in the end.
+happens, the program and what it has started are gone in the end. A response
+that is too long is passed over and answers its request with an error.
 """
 
 import asyncio
+import json
 import os
+import re
 import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from subprocess import DEVNULL, PIPE
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 import mcp_types
@@ -19,6 +22,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from mcp.client.stdio import get_default_environment
 from mcp.shared.message import SessionMessage
 
+from janus_kit.settings import MiB
 from janus_kit.telemetry.logging import get_logger
 
 _log = get_logger(__name__)
@@ -28,6 +32,16 @@ _GRACE_S = 1.0
 _POLL_S = 0.01
 # Longest wait for the program to take a message; one that does not read is broken.
 _WRITE_S = 10.0
+# A line that is longer has no end.
+_MOST_SKIPPED = 256 * MiB
+_EDGE = 1_024
+# The id of a response is beside its result, which is what is long: before it or after it.
+_ID = rb'"id"\s*:\s*(?P<id>\d{1,18}|"[\w.:-]{1,128}")'
+_VERSION = rb'"jsonrpc"\s*:\s*"2.0"'
+_WORD = rb'"(?:result|error)"\s*:'
+_STARTS_WITH_ID = re.compile(rb"\s*\{\s*(?:%b\s*,\s*)?%b\s*,\s*(?:%b\s*,\s*)?%b" % (_VERSION, _ID, _VERSION, _WORD))
+_STARTS_WITH_RESULT = re.compile(rb"\s*\{\s*(?:%b\s*,\s*)?%b" % (_VERSION, _WORD))
+_ENDS_WITH_ID = re.compile(rb",\s*(?:%b\s*,\s*)?%b\s*(?:,\s*%b\s*)?\}\s*\Z" % (_VERSION, _ID, _VERSION))
 # So that telling it something, as that a call is cancelled, waits for nothing.
 _WAITING_MESSAGES = 64
 
@@ -89,7 +103,15 @@ async def _listen(
     assert process.stdout is not None
     was_garbage = False
     try:
-        while line := await process.stdout.readline():
+        while line := await _line(process.stdout):
+            if isinstance(line, _TooLong):
+                _log.warning("mcp_message_too_long", server=name)
+                refused = line.refused()
+                if refused is None:
+                    # Who waits for it, if anybody does, cannot be told.
+                    break
+                await heard.send(SessionMessage(refused))
+                continue
             try:
                 message = mcp_types.jsonrpc_message_adapter.validate_json(line, by_name=False)
             except ValueError:
@@ -99,13 +121,49 @@ async def _listen(
                     _log.warning("mcp_server_wrote_no_message", server=name)
                 continue
             await heard.send(SessionMessage(message))
-    except ValueError:
-        _log.warning("mcp_message_too_long", server=name)
     except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError):
         pass
     finally:
         ended.set()
         heard.close()
+
+
+class _TooLong(NamedTuple):
+    """How a line begins and ends of which the rest was passed over."""
+
+    head: bytes
+    tail: bytes
+
+    def refused(self) -> mcp_types.JSONRPCError | None:
+        """What answers the request that it responds to; None for what is no response."""
+        found = _STARTS_WITH_ID.match(self.head)
+        if found is None and _STARTS_WITH_RESULT.match(self.head):
+            found = _ENDS_WITH_ID.search(self.tail)
+        if found is None:
+            return None
+        error = mcp_types.ErrorData(code=mcp_types.PARSE_ERROR, message="the response is too large")
+        return mcp_types.JSONRPCError(jsonrpc="2.0", id=json.loads(found["id"]), error=error)
+
+
+async def _line(stdout: asyncio.StreamReader) -> bytes | _TooLong:
+    """The next line; empty at the end."""
+    head, tail, skipped = b"", b"", 0
+    while skipped < _MOST_SKIPPED:
+        try:
+            read = await stdout.readuntil()
+        except asyncio.IncompleteReadError as end:
+            return b"" if skipped else end.partial
+        except asyncio.LimitOverrunError as over:
+            read = await stdout.readexactly(over.consumed)
+        else:
+            if not skipped:
+                return read
+        head = head or read[:_EDGE]
+        tail = (tail + read[-_EDGE:])[-_EDGE:]
+        skipped += len(read)
+        if read.endswith(b"\n"):
+            break
+    return _TooLong(head, tail)
 
 
 async def _speak(

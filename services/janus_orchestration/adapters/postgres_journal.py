@@ -7,7 +7,8 @@ transaction, so that nothing of a fenced owner gets through.
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from janus_kit.postgres import Connection, Database
+from janus_kit.postgres import Database
+from janus_kit.postgres_batch import Batch
 from janus_orchestration.adapters import rows
 from janus_orchestration.adapters.postgres_pending import PostgresPending
 from janus_orchestration.adapters.postgres_runs import PostgresRuns
@@ -30,7 +31,7 @@ _ADD_AND_TELL = (
     "told AS (INSERT INTO orchestration.webhook_delivery (tenant, webhook, run_id, sequence, kind) "
     "SELECT $1, w.name, $2, said.sequence, said.kind FROM said "
     "JOIN orchestration.webhook w ON w.tenant = $1 AND said.kind = ANY(w.events) WHERE w.agents = '{}' "
-    "OR (SELECT agent FROM orchestration.run WHERE tenant = $1 AND id = $2) = ANY(w.agents) "
+    "OR $8::text = ANY(w.agents) "
     "ON CONFLICT DO NOTHING RETURNING 1) "
     f"SELECT pg_notify('{WEBHOOKS_CHANNEL}', '') FROM told LIMIT 1"
 )
@@ -42,7 +43,7 @@ _THIS_DEBT = "tenant = $1 AND thread_id = $2 AND from_position = $3 AND to_posit
 class PostgresJournal:
     """Part of ``PostgresRecords``: the journal of one tenant's runs."""
 
-    _connection: Connection
+    _connection: Batch
     _tenant: str
 
     async def take(self, run_id: str, epoch: int, *, is_takeover: bool) -> Run | None:
@@ -59,7 +60,7 @@ class PostgresJournal:
         return None if row is None else rows.run_from(row)
 
     async def write_run(self, run: Run) -> None:
-        await self._connection.execute(
+        await self._connection.later(
             "UPDATE orchestration.run SET state = $3, revision = $4, last_sequence = $5, started_at = $6, "
             "ended_at = $7, usage = $8, finish_reason = $9, error = $10, reserved_sequence = $11, waited_s = $12, "
             "waiting_since = $13 WHERE tenant = $1 AND id = $2",
@@ -79,29 +80,29 @@ class PostgresJournal:
         )
 
     async def put_steps(self, run_id: str, steps: Sequence[Step]) -> None:
-        await self._connection.executemany(
+        await self._connection.later(
             "INSERT INTO orchestration.step (tenant, run_id, index, kind, attempts, after_epoch, after_sequence, "
-            "started_at, ended_at, usage, error, summary) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) "
+            "started_at, ended_at, usage, error, summary) SELECT $1, $2, index, kind, attempts, epoch, sequence, "
+            # The driver looks up what it does not know of itself, as an array of jsonb.
+            "started_at, ended_at, usage::jsonb, error, summary FROM unnest($3::integer[], $4::text[], "
+            "$5::integer[], $6::bigint[], $7::bigint[], $8::timestamptz[], $9::timestamptz[], $10::text[], "
+            "$11::bytea[], $12::text[]) AS step "
+            "(index, kind, attempts, epoch, sequence, started_at, ended_at, usage, error, summary) "
             "ON CONFLICT (tenant, run_id, index) DO UPDATE SET kind = excluded.kind, attempts = excluded.attempts, "
             "ended_at = excluded.ended_at, usage = excluded.usage, error = excluded.error, "
             "summary = excluded.summary",
-            [
-                (
-                    self._tenant,
-                    run_id,
-                    step.index,
-                    step.kind.value,
-                    step.attempts,
-                    step.after.epoch,
-                    step.after.sequence,
-                    step.started_at,
-                    step.ended_at,
-                    rows.usage_to(step.usage),
-                    step.error or None,
-                    step.summary,
-                )
-                for step in steps
-            ],
+            self._tenant,
+            run_id,
+            [step.index for step in steps],
+            [step.kind.value for step in steps],
+            [step.attempts for step in steps],
+            [step.after.epoch for step in steps],
+            [step.after.sequence for step in steps],
+            [step.started_at for step in steps],
+            [step.ended_at for step in steps],
+            [rows.usage_to(step.usage) for step in steps],
+            [step.error or None for step in steps],
+            [step.summary for step in steps],
         )
 
     async def steps(self, run_id: str) -> list[Step]:
@@ -126,7 +127,7 @@ class PostgresJournal:
 
     async def hold_calls(self, run_id: str, steps: Sequence[int]) -> None:
         # Calls are claimed before their deadline only.
-        await self._connection.execute(
+        await self._connection.later(
             "UPDATE orchestration.tool_dispatch SET deadline = least(deadline, clock_timestamp()) "
             "WHERE tenant = $1 AND run_id = $2 AND step = ANY($3::integer[])",
             self._tenant,
@@ -153,18 +154,19 @@ class PostgresJournal:
         if reopened:
             await self._connection.execute("SELECT pg_notify($1, $2)", OPEN_CHANNEL, self._tenant)
 
-    async def add_events(self, run_id: str, events: Sequence[Recorded]) -> None:
+    async def add_events(self, run: Run, events: Sequence[Recorded]) -> None:
         # Most events are nobody's but the run's watchers'.
         is_told = any(event.kind in KINDS for event in events)
-        await self._connection.execute(
+        await (self._connection.execute if is_told else self._connection.later)(
             _ADD_AND_TELL if is_told else _ADD_EVENTS,
             self._tenant,
-            run_id,
+            run.id,
             [event.cursor.sequence for event in events],
             [event.cursor.epoch for event in events],
             [event.kind for event in events],
             [event.terminal for event in events],
             [event.wire for event in events],
+            *([run.agent] if is_told else ()),
         )
 
     async def events(self, run_id: str, first: int, last: int, limit: int) -> list[Recorded]:
@@ -246,12 +248,12 @@ class PostgresJournal:
         return status.endswith(" 1")
 
     async def release_lease(self, run_id: str) -> None:
-        await self._connection.execute(
+        await self._connection.later(
             "DELETE FROM orchestration.run_lease WHERE tenant = $1 AND run_id = $2", self._tenant, run_id
         )
 
     async def add_debt(self, debt: StoreDebt, delay_s: float) -> None:
-        await self._connection.execute(
+        await self._connection.later(
             "INSERT INTO orchestration.memory_outbox "
             "(tenant, thread_id, from_position, to_position, run_id, space, extract, next_attempt) "
             "VALUES ($1, $2, $3, $4, $5, $6, $7, clock_timestamp() + make_interval(secs => $8)) ON CONFLICT DO NOTHING",
@@ -267,15 +269,17 @@ class PostgresJournal:
 
     async def debts(self, thread_id: str) -> list[StoreDebt]:
         found = await self._connection.fetch(
-            "SELECT thread_id, from_position, to_position, run_id, space, extract FROM orchestration.memory_outbox "
-            "WHERE tenant = $1 AND thread_id = $2 AND dead_at IS NULL ORDER BY from_position",
+            "SELECT thread_id, from_position, to_position, run_id, space, extract, subject "
+            "FROM orchestration.memory_outbox o "
+            "JOIN orchestration.thread t ON t.tenant = o.tenant AND t.id = o.thread_id "
+            "WHERE o.tenant = $1 AND thread_id = $2 AND dead_at IS NULL ORDER BY from_position",
             self._tenant,
             thread_id,
         )
         return [rows.debt_from(row) for row in found]
 
     async def pay_debt(self, debt: StoreDebt) -> None:
-        await self._connection.execute(
+        await self._connection.later(
             f"DELETE FROM orchestration.memory_outbox WHERE {_THIS_DEBT}",  # noqa: S608 - a constant
             self._tenant,
             debt.thread_id,
@@ -296,7 +300,7 @@ class PostgresJournal:
         )
 
     async def add_removal(self, removal: Removal, *, final_after_s: float) -> None:
-        await self._connection.execute(
+        await self._connection.later(
             "INSERT INTO orchestration.memory_removal "
             "(tenant, id, thread_id, space, message_ids, next_attempt, final_at) VALUES ($1, $2, $3, $4, $5, "
             "clock_timestamp(), clock_timestamp() + make_interval(secs => $6))",
@@ -333,7 +337,7 @@ class PostgresRecords(
 ):
     """All records of one tenant, in one transaction."""
 
-    def __init__(self, connection: Connection, tenant: str) -> None:
+    def __init__(self, connection: Batch, tenant: str) -> None:
         self._connection = connection
         self._tenant = tenant
 
@@ -347,4 +351,6 @@ class PostgresStore:
     @asynccontextmanager
     async def tenant(self, tenant: str) -> AsyncIterator[Records]:
         async with self._database.tenant(tenant) as connection:
-            yield PostgresRecords(connection, tenant)
+            batch = Batch(connection, "orchestration")
+            yield PostgresRecords(batch, tenant)
+            await batch.send()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from janus_kit.postgres import Connection
+from janus_kit.postgres_batch import Batch
 from janus_orchestration.adapters import rows
 from janus_orchestration.adapters.postgres_runs import ANSWER_CHANNEL, READY_CHANNEL
 from janus_orchestration.model import Pending, PendingKind, Verdict
@@ -11,34 +11,30 @@ from janus_orchestration.model import Pending, PendingKind, Verdict
 class PostgresPending:
     """Part of ``PostgresRecords``: what one tenant's runs wait for."""
 
-    _connection: Connection
+    _connection: Batch
     _tenant: str
 
     async def add_pending(self, run_id: str, pending: Sequence[Pending]) -> None:
-        await self._connection.executemany(
+        await self._connection.later(
             "INSERT INTO orchestration.pending (tenant, run_id, id, step, kind, call_id, tool, arguments, "
             "arguments_sha256, is_retry, text, schema, expires_at, on_expiry, child_run) "
-            "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
-            [
-                (
-                    self._tenant,
-                    run_id,
-                    each.id,
-                    each.step,
-                    each.kind.value,
-                    each.call.call_id,
-                    each.call.name,
-                    each.call.arguments_json,
-                    each.arguments_sha256,
-                    each.is_retry,
-                    each.text,
-                    each.schema_json,
-                    each.expires_at,
-                    each.on_expiry.value,
-                    each.child_run or None,
-                )
-                for each in pending
-            ],
+            "SELECT $1, $2, * FROM unnest($3::text[], $4::integer[], $5::text[], $6::text[], $7::text[], $8::text[], "
+            "$9::bytea[], $10::boolean[], $11::text[], $12::text[], $13::timestamptz[], $14::text[], $15::text[])",
+            self._tenant,
+            run_id,
+            [each.id for each in pending],
+            [each.step for each in pending],
+            [each.kind.value for each in pending],
+            [each.call.call_id for each in pending],
+            [each.call.name for each in pending],
+            [each.call.arguments_json for each in pending],
+            [each.arguments_sha256 for each in pending],
+            [each.is_retry for each in pending],
+            [each.text for each in pending],
+            [each.schema_json for each in pending],
+            [each.expires_at for each in pending],
+            [each.on_expiry.value for each in pending],
+            [each.child_run or None for each in pending],
         )
 
     async def pending(self, run_id: str, after_step: int) -> list[Pending]:
@@ -80,7 +76,7 @@ class PostgresPending:
         return None if row is None else rows.pending_from(row)
 
     async def answer_pending(self, run_id: str, pending_id: str, verdict: Verdict, answer: bytes, by: str) -> None:
-        await self._connection.execute(
+        await self._connection.later(
             "UPDATE orchestration.pending SET verdict = $4, answer = $5, answered_by = $6, "
             "answered_at = clock_timestamp() WHERE tenant = $1 AND run_id = $2 AND id = $3 AND verdict IS NULL",
             self._tenant,
@@ -92,7 +88,7 @@ class PostgresPending:
         )
 
     async def expire_pending(self, run_id: str) -> None:
-        await self._connection.execute(
+        await self._connection.later(
             "UPDATE orchestration.pending SET verdict = on_expiry "
             "WHERE tenant = $1 AND run_id = $2 AND verdict IS NULL AND expires_at <= clock_timestamp()",
             self._tenant,
@@ -100,7 +96,7 @@ class PostgresPending:
         )
 
     async def take_pending(self, run_id: str, ids: Sequence[str]) -> None:
-        await self._connection.execute(
+        await self._connection.later(
             "UPDATE orchestration.pending SET is_taken = true "
             "WHERE tenant = $1 AND run_id = $2 AND id = ANY($3::text[])",
             self._tenant,
@@ -112,7 +108,7 @@ class PostgresPending:
         asker = await self._lock_asker(run_id)
         if asker is None:
             return
-        await self._connection.execute(
+        await self._connection.later(
             "UPDATE orchestration.pending SET verdict = 'answered', answered_at = clock_timestamp() "
             "WHERE tenant = $1 AND run_id = $2 AND child_run = $3 AND verdict IS NULL",
             self._tenant,
@@ -124,7 +120,7 @@ class PostgresPending:
     async def pass_question(self, run_id: str, child_run: str) -> None:
         asker = await self._lock_asker(run_id)
         if asker is not None:
-            await self._connection.execute(
+            await self._connection.later(
                 "UPDATE orchestration.pending SET child_run = $4 WHERE tenant = $1 AND run_id = $2 AND child_run = $3",
                 self._tenant,
                 asker,
@@ -143,7 +139,7 @@ class PostgresPending:
         return asker
 
     async def orphan(self, run_id: str, *, all_of_them: bool) -> None:
-        await self._connection.execute(
+        await self._connection.later(
             "UPDATE orchestration.run_lease l SET orphaned = true FROM orchestration.pending p "
             "WHERE p.tenant = $1 AND p.run_id = $2 AND (p.is_taken OR $3) "
             "AND l.tenant = $1 AND l.run_id = p.child_run AND NOT l.orphaned",

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from datetime import datetime
 
 from janus_kit.errors import AlreadyExists
-from janus_kit.postgres import Connection
+from janus_kit.postgres_batch import Batch
 from janus_orchestration.adapters import rows
 from janus_orchestration.model import Ancestor, Message, Run, RunState, Thread, ThreadMessage
 from janus_orchestration.state import TERMINAL
@@ -17,11 +17,11 @@ ANSWER_CHANNEL = "janus_orchestration_answer"
 class PostgresRuns:
     """Part of ``PostgresRecords``: one tenant's runs, as callers see and start them."""
 
-    _connection: Connection
+    _connection: Batch
     _tenant: str
 
-    async def add_run(self, run: Run, thread: Thread, *, owner: str | None, lease_s: float) -> None:
-        await self._connection.execute(
+    async def add_run(self, run: Run, *, has_turn: bool, owner: str | None = None, lease_s: float = 0.0) -> None:
+        await self._connection.later(
             "INSERT INTO orchestration.run (tenant, id, thread_id, agent, agent_version, state, options, subject, "
             "cancel_on_disconnect, parent_run, epoch, last_sequence, reserved_sequence, created_at, started_at) "
             "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
@@ -41,43 +41,38 @@ class PostgresRuns:
             run.created_at,
             run.started_at,
         )
-        if not thread.active_run:
-            await self._give_turn(thread.id, run.id, run.epoch, owner, lease_s)
-
-    async def _give_turn(self, thread_id: str, run_id: str, epoch: int, owner: str | None, lease_s: float) -> None:
-        await self._connection.execute(
-            "WITH turn AS (UPDATE orchestration.thread SET active_run = $3 WHERE tenant = $1 AND id = $2) "
+        if not has_turn:
+            return
+        await self._connection.later(
             "INSERT INTO orchestration.run_lease (run_id, tenant, owner, epoch, expires_at) "
-            "VALUES ($3, $1, $4, $5, clock_timestamp() + make_interval(secs => $6))",
+            "VALUES ($2, $1, $3, $4, clock_timestamp() + make_interval(secs => $5))",
             self._tenant,
-            thread_id,
-            run_id,
+            run.id,
             owner,
-            epoch,
+            run.epoch,
             lease_s if owner else 0.0,
         )
         if owner is None:
             await self._connection.execute("SELECT pg_notify($1, '')", READY_CHANNEL)
 
-    async def pass_turn(self, thread_id: str, run_id: str, following: str = "") -> None:
-        status: str = await self._connection.execute(
-            "UPDATE orchestration.thread SET active_run = NULL WHERE tenant = $1 AND id = $2 AND active_run = $3",
-            self._tenant,
-            thread_id,
-            run_id,
-        )
-        if status.endswith(" 0"):
-            return
-        row = await self._connection.fetchrow(
-            "SELECT id, epoch FROM orchestration.run WHERE tenant = $1 AND thread_id = $2 AND state = 'queued' "
-            "AND id <> $3 ORDER BY id = $4 DESC, enqueued LIMIT 1 FOR UPDATE",
+    async def end_turn(self, thread_id: str, run_id: str, following: str = "") -> None:
+        await self._connection.execute(
+            "WITH ended AS (DELETE FROM orchestration.run_lease WHERE tenant = $1 AND run_id = $3), "
+            "next AS (SELECT id, epoch FROM orchestration.run r WHERE tenant = $1 AND thread_id = $2 "
+            "AND state = 'queued' AND id <> $3 AND EXISTS (SELECT 1 FROM orchestration.thread t "
+            "WHERE t.tenant = $1 AND t.id = $2 AND t.active_run = $3) "
+            "ORDER BY id = $4 DESC, enqueued LIMIT 1 FOR UPDATE OF r), "
+            "turn AS (UPDATE orchestration.thread SET active_run = (SELECT id FROM next) "
+            "WHERE tenant = $1 AND id = $2 AND active_run = $3), "
+            "lease AS (INSERT INTO orchestration.run_lease (run_id, tenant, epoch, expires_at) "
+            "SELECT id, $1, epoch, clock_timestamp() FROM next RETURNING run_id) "
+            "SELECT pg_notify($5, '') FROM lease",
             self._tenant,
             thread_id,
             run_id,
             following,
+            READY_CHANNEL,
         )
-        if row is not None:
-            await self._give_turn(thread_id, row["id"], row["epoch"], None, 0.0)
 
     async def lineage(self, run_id: str) -> list[Ancestor]:
         found = await self._connection.fetch(
@@ -96,6 +91,21 @@ class PostgresRuns:
 
     async def lock_run(self, run_id: str) -> Run | None:
         return await self._run(run_id, " FOR UPDATE")
+
+    async def lock_thread_and_run(self, thread_id: str, run_id: str) -> tuple[Thread | None, Run | None]:
+        # Postgres reads the run for each row of the thread, which it has locked by then.
+        row = await self._connection.fetchrow(
+            f"WITH thread AS MATERIALIZED (SELECT {rows.THREAD_COLUMNS} FROM orchestration.thread "  # noqa: S608
+            "WHERE tenant = $1 AND id = $2 FOR UPDATE) SELECT thread.*, run.* FROM thread LEFT JOIN LATERAL "
+            f"(SELECT {rows.RUN_COLUMNS} FROM orchestration.run WHERE tenant = $1 AND id = $3 FOR UPDATE) run ON true",
+            self._tenant,
+            thread_id,
+            run_id,
+        )
+        if row is None:
+            return None, await self.lock_run(run_id)
+        thread, run = rows.parts(row, rows.THREAD_COLUMNS, rows.RUN_COLUMNS)
+        return rows.thread_from(thread), None if run["id"] is None else rows.run_from(run)
 
     async def _run(self, run_id: str, lock: str) -> Run | None:
         row = await self._connection.fetchrow(
@@ -215,7 +225,7 @@ class PostgresRuns:
         return answer
 
     async def set_answer(self, method: str, request_id: str, response: bytes) -> None:
-        await self._connection.execute(
+        await self._connection.later(
             "UPDATE orchestration.request SET response = $4 WHERE tenant = $1 AND method = $2 AND request_id = $3",
             self._tenant,
             method,

@@ -2,7 +2,8 @@
 
 from datetime import datetime
 
-from janus_kit.postgres import Connection, Database
+from janus_kit.postgres import Database
+from janus_kit.postgres_batch import Batch
 from janus_orchestration.adapters.rows import Row
 from janus_orchestration.timetable import CatchUp, Schedule, ScheduleSpec
 
@@ -15,7 +16,7 @@ _COLUMNS = (
 class PostgresSchedules:
     """Part of ``PostgresRecords``: one tenant's schedules."""
 
-    _connection: Connection
+    _connection: Batch
     _tenant: str
 
     async def now(self) -> datetime:

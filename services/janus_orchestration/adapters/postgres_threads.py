@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-import asyncpg
-
 from janus_kit.errors import AlreadyExists
-from janus_kit.postgres import Connection
+from janus_kit.postgres_batch import Batch
 from janus_orchestration.adapters import rows
 from janus_orchestration.model import Agent, Message, Run, Thread, ThreadMessage
 
@@ -19,7 +17,7 @@ _OF_THREADS = (("memory_outbox", "thread_id"), ("message", "thread_id"), ("threa
 class PostgresConversations:
     """Part of ``PostgresRecords``: one tenant's agents and conversations."""
 
-    _connection: Connection
+    _connection: Batch
     _tenant: str
 
     async def lock_agent(self, name: str) -> Agent | None:
@@ -63,7 +61,7 @@ class PostgresConversations:
         return [row["id"] for row in found]
 
     async def set_thread_agent(self, thread_id: str, agent: str) -> None:
-        await self._connection.execute(
+        await self._connection.later(
             "UPDATE orchestration.thread SET agent = $3 WHERE tenant = $1 AND id = $2", self._tenant, thread_id, agent
         )
 
@@ -119,6 +117,24 @@ class PostgresConversations:
 
     async def lock_thread(self, thread_id: str) -> Thread | None:
         return await self._thread(thread_id, " FOR UPDATE")
+
+    async def lock_thread_for(self, thread_id: str, agent: str, otherwise: str) -> tuple[Thread | None, Agent | None]:
+        row = await self._connection.fetchrow(
+            f"SELECT {', '.join('t.' + column for column in rows.THREAD_COLUMNS.split(', '))}, "  # noqa: S608
+            "v.version, v.spec, v.created_at FROM orchestration.thread t "
+            "LEFT JOIN orchestration.agent a ON a.tenant = t.tenant "
+            "AND a.name = coalesce(nullif($3, ''), nullif(t.agent, ''), $4) "
+            "LEFT JOIN orchestration.agent_version v ON v.tenant = a.tenant AND v.name = a.name "
+            "AND v.version = a.version WHERE t.tenant = $1 AND t.id = $2 FOR UPDATE OF t",
+            self._tenant,
+            thread_id,
+            agent,
+            otherwise,
+        )
+        if row is None:
+            return None, None
+        found, version = rows.parts(row, rows.THREAD_COLUMNS, "version, spec, created_at")
+        return rows.thread_from(found), None if version["spec"] is None else rows.agent_from(version)
 
     async def _thread(self, thread_id: str, lock: str) -> Thread | None:
         row = await self._connection.fetchrow(
@@ -231,7 +247,14 @@ class PostgresConversations:
         return run_ids
 
     async def messages(
-        self, thread_id: str, *, after: int, limit: int, descending: bool = False, most_bytes: int | None = None
+        self,
+        thread_id: str,
+        *,
+        after: int,
+        limit: int,
+        descending: bool = False,
+        most_bytes: int | None = None,
+        as_before: bool = False,
     ) -> list[ThreadMessage]:
         beyond, order = ("<", "DESC") if descending else (">", "ASC")
         newest = f"WHERE tenant = $1 AND thread_id = $2 AND position {beyond} $3 ORDER BY position {order} LIMIT $4"
@@ -247,15 +270,15 @@ class PostgresConversations:
                 f"WHERE before <= $5 OR place <= 2 ORDER BY position {order}"
             )
             values.append(most_bytes)
-        found = await self._connection.fetch(statement, *values)
+        fetch = self._connection.fetch_as_before if as_before else self._connection.fetch
+        found = await fetch(statement, *values)
         return [rows.message_from(row) for row in found]
 
     async def commit_messages(
-        self, thread: Thread, messages: Sequence[Message], *, run_id: str, is_output: bool, at: datetime
-    ) -> int:
+        self, thread: Thread, messages: Sequence[Message], *, run_id: str, is_output: bool
+    ) -> None:
         first = thread.last_position + 1
         await self._insert(thread.id, messages, list(range(first, first + len(messages))), run_id, is_output)
-        return await self._advance_thread(thread.id, len(messages), at)
 
     async def add_waiting_messages(self, run: Run, messages: Sequence[Message], *, is_output: bool) -> None:
         await self._insert(run.thread_id, messages, [None] * len(messages), run.id, is_output)
@@ -269,28 +292,28 @@ class PostgresConversations:
         )
         return [rows.message_from(row).message for row in found]
 
-    async def commit_waiting_messages(self, run: Run, thread: Thread, at: datetime) -> list[ThreadMessage]:
-        found = await self._connection.fetch(
-            f"WITH waiting AS (SELECT id, row_number() OVER (ORDER BY ordinal) AS place "  # noqa: S608
-            "FROM orchestration.message WHERE tenant = $1 AND run_id = $2 AND position IS NULL) "
-            "UPDATE orchestration.message m SET position = $4 + w.place FROM waiting w "
-            "WHERE m.tenant = $1 AND m.thread_id = $3 AND m.id = w.id "
-            f"RETURNING {', '.join('m.' + column for column in _MESSAGE.split(', '))}",
+    async def commit_waiting_messages(self, run: Run, thread: Thread) -> None:
+        await self._connection.later(
+            "UPDATE orchestration.message m SET position = $4 + waiting.place "
+            "FROM (SELECT id, row_number() OVER (ORDER BY ordinal) AS place "
+            "FROM orchestration.message WHERE tenant = $1 AND run_id = $2 AND position IS NULL) waiting "
+            "WHERE m.tenant = $1 AND m.thread_id = $3 AND m.id = waiting.id",
             self._tenant,
             run.id,
             thread.id,
             thread.last_position,
         )
-        await self._advance_thread(thread.id, len(found), at)
-        return sorted((rows.message_from(row) for row in found), key=lambda item: item.position)
 
-    async def set_memory_position(self, thread_id: str, position: int) -> None:
-        await self._connection.execute(
-            "UPDATE orchestration.thread SET memory_position = greatest(memory_position, $3) "
-            "WHERE tenant = $1 AND id = $2",
+    async def write_thread(self, thread: Thread) -> None:
+        await self._connection.later(
+            "UPDATE orchestration.thread SET last_position = $3, memory_position = $4, active_run = $5, "
+            "updated_at = $6 WHERE tenant = $1 AND id = $2",
             self._tenant,
-            thread_id,
-            position,
+            thread.id,
+            thread.last_position,
+            thread.memory_position,
+            thread.active_run or None,
+            thread.updated_at,
         )
 
     async def take_back(self, run_ids: Sequence[str], thread: Thread, at: datetime) -> list[ThreadMessage]:
@@ -331,17 +354,6 @@ class PostgresConversations:
         )
         return committed
 
-    async def _advance_thread(self, thread_id: str, count: int, at: datetime) -> int:
-        position: int = await self._connection.fetchval(
-            "UPDATE orchestration.thread SET last_position = last_position + $3, updated_at = $4 "
-            "WHERE tenant = $1 AND id = $2 RETURNING last_position",
-            self._tenant,
-            thread_id,
-            count,
-            at,
-        )
-        return position
-
     async def _insert(
         self,
         thread_id: str,
@@ -350,28 +362,29 @@ class PostgresConversations:
         run_id: str,
         is_output: bool,
     ) -> None:
-        try:
-            await self._connection.execute(
-                "INSERT INTO orchestration.message "
-                "(tenant, thread_id, id, role, name, text, content, position, ordinal, run_id, is_output) "
-                "SELECT $1, $2, m.id, m.role, m.name, m.text, m.content, m.position, m.ordinal, $9, $10 "
-                "FROM unnest($3::text[], $4::text[], $5::text[], $6::text[], $7::bytea[], $8::bigint[]) "
-                "WITH ORDINALITY AS m (id, role, name, text, content, position, ordinal)",
-                self._tenant,
-                thread_id,
-                [message.id for message in messages],
-                [message.role.value for message in messages],
-                [message.name for message in messages],
-                [message.text for message in messages],
-                [message.wire for message in messages],
-                list(positions),
-                run_id or None,
-                is_output,
-            )
-        except asyncpg.UniqueViolationError as error:
-            raise AlreadyExists(
+        def taken() -> AlreadyExists:
+            return AlreadyExists(
                 "RESOURCE_EXISTS",
                 "the thread has a message with one of these ids already",
                 "message",
                 ", ".join(message.id for message in messages[:3]),
-            ) from error
+            )
+
+        await self._connection.later(
+            "INSERT INTO orchestration.message "
+            "(tenant, thread_id, id, role, name, text, content, position, ordinal, run_id, is_output) "
+            "SELECT $1, $2, m.id, m.role, m.name, m.text, m.content, m.position, m.ordinal, $9, $10 "
+            "FROM unnest($3::text[], $4::text[], $5::text[], $6::text[], $7::bytea[], $8::bigint[]) "
+            "WITH ORDINALITY AS m (id, role, name, text, content, position, ordinal)",
+            self._tenant,
+            thread_id,
+            [message.id for message in messages],
+            [message.role.value for message in messages],
+            [message.name for message in messages],
+            [message.text for message in messages],
+            [message.wire for message in messages],
+            list(positions),
+            run_id or None,
+            is_output,
+            refusals={"message_pkey": taken},
+        )

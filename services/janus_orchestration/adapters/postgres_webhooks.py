@@ -2,7 +2,8 @@
 
 from collections.abc import AsyncIterator, Mapping
 
-from janus_kit.postgres import Connection, Database
+from janus_kit.postgres import Database
+from janus_kit.postgres_batch import Batch
 from janus_orchestration.adapters import rows
 from janus_orchestration.webhook import DeliveryClaim, Letter, Webhook, WebhookDelivery
 
@@ -16,7 +17,7 @@ _HELD = f"{_KEY} AND attempts = $5 AND dead_at IS NULL"
 class PostgresWebhooks:
     """Part of ``PostgresRecords``: one tenant's webhooks."""
 
-    _connection: Connection
+    _connection: Batch
     _tenant: str
 
     async def lock_webhooks(self) -> int:

@@ -75,8 +75,8 @@ return {base, intact}
 """
 )
 
-# KEYS: stream, incarnation. ARGV: epoch, ttl in ms, then (sequence, field, wire) for each event.
-# What is there already (an answer got lost) is passed over.
+# KEYS: stream, incarnation. ARGV: epoch, ttl in ms, 1 when a stream that is not there begins,
+# then (sequence, field, wire) for each event. What is there already (an answer got lost) is passed over.
 _APPEND = (
     _COMMON
     + """
@@ -86,8 +86,10 @@ if redis.call('EXISTS', KEYS[1]) == 1 then
   local last_epoch, sequence = last_id(KEYS[1])
   if last_epoch > epoch then return -1 end
   if last_epoch == epoch then last_sequence = sequence end
+elseif ARGV[3] == '1' then
+  redis.call('SET', KEYS[2], incarnation(), 'PX', ARGV[2])
 end
-for i = 3, #ARGV, 3 do
+for i = 4, #ARGV, 3 do
   if tonumber(ARGV[i]) > last_sequence then
     redis.call('XADD', KEYS[1], ARGV[1] .. '-' .. ARGV[i], ARGV[i + 1], ARGV[i + 2])
   end
@@ -116,16 +118,17 @@ class RedisEvents:
 
     async def open(self, tenant: str, run_id: str, epoch: int, *, known: int, otherwise: int) -> Opened:
         async with self._answering():
-            # The first owner's stream is new: there is nothing that a restart could have lost.
-            synced = epoch > 1 and await self._syncs_every_write()
+            synced = await self._syncs_every_write()
             arguments = [epoch, known, otherwise, self._ttl_ms, int(synced)]
             base, intact = await self._open(keys=_keys(tenant, run_id), args=arguments)
         if base == _FENCED:
             raise Fenced(run_id)
         return Opened(int(base), bool(intact))
 
-    async def append(self, tenant: str, run_id: str, epoch: int, events: Sequence[Recorded]) -> None:
-        arguments: list[Any] = [epoch, self._ttl_ms]
+    async def append(
+        self, tenant: str, run_id: str, epoch: int, events: Sequence[Recorded], *, begins: bool = False
+    ) -> None:
+        arguments: list[Any] = [epoch, self._ttl_ms, int(begins)]
         for event in events:
             arguments += (event.cursor.sequence, _FIELDS[event.terminal, event.durable], event.wire)
         async with self._answering():

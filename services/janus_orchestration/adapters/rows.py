@@ -52,6 +52,15 @@ PENDING_COLUMNS = (
 )
 
 
+def parts(row: Row, *columns: str) -> list[dict[str, Any]]:
+    """A row of several tables, one after the other, as a row of each; their columns may have the same names."""
+    found, first = [], 0
+    for names in (each.split(", ") for each in columns):
+        found.append(dict(zip(names, row[first : first + len(names)], strict=True)))
+        first += len(names)
+    return found
+
+
 def usage_to(usage: Usage | None) -> str | None:
     """JSON of a usage."""
     return None if usage is None else json.dumps(asdict(usage))
@@ -242,7 +251,13 @@ def pending_from(row: Row) -> Pending:
 
 def debt_from(row: Row) -> StoreDebt:
     return StoreDebt(
-        row["thread_id"], row["from_position"], row["to_position"], row["run_id"], row["space"], row["extract"]
+        row["thread_id"],
+        row["from_position"],
+        row["to_position"],
+        row["run_id"],
+        row["space"],
+        row["extract"],
+        row["subject"],
     )
 
 

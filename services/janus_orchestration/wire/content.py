@@ -1,6 +1,5 @@
 """Messages, usage, times and JSON: what several requests have in common."""
 
-import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -11,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from janus_api.content.v1 import message_pb2, usage_pb2
 from janus_kit.ids import new_id
+from janus_kit.json_schema.rules import BrokenRule, read
 from janus_kit.validate import Violations
 from janus_orchestration.model import MOST_BYTES, Message, Role, Usage
 
@@ -177,25 +177,12 @@ def check_json_object(check: Violations, where: str, text: str) -> None:
     if not check.require(len(text.encode()) <= MAX_JSON_BYTES, where, "must be at most 16 KiB"):
         return
     try:
-        value = json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        check.add(where, "must be valid JSON")
+        value = read(text, MAX_JSON_DEPTH)
+    except BrokenRule as broken:
+        check.add(where, str(broken))
         return
     check.require(isinstance(value, dict), where, "must be a JSON object")
-    check.require(_depth(value) <= MAX_JSON_DEPTH, where, f"must not be deeper than {MAX_JSON_DEPTH}")
     check.require("\\u0000" not in text and "\x00" not in text, where, "must not contain NUL characters")
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _depth(value: object) -> int:
-    if isinstance(value, dict):
-        return 1 + max(map(_depth, value.values()), default=0)
-    if isinstance(value, list):
-        return 1 + max(map(_depth, value), default=0)
-    return 0
 
 
 def timestamp(moment: datetime) -> Timestamp:

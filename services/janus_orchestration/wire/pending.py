@@ -2,10 +2,10 @@
 
 from janus_api.orchestration.v1 import agent_pb2, run_pb2
 from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
+from janus_kit.json_schema.rules import BrokenRule, read
 from janus_kit.validate import Violations
 from janus_orchestration.answers import Given, Reply
 from janus_orchestration.model import Pending, PendingKind, Verdict
-from janus_orchestration.tools import strict_json
 from janus_orchestration.wire.content import check_tool_result, timestamp
 from janus_orchestration.wire.tools import call_to
 
@@ -93,14 +93,9 @@ def answer_from(sent: pb.InputAnswer, is_set: bool) -> Reply:
     check.id("answer.input_id", sent.input_id)
     content = sent.answer_json.encode()
     if check.size("answer.answer_json", content, at_least=1, at_most=_MOST_ANSWER_BYTES):
-        check.require(_is_json(sent.answer_json), "answer.answer_json", "must be valid JSON")
+        try:
+            read(sent.answer_json)
+        except BrokenRule as broken:
+            check.add("answer.answer_json", str(broken))
     check.done()
     return Reply(sent.run_id, [Given(PendingKind.INPUT, sent.input_id, Verdict.ANSWERED, content)])
-
-
-def _is_json(text: str) -> bool:
-    try:
-        strict_json(text)
-    except ValueError:
-        return False
-    return True

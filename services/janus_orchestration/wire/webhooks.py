@@ -51,7 +51,7 @@ def webhook_from(webhook: pb.Webhook, is_set: bool) -> Webhook:
         name=webhook.name,
         url=webhook.url,
         events=tuple(_KINDS[event] for event in webhook.events) or ENDS,
-        agents=tuple(dict.fromkeys(webhook.agents)),
+        agents=tuple(webhook.agents),
         secret=secret or b"",
     )
 

@@ -14,6 +14,7 @@
 - ``tools=N`` call N tools, named ``tool=NAME`` (default weather), ``think=N`` think N words first, ``refuse=1``;
 - ``finish=WORD`` the reason to stop; ``usage=0`` leave the usage out, ``uncounted=zeros|total|nonsense`` put
   nothing into it that can be used, ``counting=1`` say it with every word (Chat Completions);
+- ``unasked=1`` log-probabilities that nobody asked for;
 - ``type=MIME`` another content type; ``whole=1`` one JSON body, not a stream;
 - ``done=0`` leave the terminal marker out; ``unframed=1`` a body that ends
   with the connection, so that an early end looks orderly.

@@ -128,7 +128,7 @@ def _pieces(orders: Directives, body: dict[str, Any]) -> Iterator[Piece]:
                 kind, key = ("refusal", "refusal") if orders.has("refuse") else ("output_text", "text")
                 yield piece("content_part.added", **of, part={**part, key: ""})
                 for word in orders.words():
-                    yield piece(f"{kind}.delta", word=True, **of, delta=word, logprobs=_logprobs(word, body))
+                    yield piece(f"{kind}.delta", word=True, **of, delta=word, logprobs=_logprobs(orders, word, body))
                 yield piece(f"{kind}.done", **of, **{key: part[key]})
                 yield piece("content_part.done", **of, part=part)
         yield piece("output_item.done", output_index=place, item=item)
@@ -137,9 +137,9 @@ def _pieces(orders: Directives, body: dict[str, Any]) -> Iterator[Piece]:
         yield piece(whole["status"], response=whole)
 
 
-def _logprobs(word: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+def _logprobs(orders: Directives, word: str, body: dict[str, Any]) -> list[dict[str, Any]]:
     """One token a word, and as many others in its place as were asked for."""
-    if "message.output_text.logprobs" not in body.get("include", ()):
+    if "message.output_text.logprobs" not in body.get("include", ()) and not orders.has("unasked"):
         return []
     others = [{"token": f"other{rank}", "logprob": -1.0 - rank} for rank in range(body.get("top_logprobs", 0))]
     return [{"token": word, "logprob": -0.25, "top_logprobs": others}]

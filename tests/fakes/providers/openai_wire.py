@@ -74,7 +74,8 @@ def _reason(orders: Directives) -> str:
 
 def _chunks(orders: Directives, body: dict[str, Any]) -> Iterator[Piece]:
     def chunk(delta: dict[str, Any], reason: str | None = None, usage: dict[str, int] | None = None) -> bytes:
-        tokens = _logprobs(delta["content"], body) if body.get("logprobs") and delta.get("content") else None
+        wanted = body.get("logprobs") or orders.has("unasked")
+        tokens = _logprobs(delta["content"], body) if wanted and delta.get("content") else None
         choice = {"index": 0, "delta": delta, "logprobs": tokens, "finish_reason": reason}
         return event({**head, "choices": [choice], "usage": usage})
 
@@ -103,8 +104,9 @@ def _chunks(orders: Directives, body: dict[str, Any]) -> Iterator[Piece]:
 
 def _logprobs(word: str, body: dict[str, Any]) -> dict[str, Any]:
     """One token a word, and as many others in its place as were asked for."""
-    others = [{"token": f"other{rank}", "logprob": -1.0 - rank, "bytes": None} for rank in range(body["top_logprobs"])]
-    token = {"token": word, "logprob": -0.25, "bytes": list(word.encode()), "top_logprobs": others}
+    others = body.get("top_logprobs", 0)
+    top = [{"token": f"other{rank}", "logprob": -1.0 - rank, "bytes": None} for rank in range(others)]
+    token = {"token": word, "logprob": -0.25, "bytes": list(word.encode()), "top_logprobs": top}
     return {"content": [token], "refusal": None}
 
 

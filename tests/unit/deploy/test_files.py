@@ -18,6 +18,8 @@ import pytest
 import yaml
 from redis import AuthenticationError
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from janus_app.embedded import binaries
@@ -136,7 +138,7 @@ async def test_redis_starts_with_its_configuration_and_wants_the_password(redis_
                 await asyncio.sleep(0.05)
         assert (await client.config_get("appendonly"))["appendonly"] == "yes"
         assert (await client.config_get("maxmemory-policy"))["maxmemory-policy"] == "volatile-lru"
-    async with Redis(port=redis_port) as stranger:
+    async with Redis(port=redis_port, retry=Retry(NoBackoff(), 0)) as stranger:
         with pytest.raises(AuthenticationError):
             await stranger.ping()
 

@@ -128,7 +128,7 @@ def settings() -> EdgeSettings:
 async def edge(target: str, settings: EdgeSettings) -> AsyncIterator[httpx2.AsyncClient]:
     async with (
         server(settings, target) as running,
-        httpx2.AsyncClient(base_url=running.url, trust_env=False, timeout=20) as client,
+        httpx2.AsyncClient(base_url=running.url, trust_env=False, verify=False, timeout=20) as client,
     ):
         yield client
 

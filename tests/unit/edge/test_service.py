@@ -96,7 +96,10 @@ async def test_a_required_part_makes_it_unready_until_it_is_back(edge: httpx2.As
 
 async def test_without_a_mesh_it_lives_but_is_not_ready_and_says_who_is_away(settings: EdgeSettings):
     target = f"127.0.0.1:{unused_port()}"
-    async with server(settings, target) as running, httpx2.AsyncClient(base_url=running.url, trust_env=False) as client:
+    async with (
+        server(settings, target) as running,
+        httpx2.AsyncClient(base_url=running.url, trust_env=False, verify=False) as client,
+    ):
         assert (await client.get("/livez")).status_code == 200
         ready = await client.get("/readyz")
         models = await client.get("/v1/models")
@@ -110,7 +113,10 @@ async def test_without_a_mesh_it_lives_but_is_not_ready_and_says_who_is_away(set
 async def test_what_is_only_reported_makes_it_degraded_at_most(target: str, settings: EdgeSettings):
     other = f"127.0.0.1:{unused_port()}"
     settings = settings.model_copy(update={"also_report": (other,)})
-    async with server(settings, target) as running, httpx2.AsyncClient(base_url=running.url, trust_env=False) as client:
+    async with (
+        server(settings, target) as running,
+        httpx2.AsyncClient(base_url=running.url, trust_env=False, verify=False) as client,
+    ):
         response = await client.get("/readyz")
     assert response.status_code == 200
     body = response.json()
@@ -193,7 +199,7 @@ async def test_a_request_in_flight_is_finished_before_the_server_stops(
     inference.events = playing(started, delta, go_on, finished)
     settings = settings.model_copy(update={"drain_s": 30})
     ask = {"model": "x", "stream": True, "messages": [{"role": "user", "content": "x"}]}
-    async with httpx2.AsyncClient(trust_env=False) as client:
+    async with httpx2.AsyncClient(trust_env=False, verify=False) as client:
         leave = asyncio.Event()
         stopped = asyncio.Event()
         address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -221,7 +227,7 @@ async def refused(url: str) -> None:
     """Return once new connections are refused, which a server does first when it drains."""
     async with asyncio.timeout(10):
         while True:
-            async with httpx2.AsyncClient(trust_env=False) as client:
+            async with httpx2.AsyncClient(trust_env=False, verify=False) as client:
                 try:
                     await client.get(f"{url}/livez")
                 except httpx2.ConnectError:

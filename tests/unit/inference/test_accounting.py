@@ -215,7 +215,7 @@ ANTHROPIC_MORE: list[tuple[str, dict[str, Any], Usage]] = [
             "cache_creation": {"ephemeral_5m_input_tokens": 3, "ephemeral_1h_input_tokens": 4},
             "output_tokens": 1,
         },
-        Usage(10, 0, 7, 1),
+        Usage(10, 0, 7, 1, off_list=True),
     ),
     (
         "requests of server-side tools are no tokens",
@@ -246,6 +246,39 @@ ANTHROPIC_MORE: list[tuple[str, dict[str, Any], Usage]] = [
             ],
         },
         Usage(1130, 40, 0, 62),
+    ),
+    ("the list price's tier", {"input_tokens": 3, "output_tokens": 1, "service_tier": "standard"}, Usage(3, 0, 0, 1)),
+    ("another tier", {"input_tokens": 3, "service_tier": "priority"}, Usage(3, off_list=True)),
+    ("another speed", {"input_tokens": 3, "speed": "fast"}, Usage(3, off_list=True)),
+    ("the list price's place", {"input_tokens": 3, "inference_geo": "global"}, Usage(3)),
+    ("another place", {"input_tokens": 3, "inference_geo": "us"}, Usage(3, off_list=True)),
+    (
+        "a cache for five minutes",
+        {
+            "input_tokens": 3,
+            "cache_creation_input_tokens": 7,
+            "cache_creation": {"ephemeral_5m_input_tokens": 7, "ephemeral_1h_input_tokens": 0},
+        },
+        Usage(3, 0, 7),
+    ),
+    (
+        "a cache for an hour",
+        {
+            "input_tokens": 3,
+            "cache_creation_input_tokens": 7,
+            "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 7},
+        },
+        Usage(3, 0, 7, off_list=True),
+    ),
+    (
+        "an iteration that wrote a cache for an hour",
+        {
+            "input_tokens": 3,
+            "iterations": [
+                {"type": "compaction", "input_tokens": 2, "cache_creation": {"ephemeral_1h_input_tokens": 1}}
+            ],
+        },
+        Usage(5, off_list=True),
     ),
     ("iterations that make no sense", {"input_tokens": 3, "output_tokens": 1, "iterations": "x"}, Usage(3, 0, 0, 1)),
 ]

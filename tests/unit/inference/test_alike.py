@@ -178,6 +178,14 @@ def test_only_the_first_of_the_events_that_are_alike_is_parsed(monkeypatch: pyte
     assert parsed == 1
 
 
+def test_of_an_answer_that_comes_all_at_once_only_the_first_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    opening, words = chunk(""), [chunk(f"{number} ") for number in range(20)]
+    events, parsed = parsed_of(monkeypatch, [b"".join([opening, *words])])
+    assert events == [TextDelta(0, "0 "), TextDelta(0, "".join(f"{number} " for number in range(1, 20)))]
+    # The one without text, from which nothing can be learned, and the first that has some.
+    assert parsed == 2
+
+
 def test_an_event_that_a_chunk_ends_within_is_read_with_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = b"".join(chunk(f"{number} ") for number in range(20))
     first = len(chunk("0 "))

@@ -99,6 +99,20 @@ async def test_no_other_target_is_asked_for_an_answer_that_was_too_large(stores:
         assert raised.value.reason == "MESSAGE_TOO_LARGE"
 
 
+async def test_an_answer_that_is_too_large_to_be_resumed_says_what_is_on_record(stores: Stores) -> None:
+    before = await recorded(stores)
+    provider = endless(TextDelta(0, "z" * 1000))
+    events = await events_of(stores.generation(provider), prompt(resumable=True))
+    failed = events[-1]
+    assert isinstance(failed, Failed)
+    assert (failed.error.code, failed.error.reason) == REASONS
+    assert (await recorded(stores))[len(before) :] == [("cancelled", True)]
+    async with stores.pool.tenant(CALLER.tenant) as connection:
+        used = await connection.fetchval("SELECT output_tokens FROM inference.usage ORDER BY started_at DESC LIMIT 1")
+    assert failed.usage.output_tokens == used
+    assert provider.closed == 1
+
+
 async def test_a_stream_that_will_be_stored_is_ended(stores: Stores) -> None:
     provider = endless(TextDelta(0, "z" * 1000))
     events = await events_of(stores.generation(provider), prompt(request_id="endless"))

@@ -2,13 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from tests.fakes.providers.setups import CALLER, Stores, events_of, prompt
 from tests.fakes.providers.told import STOP, Batches, Told, falling_silent, telling
 
+from janus_inference.adapters.redis_replay import RedisReplay
 from janus_inference.events import (
     Event,
     Failed,
@@ -22,11 +24,11 @@ from janus_inference.events import (
 )
 from janus_inference.generation import Generation
 from janus_inference.model import Prompt, Routing
-from janus_inference.ports import Ask
+from janus_inference.ports import Ask, ReplayAway
 from janus_inference.provider_errors import ProviderFailure, Refused, broken, classify, unreachable
 from janus_inference.routing import Alias
 from janus_inference.settings import RoutingSettings
-from janus_kit.errors import InvalidArgument, JanusError
+from janus_kit.errors import InvalidArgument, JanusError, Unavailable
 
 QUICK = RoutingSettings(backoff_s=0.001, backoff_most_s=0.05)
 OVERLOADED = classify("one", "fake", Refused(529))
@@ -111,20 +113,46 @@ async def test_what_no_target_can_mend_is_asked_once(stores: Stores) -> None:
     assert (providers["one"].asked, providers["two"].asked) == (["fake"], [])
 
 
-async def test_a_target_that_cannot_say_the_prompt_is_passed_over(stores: Stores) -> None:
-    class Choosy(Playing):
-        @asynccontextmanager
-        async def stream(self, ask: Ask) -> AsyncIterator[Batches]:
-            self.asked.append(ask.model)
-            if ask:
-                raise InvalidArgument("prompt.stop", "no", reason="CAPABILITY_UNSUPPORTED")
-            yield self._tell(ask)
+@pytest.mark.parametrize("resumable", [False, True])
+@pytest.mark.parametrize("hedge_after", [None, 5.0])
+async def test_a_target_that_cannot_say_the_prompt_is_passed_over(
+    stores: Stores, resumable: bool, hedge_after: float | None
+) -> None:
+    """It was not asked, so no event names it."""
 
-    providers = {"one": Choosy(), "two": Playing(saying("two speaks"))}
+    class Choosy(Playing):
+        def stream(self, ask: Ask) -> AbstractAsyncContextManager[Batches]:
+            raise InvalidArgument("prompt.stop", "no", reason="CAPABILITY_UNSUPPORTED")
+
+    def asked(*models: str) -> Prompt:
+        falling = falling_back(*models)
+        return replace(falling, resumable=resumable, routing=replace(falling.routing, hedge_after=hedge_after))
+
+    providers = {"one": Choosy(), "two": Playing(OVERLOADED, saying("two speaks")), "three": Choosy()}
     using = stores.generation(providers, routing=QUICK)
-    assert text_of(await events_of(using, falling_back("one", "two"))) == "two speaks"
+    events = await events_of(using, asked("one", "two", "three"))
+    began = [event for event in events if isinstance(event, Started | RouteChanged)]
+    assert [(event.provider, event.attempt) for event in began if isinstance(event, Started)] == [("two", 1)]
+    assert began[1:] == [RouteChanged("two/fake", "two/fake", "PROVIDER_UNAVAILABLE", 2)]
+    assert text_of(events) == "two speaks"
     with pytest.raises(InvalidArgument):
-        await using.answer(falling_back("one"), CALLER)
+        await events_of(using, asked("one"))
+
+
+@pytest.mark.parametrize("hedge_after", [None, 5.0])
+async def test_nobody_is_asked_for_a_resumable_answer_whose_replay_cannot_be_begun(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch, hedge_after: float | None
+) -> None:
+    async def away(*_: object) -> None:
+        await asyncio.sleep(0.02)
+        raise ReplayAway
+
+    monkeypatch.setattr(RedisReplay, "open", away)
+    provider = Playing(saying("hello"))
+    with pytest.raises(Unavailable):
+        asked = replace(prompt(model="one/fake", routing=Routing(hedge_after=hedge_after)), resumable=True)
+        await events_of(stores.generation({"one": provider}), asked)
+    assert provider.asked == []
 
 
 async def test_after_the_first_event_nobody_else_is_asked(stores: Stores) -> None:
@@ -242,6 +270,19 @@ async def test_a_hedge_answers_for_one_that_is_slow_and_the_loser_is_closed_and_
     assert await outcomes(stores, started.generation_id) == [(1, "one", "cancelled"), (2, "two", "ok")]
 
 
+async def test_a_hedge_passes_over_a_target_that_cannot_say_the_prompt(stores: Stores) -> None:
+    class Choosy(Told):
+        def stream(self, ask: Ask) -> AbstractAsyncContextManager[Batches]:
+            raise InvalidArgument("prompt.stop", "no", reason="CAPABILITY_UNSUPPORTED")
+
+    providers = {"one": falling_silent(), "two": Choosy(telling()._tell), "three": telling(*saying("fast"))}
+    alias = Alias(tuple((f"{name}/fake", 0) for name in providers), hedge_after=0.01)
+    using = stores.generation(providers, routing=RoutingSettings(backoff_s=0), aliases={"sure": alias})
+    events = await events_of(using, prompt(model="sure"))
+    assert events[1] == RouteChanged("one/fake", "three/fake", "HEDGED", 2)
+    assert text_of(events) == "fast"
+
+
 async def test_a_hedge_that_loses_leaves_no_trace_in_the_stream(stores: Stores) -> None:
     begin = asyncio.Event()
 
@@ -287,6 +328,19 @@ async def test_when_the_first_fails_the_hedge_goes_on(stores: Stores) -> None:
     await asyncio.sleep(0)
     answer.set()
     events = await reading
+    assert events[1] == RouteChanged("one/fake", "two/fake", "PROVIDER_UNAVAILABLE", 2)
+    assert text_of(events) == "two speaks"
+
+
+async def test_a_target_that_there_is_no_budget_to_hedge_at_is_still_asked_when_the_first_fails(stores: Stores) -> None:
+    async def late(ask: Ask) -> Batches:
+        await asyncio.sleep(0.05)
+        raise OVERLOADED
+        yield
+
+    two = Playing(saying("two speaks"))
+    using = hedged(stores, Told(late), two, retry_budget_least=0, retry_budget_ratio=0)
+    events = await events_of(using, prompt(model="sure"))
     assert events[1] == RouteChanged("one/fake", "two/fake", "PROVIDER_UNAVAILABLE", 2)
     assert text_of(events) == "two speaks"
 

@@ -204,3 +204,30 @@ def test_calls_of_an_unknown_kind_are_counted() -> None:
     reading = reader()
     reading.feed(chunk({"index": 0, "id": "a", "type": "hologram", "hologram": {}}) + END)
     assert (reading.failure, reading.unknown) == (None, 1)
+
+
+@pytest.mark.parametrize("first", ["0", 0.0, 0], ids=repr)
+@pytest.mark.parametrize("second", ["1", 1.0], ids=repr)
+def test_an_index_is_a_number_however_it_is_written(first: object, second: object) -> None:
+    assert calls(
+        read(
+            chunk(fragment('{"x":', "clock", index=first, id="a")),
+            chunk(fragment('{"y":2', "weather", index=second, id="b")),
+            chunk(fragment("1}", index=0)),
+            chunk(fragment("}", index=second)),
+            END,
+        )
+    ) == [("a", "clock", '{"x":1}'), ("b", "weather", '{"y":2}')]
+
+
+@pytest.mark.parametrize("index", ["", "one", "-1", "1.0", 0.5, True, [0], {}], ids=repr)
+def test_an_index_that_is_no_number_counts_as_none(index: object) -> None:
+    assert calls(
+        read(
+            chunk(fragment('{"x":', "clock", index=index, id="a")),
+            chunk(fragment("1}", index=index)),
+            chunk(fragment('{"y":', "weather", index=index, id="b")),
+            chunk(fragment("2}", index=index)),
+            END,
+        )
+    ) == [("a", "clock", '{"x":1}'), ("b", "weather", '{"y":2}')]

@@ -64,6 +64,26 @@ def call(arguments: str, **more: Any) -> dict[str, Any]:
     return {"type": "function", "function": function, **more}
 
 
+@pytest.mark.parametrize(
+    ("tier", "off_list"),
+    [(None, False), ("auto", False), ("default", False), ("on_demand", False), ("priority", True), ("flex", True)],
+)
+def test_the_tier_that_an_answer_was_charged_at_is_known(tier: str | None, off_list: bool) -> None:
+    usage = b'data: {"id":"c1","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\n'
+    reading = reader()
+    reading.feed(chunk({"content": "Hel"}, service_tier=tier))
+    assert reading.used() == (Usage(off_list=True) if off_list else None)
+    events = reading.feed(chunk({}, "stop") + usage + DONE)
+    assert events[0] == UsageUpdated(Usage(3, output_tokens=2, off_list=off_list))
+
+
+def test_a_tier_alone_is_no_usage() -> None:
+    assert read(chunk({"content": "Hello"}, service_tier="priority"), chunk({}, "stop"), DONE) == [
+        TextDelta(0, "Hello"),
+        Stopped(FinishReason.STOP, "stop", "c1"),
+    ]
+
+
 def test_text_usage_and_the_end() -> None:
     usage = b'data: {"id":"c1","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\n'
     assert read(chunk({"content": "Hel"}), chunk({"content": "lo"}), chunk({}, "stop"), usage, DONE) == [
@@ -150,7 +170,7 @@ def test_calls_without_ids_get_some() -> None:
     [
         ("", "{}", True, False, "$: 'city' is missing"),
         ('{"city": "Rome"}', '{"city": "Rome"}', True, True, ""),
-        ('{"city": ', '{"city": ', False, False, "the arguments are not valid JSON"),
+        ('{"city": ', '{"city": ', False, False, "the arguments must be valid JSON"),
         ("[1]", "[1]", True, False, "the arguments must be a JSON object"),
     ],
 )
@@ -226,6 +246,25 @@ def test_texts_that_grow_beside_each_other_keep_their_own_halves() -> None:
     assert calls == ['{"city": "😀"}', '{"city": "🌍"}']
     assert "".join(event.text or "" for event in events if isinstance(event, ReasoningDelta)) == calls[0]
     assert "".join(event.text for event in events if isinstance(event, TextDelta)) == calls[1]
+
+
+@pytest.mark.parametrize("number", [int, float, str])
+def test_calls_that_take_turns_keep_their_own_halves(number: Any) -> None:
+    def fragment(at: int, text: str, **more: Any) -> bytes:
+        return chunk({"tool_calls": [call(text, index=number(at), **more)]})
+
+    events = read(
+        fragment(0, '{"city": "\ud83d', id="t0", name="weather"),
+        fragment(1, '{"city": "\ud83c', id="t1", name="weather"),
+        fragment(0, "\ude00"),
+        chunk({"content": "so"}),
+        fragment(1, '\udf0d"}'),
+        fragment(0, '"}'),
+        chunk({}, "tool_calls"),
+        DONE,
+    )
+    calls = [event.call.arguments_json for event in events if isinstance(event, ToolCallCompleted)]
+    assert calls == ['{"city": "😀"}', '{"city": "🌍"}']
 
 
 def test_nul_becomes_a_replacement_character_wherever_the_model_writes() -> None:

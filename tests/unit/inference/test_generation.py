@@ -1,8 +1,8 @@
 """What holds for every provider: order, one end, limits, and what failures look like."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, aclosing
 
 import pytest
 from prometheus_client import REGISTRY
@@ -213,11 +213,8 @@ async def test_bad_input_reaches_no_provider(stores: Stores) -> None:
 
 async def test_a_prompt_that_the_dialect_cannot_say_counts_as_refused(stores: Stores) -> None:
     class Choosy(Told):
-        @asynccontextmanager
-        async def stream(self, ask: Ask) -> AsyncIterator[Batches]:
-            if ask:
-                raise InvalidArgument("prompt.stop", "no")
-            yield self._tell(ask)
+        def stream(self, ask: Ask) -> AbstractAsyncContextManager[Batches]:
+            raise InvalidArgument("prompt.stop", "no")
 
     before = metric("attempts_total", outcome="refused")
     with pytest.raises(InvalidArgument):

@@ -56,6 +56,22 @@ def read(*events: dict[str, Any]) -> list[ProviderEvent]:
     return found
 
 
+def test_calls_that_take_turns_keep_their_own_halves() -> None:
+    def start(index: int) -> dict[str, Any]:
+        begun = {"type": "tool_use", "id": f"t{index}", "name": "weather", "input": {}}
+        return {"type": "content_block_start", "index": index, "content_block": begun}
+
+    def delta(index: int, piece: str) -> dict[str, Any]:
+        said = {"type": "input_json_delta", "partial_json": piece}
+        return {"type": "content_block_delta", "index": index, "delta": said}
+
+    first = [delta(0, '{"city": "\ud83d'), delta(1, '{"city": "\ud83c')]
+    rest = [delta(0, '\ude00"}'), delta(1, '\udf0d"}')]
+    events = read(START, start(0), start(1), *first, *rest, end("tool_use"), STOP)
+    calls = [event.call.arguments_json for event in events if isinstance(event, ToolCallCompleted)]
+    assert calls == ['{"city": "😀"}', '{"city": "🌍"}']
+
+
 def test_usage_that_was_said_before_the_answer_alone_is_an_estimate() -> None:
     text = block({"type": "text", "text": ""}, {"type": "text_delta", "text": "Hello"})
     uncounted = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}}
@@ -104,6 +120,66 @@ def test_reasoning_keeps_its_proof() -> None:
         ReasoningDelta(1, redacted=b"ZW5j"),
         ReasoningSignature(1, b"", "anthropic"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("begun", "last"),
+    [
+        (
+            block(
+                {"type": "tool_use", "id": "t1", "name": "weather", "input": {}},
+                {"type": "input_json_delta", "partial_json": '{"x":1}'},
+            ),
+            ToolCallCompleted(0, ToolCall("t1", "weather", '{"x":1}')),
+        ),
+        (
+            block(
+                {"type": "tool_use", "id": "t1", "name": "weather", "input": {}},
+                {"type": "input_json_delta", "partial_json": '{"x":'},
+            ),
+            ToolCallCompleted(0, ToolCall("t1", "weather", '{"x":'), False, False, "the arguments must be valid JSON"),
+        ),
+        (
+            block(
+                {"type": "server_tool_use", "id": "s1", "name": "web_search", "input": {}},
+                {"type": "input_json_delta", "partial_json": '{"q":"x"}'},
+            ),
+            OpaqueAdded(
+                0,
+                Opaque(
+                    "anthropic",
+                    "server_tool_use",
+                    b'{"type":"server_tool_use","id":"s1","name":"web_search","input":{"q":"x"}}',
+                ),
+            ),
+        ),
+        (
+            block(
+                {"type": "thinking", "thinking": "", "signature": ""},
+                {"type": "thinking_delta", "thinking": "hm"},
+                {"type": "signature_delta", "signature": "c2ln"},
+            ),
+            ReasoningSignature(0, b"c2ln", "anthropic"),
+        ),
+    ],
+)
+def test_a_block_that_is_never_stopped_ends_with_the_message(begun: list[dict[str, Any]], last: ProviderEvent) -> None:
+    stopped, unstopped = read(START, *begun, end(), STOP), read(START, *begun[:-1], end(), STOP)
+    assert unstopped[-3:] == [UsageUpdated(Usage(8, output_tokens=5)), last, stopped[-1]]
+    assert {*map(repr, stopped)} == {*map(repr, unstopped)}
+
+
+def test_a_block_ends_where_another_begins_in_its_place() -> None:
+    calls = [block({"type": "tool_use", "id": identity, "name": "weather", "input": {}})[0] for identity in "ab"]
+    events = read(START, *calls, end("tool_use"), STOP)
+    whole = [event for event in events if isinstance(event, ToolCallCompleted)]
+    assert [(each.part_index, each.call.call_id) for each in whole] == [(0, "a"), (1, "b")]
+
+
+def test_a_block_that_is_stopped_twice_is_said_once() -> None:
+    tool = block({"type": "tool_use", "id": "t1", "name": "weather", "input": {}})
+    events = read(START, *tool, tool[-1], end("tool_use"), STOP)
+    assert sum(isinstance(event, ToolCallCompleted) for event in events) == 1
 
 
 @pytest.mark.parametrize(

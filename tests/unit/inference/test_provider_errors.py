@@ -13,6 +13,13 @@ from janus_inference.provider_errors import (
 )
 from janus_kit.errors import InvalidArgument
 
+# OpenRouter's words, llama.cpp's and Ollama's.
+NOT_TAKEN = [
+    (404, "No endpoints found that support image input"),
+    (500, "image input is not supported - hint: if this is unexpected, you may need to provide the mmproj"),
+    (500, "this model is missing data required for image input"),
+    (500, "audio input is not supported - hint: if this is unexpected, you may need to provide the mmproj"),
+]
 ROWS = [
     (Refused(429, retry_after=7.5), "RESOURCE_EXHAUSTED", "PROVIDER_RATE_LIMITED", True, 7.5),
     (Refused(429), "RESOURCE_EXHAUSTED", "PROVIDER_RATE_LIMITED", True, 1.0),
@@ -51,6 +58,10 @@ ROWS = [
     (Refused(400), "INVALID_ARGUMENT", "PROVIDER_REJECTED_REQUEST", False, None),
     (Refused(422), "INVALID_ARGUMENT", "PROVIDER_REJECTED_REQUEST", False, None),
     (Refused(400, code="context_length_exceeded"), "INVALID_ARGUMENT", "CONTEXT_TOO_LONG", False, None),
+    *(
+        (Refused(status, message=message), "INVALID_ARGUMENT", "PROVIDER_REJECTED_REQUEST", False, None)
+        for status, message in NOT_TAKEN
+    ),
 ]
 
 
@@ -75,6 +86,11 @@ def test_every_status_has_its_meaning(
             "130412",
         ),
         ("prompt is too long: 208310 tokens > 200000 maximum", "200000", "208310"),
+        (
+            "input (723 tokens) is too large to process. increase the physical batch size (current batch size: 512)",
+            "512",
+            "723",
+        ),
         ("the request exceeds the context window of this model", None, None),
     ],
 )
@@ -153,6 +169,7 @@ ELSEWHERE = [
     (Refused(400, code="context_length_exceeded"), True),
     (Refused(413, type="tokens", code="rate_limit_exceeded"), True),
     (Refused(503, should_retry=False), True),
+    *((Refused(status, message=message), True) for status, message in NOT_TAKEN),
     (Refused(400), False),
     (Refused(422), False),
     (Refused(400, should_retry=True), False),

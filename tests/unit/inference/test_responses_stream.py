@@ -53,6 +53,25 @@ def ended(*items: Any, kind: str = "completed", **fields: Any) -> bytes:
     return sse(f"response.{kind}", response=answer)
 
 
+@pytest.mark.parametrize(
+    ("asked", "charged", "off_list"),
+    [("auto", "default", False), ("auto", "priority", True), ("priority", "default", False), ("flex", None, True)],
+)
+def test_the_tier_that_the_answer_was_charged_at_is_the_last_that_was_said(
+    asked: str, charged: str | None, off_list: bool
+) -> None:
+    reading = reader()
+    events = reading.feed(sse("response.created", response={"id": "resp_1", "service_tier": asked}))
+    events += reading.feed(ended(usage={"input_tokens": 3}, service_tier=charged))
+    assert events[0] == UsageUpdated(Usage(3, off_list=off_list))
+
+
+def test_the_tier_of_an_answer_that_is_cut_is_known() -> None:
+    reading = reader()
+    reading.feed(sse("response.created", response={"id": "resp_1", "service_tier": "priority"}))
+    assert reading.used() == Usage(off_list=True)
+
+
 def added(item: Any, place: int = 0) -> bytes:
     return sse("response.output_item.added", output_index=place, item=item)
 
@@ -167,7 +186,7 @@ def test_parallel_calls_are_kept_apart() -> None:
     [
         ("", "{}", True, "$: 'city' is missing"),
         ({"city": "Rome"}, '{"city":"Rome"}', True, ""),
-        ('{"city": ', '{"city": ', False, "the arguments are not valid JSON"),
+        ('{"city": ', '{"city": ', False, "the arguments must be valid JSON"),
     ],
 )
 def test_arguments_are_judged(arguments: Any, whole: str, valid_json: bool, problem: str) -> None:
@@ -183,7 +202,7 @@ def test_a_call_that_a_limit_cut_is_completed_as_it_is() -> None:
     )
     assert events[1:] == [
         ToolCallArguments(0, '{"ci'),
-        ToolCallCompleted(0, ToolCall("a", "weather", '{"ci'), False, False, "the arguments are not valid JSON"),
+        ToolCallCompleted(0, ToolCall("a", "weather", '{"ci'), False, False, "the arguments must be valid JSON"),
         Stopped(FinishReason.LENGTH, "max_output_tokens", "resp_1"),
     ]
 
@@ -463,6 +482,22 @@ def test_unknown_events_are_counted_and_known_ones_are_not() -> None:
 def test_half_a_surrogate_pair_and_nul_become_replacement_characters() -> None:
     split = b'data: {"type":"response.output_text.delta","output_index":0,"delta":"a\\ud83d\\u0000"}\n\n'
     assert read(split, ended())[0] == TextDelta(0, "a\ufffd\ufffd")
+
+
+@pytest.mark.parametrize("place", ["output_index", "item_id"])
+def test_calls_that_take_turns_keep_their_own_halves(place: str) -> None:
+    kind = "response.function_call_arguments.delta"
+    item = {"type": "function_call", "name": "weather"}
+    events = read(
+        *(sse("response.output_item.added", item={**item, "call_id": name}, **{place: name}) for name in "ab"),
+        sse(kind, delta='{"city": "\ud83d', **{place: "a"}),
+        sse(kind, delta='{"city": "\ud83c', **{place: "b"}),
+        sse(kind, delta='\ude00"}', **{place: "a"}),
+        sse(kind, delta='\udf0d"}', **{place: "b"}),
+        ended(),
+    )
+    calls = [event.call.arguments_json for event in events if isinstance(event, ToolCallCompleted)]
+    assert calls == ['{"city": "😀"}', '{"city": "🌍"}']
 
 
 def test_a_stream_that_is_cut_at_any_byte_is_never_whole() -> None:

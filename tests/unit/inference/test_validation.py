@@ -19,6 +19,7 @@ from janus_inference.model import (
     Prompt,
     Reasoning,
     ReasoningOptions,
+    Refusal,
     Role,
     Routing,
     Sampling,
@@ -75,8 +76,10 @@ BAD: list[tuple[str, Prompt]] = [
     *(
         (f"prompt.messages[0].parts[0].{field}", with_part(part, Role.ASSISTANT))
         for field, part in (
-            ("reasoning.text", Reasoning(text="x" * (1024**2 + 1))),
-            ("reasoning.summary", Reasoning(summary="ü" * (1024**2 // 2 + 1))),
+            ("reasoning.text", Reasoning(text="x" * (16 * 1024**2 + 1))),
+            ("reasoning.summary", Reasoning(summary="ü" * (8 * 1024**2 + 1))),
+            ("text", Text("x" * (16 * 1024**2 + 1))),
+            ("refusal", Refusal("x" * (16 * 1024**2 + 1))),
             ("reasoning.redacted", Reasoning(redacted=b"x" * (1024**2 + 1), issuer="openai")),
             ("reasoning.signature", Reasoning(signature=b"x" * (1024**2 + 1), issuer="openai")),
             ("reasoning.issuer", Reasoning(text="x", signature=b"proof")),

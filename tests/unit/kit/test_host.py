@@ -192,6 +192,45 @@ async def test_a_new_call_to_a_draining_server_is_told_when_to_try_again(serving
     await asyncio.wait_for(run, 10)
 
 
+async def test_callers_that_do_not_wait_are_told_of_the_drain_until_their_connections_go(serving, eventually, refusal):
+    """gRPC itself answers a call that comes while it closes a connection, with CANCELLED and no reason."""
+    stopping = Stopping(ServerSettings(listen="127.0.0.1:0", lame_duck_s=0.4, drain_s=60))
+    run = asyncio.create_task(stopping.run(serving))
+    await stopping.is_serving.wait()
+    probe = stopping.probe
+    refused, told = [], []
+
+    async def quickly(text):
+        return text
+
+    async def calls(number):
+        options = [("grpc.use_local_subchannel_pool", 1), ("probe", number)]
+        async with grpc.aio.insecure_channel(probe.host.address, options=options) as client:
+            while True:
+                try:
+                    await probe.call("Unary", "quick", channel=client)
+                except grpc.aio.AioRpcError as error:
+                    refused.append(error.code())
+                    if "grpc-status-details-bin" not in dict(error.trailing_metadata() or ()):
+                        return  # there is no connection any more
+                    told.append(refusal(error).reason)
+
+    async with grpc.aio.insecure_channel(probe.host.address) as client:
+        call = asyncio.create_task(probe.call("ServerStream", channel=client))
+        await stopping.started.wait()
+        probe.act = quickly
+        calling = [asyncio.create_task(calls(number)) for number in range(8)]
+        await asyncio.sleep(0.1)
+        stopping.leave.set()
+        await asyncio.gather(*calling)
+        stopping.release.set()
+        assert await call == ["hello"]
+    await run
+    assert len(told) > 8
+    assert set(told) == {"DRAINING"}
+    assert set(refused) == {grpc.StatusCode.UNAVAILABLE}
+
+
 async def test_a_health_watch_hears_of_the_drain_and_does_not_hold_it_up(serving):
     stopping = Stopping(ServerSettings(lame_duck_s=0, listen="127.0.0.1:0", drain_s=60))
     run = asyncio.create_task(stopping.run(serving))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import jiter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from janus_kit.json_schema import problem
-from janus_kit.json_schema.rules import object_problem, schema_problem
+from janus_kit.json_schema.rules import MOST_DEPTH, BrokenRule, object_problem, read, schema_problem
 
 
 @pytest.mark.parametrize(
@@ -22,8 +23,8 @@ from janus_kit.json_schema.rules import object_problem, schema_problem
         ("{", "must be valid JSON"),
         ("", "must be valid JSON"),
         ('{"a": NaN}', "must be valid JSON"),
-        ('{"a": 1e400}', "must be valid JSON"),
-        ('{"a": "\\ud800"}', "must be valid JSON"),
+        ('{"a": 1e400}', "must hold no number beyond the range of 64-bit floats"),
+        ('{"a": "\\ud800"}', "must hold no half of a surrogate pair"),
         ('{"a":' * 5 + "1" + "}" * 5, "must not nest deeper than 4"),
         ("[" * 100_000, "must be at most 1 KiB"),
         (json.dumps({"a": "é" * 600}, ensure_ascii=False), "must be at most 1 KiB"),
@@ -31,6 +32,20 @@ from janus_kit.json_schema.rules import object_problem, schema_problem
 )
 def test_an_object_holds_to_its_rules(text: str, problem: str | None) -> None:
     assert object_problem(text, 1024, 4) == problem
+
+
+@pytest.mark.parametrize("sign", ["", "-"])
+def test_a_whole_number_has_a_bound_of_digits(sign: str) -> None:
+    longest, longer = (f'{{"a": {sign}{"9" * digits}}}' for digits in (4_300, 4_301))
+    assert object_problem(longest, 8192, 4) is None
+    assert object_problem(longer, 8192, 4) == "must hold no whole number of more than 4,300 digits"
+
+
+def test_a_text_without_a_bound_of_its_own_nests_no_deeper_than_the_fast_reader_follows() -> None:
+    deepest, deeper = ("[" * depth + "]" * depth for depth in (MOST_DEPTH, MOST_DEPTH + 1))
+    assert read(deepest) == jiter.from_json(deepest.encode())
+    with pytest.raises(BrokenRule, match="must not nest deeper than 200"):
+        read(deeper)
 
 
 def test_a_schema_refers_only_within_itself_and_is_not_too_large() -> None:

@@ -110,3 +110,23 @@ def test_statistics_that_lag_behind_do_not_break_scores() -> None:
 
 def test_nothing_found_is_nothing_scored() -> None:
     assert all(len(values) == 0 for values in bm25.scores(Columns([]), ["appl"], Lexicon(0, 0, {})).values())
+
+
+@settings(max_examples=150)
+@given(lines, st.data())
+def test_a_window_has_the_lines_near_in_position_that_are_there(talk: list[Line], data: st.DataObject) -> None:
+    kept = [each for each in candidates_of(talk) if data.draw(st.booleans())]
+    shuffled = data.draw(st.permutations(kept))
+    found = bm25.scores(Columns(shuffled), ["appl"], Lexicon(100, 1_000, {"appl": 1}))
+    for name, (before, after) in bm25.WINDOWS.items():
+        for candidate, score in zip(shuffled, found[name].tolist(), strict=True):
+            near = [
+                other
+                for other in kept
+                if other.session == candidate.session and -before <= other.position - candidate.position <= after
+            ]
+            assert (score > 0) == any(bag(["appl"]) in _hashes(other) for other in near), name
+
+
+def _hashes(candidate: Candidate) -> list[bytes]:
+    return [candidate.bag[at : at + 4] for at in range(0, len(candidate.bag), 4)]

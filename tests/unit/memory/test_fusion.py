@@ -34,6 +34,18 @@ def test_scores_are_finite_and_the_order_is_a_permutation(raw: list[float]) -> N
     assert sorted(ranking.order) == list(range(len(raw)))
 
 
+@given(st.lists(st.tuples(st.sampled_from([1.0, 2.0]), st.integers(0, 3)), min_size=1, max_size=12))
+def test_the_best_come_first_as_their_scores_say_and_of_equals_the_latest(raw: list[tuple[float, int]]) -> None:
+    ranking = rank([candidate(i) for i in range(len(raw))], [value + noise * 1e-13 for value, noise in raw])
+    assert ranking.order == sorted(range(len(raw)), key=lambda row: (-ranking.total[row], -row))
+
+
+def test_what_differs_by_rounding_alone_is_equal() -> None:
+    ranking = rank([candidate(i) for i in range(4)], [2.0 + 1e-13, 1.0, 2.0, 1.5])
+    assert ranking.order == [2, 0, 3, 1]
+    assert ranking.total[2] == ranking.total[0]
+
+
 @given(scores, st.floats(0.5, 100), st.floats(-50, 50))
 def test_a_leg_that_is_scaled_and_shifted_says_the_same(raw: list[float], scale: float, shift: float) -> None:
     values = np.array(raw)
@@ -55,7 +67,9 @@ def test_the_contributions_add_up_to_the_score(raw: list[float]) -> None:
     candidates = [candidate(i, "Ann" if i % 2 else "Bob", i // 3, i) for i in range(len(raw))]
     ranking = rank(candidates, raw, everything, "what did Ann say?")
     for row in range(len(raw)):
-        assert sum(detail.contribution for detail in ranking.details(row)) == pytest.approx(ranking.total[row])
+        assert sum(detail.contribution for detail in ranking.details(row)) == pytest.approx(
+            ranking.total[row], abs=1e-9
+        )
 
 
 def test_a_leg_that_says_the_same_of_all_says_nothing() -> None:

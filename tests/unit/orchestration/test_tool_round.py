@@ -36,7 +36,6 @@ from janus_orchestration.model import (
     Step,
     StepKind,
     Thread,
-    ThreadMessage,
     Tool,
     ToolOutput,
     Verdict,
@@ -108,6 +107,9 @@ class Records:
     async def lock_run(self, run_id: str) -> Run:
         return self.disk.run
 
+    async def lock_thread_and_run(self, thread_id: str, run_id: str) -> tuple[Thread, Run]:
+        return self.disk.thread, self.disk.run
+
     async def write_run(self, run: Run) -> None:
         self.disk.run = run
 
@@ -120,21 +122,18 @@ class Records:
     async def waiting_messages(self, run_id: str) -> list[Message]:
         return list(self.disk.waiting)
 
-    async def commit_waiting_messages(self, run: Run, thread: Thread, at: datetime) -> list[ThreadMessage]:
-        joined = [ThreadMessage(each, place) for place, each in enumerate(self.disk.waiting, thread.last_position + 1)]
-        self._join(self.disk.waiting)
+    async def commit_waiting_messages(self, run: Run, thread: Thread) -> None:
+        self.disk.messages.extend(self.disk.waiting)
         self.disk.waiting = []
-        return joined
 
-    async def commit_messages(self, thread: Thread, messages: Sequence[Message], **_: Any) -> int:
-        self._join(messages)
-        return self.disk.thread.last_position
-
-    def _join(self, messages: Sequence[Message]) -> None:
+    async def commit_messages(self, thread: Thread, messages: Sequence[Message], **_: Any) -> None:
         self.disk.messages.extend(messages)
-        self.disk.thread = replace(self.disk.thread, last_position=len(self.disk.messages))
 
-    async def add_events(self, run_id: str, events: Sequence[Recorded]) -> None:
+    async def write_thread(self, thread: Thread) -> None:
+        assert thread.last_position == len(self.disk.messages)
+        self.disk.thread = thread
+
+    async def add_events(self, run: Run, events: Sequence[Recorded]) -> None:
         self.disk.events.extend(events)
 
     async def events_of_kind(self, run_id: str, kind: str, *, after: int = 0) -> list[Recorded]:
@@ -148,10 +147,8 @@ class Records:
 
     async def set_epoch_start(self, *_: Any) -> None: ...
 
-    async def release_lease(self, run_id: str) -> None:
+    async def end_turn(self, *_: Any) -> None:
         self.disk.has_owner = False
-
-    async def pass_turn(self, *_: Any) -> None: ...
 
     async def add_pending(self, run_id: str, pending: Sequence[Pending]) -> None:
         self.disk.pending.update((each.id, each) for each in pending)

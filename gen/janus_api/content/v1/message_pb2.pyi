@@ -123,9 +123,13 @@ class Part(_message.Message):
     OPAQUE_FIELD_NUMBER: _builtins.int
     CACHE_BREAKPOINT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Plain text, at most 1 MiB of UTF-8."""
+    """Plain text, at most 1 MiB of UTF-8; 16 MiB in a ROLE_ASSISTANT message
+    of a prompt, so that an answer of inference goes back as it came.
+    """
     refusal: _builtins.str
-    """The model declines, in its own words; at most 64 KiB."""
+    """The model declines, in its own words; at most 64 KiB, in a prompt
+    16 MiB.
+    """
     cache_breakpoint: _builtins.bool
     """Asks the provider to cache the prompt up to and including this part.
     Default false; ignored by providers that cache by themselves.
@@ -343,9 +347,9 @@ class Reasoning(_message.Message):
     SIGNATURE_FIELD_NUMBER: _builtins.int
     ISSUER_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """The thinking itself, at most 1 MiB."""
+    """The thinking itself, at most 1 MiB, in a prompt 16 MiB."""
     summary: _builtins.str
-    """The provider's summary of it, at most 1 MiB."""
+    """The provider's summary of it, at most 1 MiB, in a prompt 16 MiB."""
     redacted: _builtins.bytes
     """Encrypted by the provider, at most 1 MiB."""
     signature: _builtins.bytes

@@ -399,9 +399,13 @@ class ToolCallStarted(_message.Message):
     part_index: _builtins.int
     """Index of the part in the answer, from 0; names the call in later events."""
     call_id: _builtins.str
-    """Id of the call, 1 to 128 characters; the ToolResult repeats it."""
+    """Id of the call, 1 to 128 characters, unique in the answer and among the
+    calls of the prompt; the ToolResult repeats it.
+    """
     name: _builtins.str
-    """Name of the tool."""
+    """Name of the tool, `[A-Za-z0-9_.-]{1,64}`. One that the model made up is
+    mended where it is no such name, and never to that of one of the tools.
+    """
     def __init__(
         self,
         *,
@@ -457,7 +461,9 @@ class ToolCallCompleted(_message.Message):
     part_index: _builtins.int
     """Index of the call's part in the answer, from 0."""
     valid_json: _builtins.bool
-    """Whether the arguments are valid JSON."""
+    """Whether the arguments are valid JSON that can be read: nested at most 200
+    deep, with whole numbers of at most 4,300 digits. `problem` says which.
+    """
     valid_schema: _builtins.bool
     """Whether they also hold to the tool's schema. False where the JSON is
     invalid, or there is no such tool. Checked is every keyword of JSON Schema
@@ -472,7 +478,8 @@ class ToolCallCompleted(_message.Message):
     @_builtins.property
     def call(self) -> _message_pb2.ToolCall:
         """The whole call, at once; replaces what the deltas gave. Arguments are `{}`
-        when the model wrote none.
+        when the model wrote none. Where they grow beyond 256 KiB, the answer ends
+        in `failed`, RESOURCE_EXHAUSTED / MESSAGE_TOO_LARGE.
         """
 
     def __init__(

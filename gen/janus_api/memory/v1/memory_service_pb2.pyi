@@ -72,7 +72,7 @@ class AppendMessagesRequest(_message.Message):
     CONSISTENCY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
-    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    `[A-Za-z0-9._:-]`, starting with a letter or digit. Empty: not deduplicated.
     """
     consistency: _scope_pb2.Consistency.ValueType
     """When to answer. Unspecified: as soon as the turns are durable."""
@@ -159,7 +159,7 @@ class ForgetMessagesRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
-    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    `[A-Za-z0-9._:-]`, starting with a letter or digit. Empty: not deduplicated.
     """
     @_builtins.property
     def scope(self) -> _scope_pb2.Scope:
@@ -302,7 +302,7 @@ class RememberRequest(_message.Message):
     CONSISTENCY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
-    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    `[A-Za-z0-9._:-]`, starting with a letter or digit. Empty: not deduplicated.
     """
     consistency: _scope_pb2.Consistency.ValueType
     """When to answer. Unspecified: as soon as the memories are durable."""
@@ -426,7 +426,7 @@ class IngestConfig(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
-    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    `[A-Za-z0-9._:-]`, starting with a letter or digit. Empty: not deduplicated.
     """
     @_builtins.property
     def scope(self) -> _scope_pb2.Scope:
@@ -697,7 +697,7 @@ class UpdateMemoryRequest(_message.Message):
     """The version that must be current, from 1. 0: whatever is current."""
     request_id: _builtins.str
     """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
-    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    `[A-Za-z0-9._:-]`, starting with a letter or digit. Empty: not deduplicated.
     """
     reason: _builtins.str
     """For the history; at most 1,024 characters. Empty: none."""
@@ -779,7 +779,7 @@ class ForgetMemoryRequest(_message.Message):
     """Remove the text from the history as well. Default false."""
     request_id: _builtins.str
     """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
-    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    `[A-Za-z0-9._:-]`, starting with a letter or digit. Empty: not deduplicated.
     """
     reason: _builtins.str
     """For the history; at most 1,024 characters. Empty: none."""
@@ -904,7 +904,7 @@ class ExtractRequest(_message.Message):
     """
     request_id: _builtins.str
     """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
-    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    `[A-Za-z0-9._:-]`, starting with a letter or digit. Empty: not deduplicated.
     """
     @_builtins.property
     def scope(self) -> _scope_pb2.Scope:
@@ -1172,7 +1172,7 @@ class ImportConfig(_message.Message):
     """
     request_id: _builtins.str
     """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
-    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    `[A-Za-z0-9._:-]`, starting with a letter or digit. Empty: not deduplicated.
     """
     def __init__(
         self,
@@ -1225,7 +1225,7 @@ class EraseRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
-    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    `[A-Za-z0-9._:-]`, starting with a letter or digit. Empty: not deduplicated.
     """
     reason: _builtins.str
     """For the receipt; at most 1,024 characters. Empty: none."""
@@ -1367,7 +1367,7 @@ class PutBlockRequest(_message.Message):
     """
     request_id: _builtins.str
     """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
-    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    `[A-Za-z0-9._:-]`, starting with a letter or digit. Empty: not deduplicated.
     """
     @_builtins.property
     def block(self) -> _record_pb2.Block:
@@ -1543,7 +1543,7 @@ class PutSpaceRequest(_message.Message):
     """
     request_id: _builtins.str
     """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
-    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    `[A-Za-z0-9._:-]`, starting with a letter or digit. Empty: not deduplicated.
     """
     @_builtins.property
     def space(self) -> _space_pb2.Space:
@@ -1717,7 +1717,8 @@ class ReindexRequest(_message.Message):
     """
     request_id: _builtins.str
     """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
-    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    `[A-Za-z0-9._:-]`, starting with a letter or digit. Empty: not deduplicated.
+    A call that is repeated is answered with the operation as it is by then.
     """
     def __init__(
         self,
@@ -1876,7 +1877,7 @@ class CancelOperationRequest(_message.Message):
     """From the answer that started it, 1 to 128 characters. Required."""
     request_id: _builtins.str
     """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
-    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    `[A-Za-z0-9._:-]`, starting with a letter or digit. Empty: not deduplicated.
     """
     def __init__(
         self,

@@ -102,7 +102,10 @@ class RecallRequest(_message.Message):
     """
     exact: _builtins.bool
     """Exhaustive search in the vector backend instead of an approximate one.
-    Default false; small spaces are always searched exhaustively.
+    Default false; small spaces are always searched exhaustively. Backends
+    compute with 32-bit floats in ways of their own: similarities are the same
+    to about 1e-6, and records whose scores are that close may stand in
+    another order.
     """
     pack_neighbours: _builtins.int
     """With pack_tokens: how many turns before and after each turn that was found
@@ -295,8 +298,9 @@ class RecallResponse(_message.Message):
     """Embedding model whose vectors were searched, e.g. `janus/lexical-v1`."""
     @_builtins.property
     def hits(self) -> _containers.RepeatedCompositeFieldContainer[Global___RecallHit]:
-        """Best first, at most `limit`; fewer when the answer would be larger than
-        3 MiB: the best that fit, at least one. Empty: nothing was found.
+        """Best first, of equals the latest written; at most `limit`, and fewer when
+        the answer would be larger than 3 MiB: the best that fit, at least one.
+        Empty: nothing was found.
         """
 
     @_builtins.property
@@ -336,7 +340,9 @@ class RecallHit(_message.Message):
     SCORE_FIELD_NUMBER: _builtins.int
     DETAILS_FIELD_NUMBER: _builtins.int
     score: _builtins.float
-    """Higher is better. Comparable within one answer only."""
+    """Higher is better. Comparable within one answer only: it is relative to the
+    candidates.
+    """
     @_builtins.property
     def turn(self) -> _record_pb2.Turn:
         """A message of a conversation. Media is left out; read it with GetWindow or
@@ -387,7 +393,11 @@ class ScoreDetail(_message.Message):
     raw: _builtins.float
     """What the leg said: BM25 (0 or more), cosine similarity (-1 to 1), or for a
     bonus 0 to 1; for `session`, the mean of the session's three best scores
-    before any bonus, which may be above 1 or below 0.
+    before any bonus, which may be above 1 or below 0. For the lexical legs of
+    more than the turn itself (`lexical_before`, `lexical_around`,
+    `lexical_wide`), what is usual for a window is measured on the candidates,
+    and so depends a little on which ones the vectors brought: on the backend,
+    and on `exact`. The words are the same.
     """
     standardised: _builtins.float
     """Standardised over the candidates: mean 0, deviation 1. For a bonus the same

@@ -357,7 +357,11 @@ Global___ToolCallRequested: _TypeAlias = ToolCallRequested  # noqa: Y015
 
 @_typing.final
 class ToolCallStarted(_message.Message):
-    """A worker took the call."""
+    """A worker took the call. It may come more than once. With a worker, the same
+    `attempt` is the same try, which was given to a worker once and is told of
+    anew by who took the run over; a larger one is another try, which may have run
+    the tool again. Without a worker, the call was begun again each time.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -368,9 +372,9 @@ class ToolCallStarted(_message.Message):
     call_id: _builtins.str
     """The call."""
     worker_id: _builtins.str
-    """Id of the worker; empty for built-in tools."""
+    """Id of the worker; empty for built-in tools and those of MCP servers."""
     attempt: _builtins.int
-    """Number of the try, from 1."""
+    """Number of the try, from 1; a worker is told it as Call.attempt."""
     child_run_id: _builtins.str
     """With `agent.ask`: the run of the other agent, for WatchRun. Empty otherwise."""
     def __init__(

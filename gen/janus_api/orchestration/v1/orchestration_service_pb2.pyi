@@ -41,7 +41,7 @@ class PutAgentRequest(_message.Message):
     """
     request_id: _builtins.str
     """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
-    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    `[A-Za-z0-9._:-]`, starting with a letter or digit. Empty: not deduplicated.
     """
     @_builtins.property
     def agent(self) -> _agent_pb2.Agent:
@@ -206,7 +206,7 @@ class DeleteAgentRequest(_message.Message):
     """
     request_id: _builtins.str
     """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
-    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    `[A-Za-z0-9._:-]`, starting with a letter or digit. Empty: not deduplicated.
     """
     def __init__(
         self,
@@ -250,7 +250,7 @@ class CreateThreadRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
-    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    `[A-Za-z0-9._:-]`, starting with a letter or digit. Empty: not deduplicated.
     """
     @_builtins.property
     def thread(self) -> _thread_pb2.Thread:
@@ -490,7 +490,7 @@ class DeleteThreadRequest(_message.Message):
     """
     request_id: _builtins.str
     """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
-    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    `[A-Za-z0-9._:-]`, starting with a letter or digit. Empty: not deduplicated.
     """
     erase_memory: _builtins.bool
     """Also erase its turns from memory: when this is answered, or as soon as
@@ -554,7 +554,7 @@ class ForkThreadRequest(_message.Message):
     """
     request_id: _builtins.str
     """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
-    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    `[A-Za-z0-9._:-]`, starting with a letter or digit. Empty: not deduplicated.
     """
     def __init__(
         self,
@@ -643,8 +643,9 @@ class RunInput(_message.Message):
     """
     request_id: _builtins.str
     """Makes starting the run idempotent for 24 h: the same id and body give the
-    same run. 1 to 128 characters of `[A-Za-z0-9._:-]`. Empty: not
-    deduplicated.
+    same run as it is now. When it went with its thread, the answer is NOT_FOUND
+    of the run, and no other is started. 1 to 128 characters of
+    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
     """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
@@ -805,7 +806,8 @@ class SessionConfig(_message.Message):
     """
     agent: _builtins.str
     """Agent that answers where an `input` names none, 1 to 128 characters. Empty:
-    the thread's.
+    the thread's. One that is not there: NOT_FOUND, as of StartRun, unless the
+    session resumes a run.
     """
     resume_run_id: _builtins.str
     """A run of the thread whose events to go on with, 1 to 128 characters: those
@@ -1224,7 +1226,7 @@ class CancelRunRequest(_message.Message):
     """At most 1,024 characters; goes into RunCancelled. Empty: none."""
     request_id: _builtins.str
     """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
-    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    `[A-Za-z0-9._:-]`, starting with a letter or digit. Empty: not deduplicated.
     """
     def __init__(
         self,
@@ -1331,7 +1333,7 @@ class SubmitToolResultsRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
-    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    `[A-Za-z0-9._:-]`, starting with a letter or digit. Empty: not deduplicated.
     """
     @_builtins.property
     def results(self) -> Global___ToolResults:
@@ -1385,7 +1387,7 @@ class ResolveApprovalRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
-    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    `[A-Za-z0-9._:-]`, starting with a letter or digit. Empty: not deduplicated.
     """
     @_builtins.property
     def approval(self) -> Global___ApprovalAnswer:
@@ -1439,7 +1441,7 @@ class ProvideInputRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
-    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    `[A-Za-z0-9._:-]`, starting with a letter or digit. Empty: not deduplicated.
     """
     @_builtins.property
     def answer(self) -> Global___InputAnswer:
@@ -1498,7 +1500,7 @@ class PutScheduleRequest(_message.Message):
     """
     request_id: _builtins.str
     """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
-    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    `[A-Za-z0-9._:-]`, starting with a letter or digit. Empty: not deduplicated.
     """
     @_builtins.property
     def schedule(self) -> _schedule_pb2.Schedule:
@@ -1613,7 +1615,7 @@ class DeleteScheduleRequest(_message.Message):
     """
     request_id: _builtins.str
     """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
-    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    `[A-Za-z0-9._:-]`, starting with a letter or digit. Empty: not deduplicated.
     """
     def __init__(
         self,
@@ -1661,7 +1663,7 @@ class PutWebhookRequest(_message.Message):
     """
     request_id: _builtins.str
     """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
-    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    `[A-Za-z0-9._:-]`, starting with a letter or digit. Empty: not deduplicated.
     """
     @_builtins.property
     def webhook(self) -> _webhook_pb2.Webhook:
@@ -1774,7 +1776,7 @@ class DeleteWebhookRequest(_message.Message):
     """
     request_id: _builtins.str
     """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
-    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    `[A-Za-z0-9._:-]`, starting with a letter or digit. Empty: not deduplicated.
     """
     def __init__(
         self,
@@ -1890,7 +1892,7 @@ class RetryWebhookDeliveriesRequest(_message.Message):
     """
     request_id: _builtins.str
     """Makes the call idempotent for 24 h; see the service. 1 to 128 characters of
-    `[A-Za-z0-9._:-]`. Empty: not deduplicated.
+    `[A-Za-z0-9._:-]`, starting with a letter or digit. Empty: not deduplicated.
     """
     def __init__(
         self,

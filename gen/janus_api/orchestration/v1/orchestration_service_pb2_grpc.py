@@ -254,9 +254,11 @@ class OrchestrationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteThread(self, request, context):
-        """Takes a conversation out, with its messages and its runs. FAILED_PRECONDITION
-        / STATE_CONFLICT while a run of it is going on; UNAVAILABLE while memory has
-        yet to get turns that are to stay there.
+        """Takes a conversation out, with its messages, its runs, and the threads of
+        agents that these asked. FAILED_PRECONDITION / STATE_CONFLICT while a run of
+        any of them is going on, with metadata `run_id`, `thread_id` and `state` of
+        that run; UNAVAILABLE while memory has yet to get turns that are to stay
+        there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

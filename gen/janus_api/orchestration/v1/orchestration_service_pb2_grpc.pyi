@@ -66,9 +66,11 @@ class OrchestrationServiceStub:
     ListMessages: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListMessagesRequest, _orchestration_service_pb2.ListMessagesResponse]
     """Committed messages of a conversation, in order."""
     DeleteThread: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.DeleteThreadRequest, _orchestration_service_pb2.DeleteThreadResponse]
-    """Takes a conversation out, with its messages and its runs. FAILED_PRECONDITION
-    / STATE_CONFLICT while a run of it is going on; UNAVAILABLE while memory has
-    yet to get turns that are to stay there.
+    """Takes a conversation out, with its messages, its runs, and the threads of
+    agents that these asked. FAILED_PRECONDITION / STATE_CONFLICT while a run of
+    any of them is going on, with metadata `run_id`, `thread_id` and `state` of
+    that run; UNAVAILABLE while memory has yet to get turns that are to stay
+    there.
     """
     ForkThread: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.ForkThreadRequest, _orchestration_service_pb2.ForkThreadResponse]
     """A new conversation with the messages up to a given one, under their ids.
@@ -178,9 +180,11 @@ class OrchestrationServiceAsyncStub(OrchestrationServiceStub):
     ListMessages: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.ListMessagesRequest, _orchestration_service_pb2.ListMessagesResponse]  # type: ignore[assignment]
     """Committed messages of a conversation, in order."""
     DeleteThread: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.DeleteThreadRequest, _orchestration_service_pb2.DeleteThreadResponse]  # type: ignore[assignment]
-    """Takes a conversation out, with its messages and its runs. FAILED_PRECONDITION
-    / STATE_CONFLICT while a run of it is going on; UNAVAILABLE while memory has
-    yet to get turns that are to stay there.
+    """Takes a conversation out, with its messages, its runs, and the threads of
+    agents that these asked. FAILED_PRECONDITION / STATE_CONFLICT while a run of
+    any of them is going on, with metadata `run_id`, `thread_id` and `state` of
+    that run; UNAVAILABLE while memory has yet to get turns that are to stay
+    there.
     """
     ForkThread: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.ForkThreadRequest, _orchestration_service_pb2.ForkThreadResponse]  # type: ignore[assignment]
     """A new conversation with the messages up to a given one, under their ids.
@@ -341,9 +345,11 @@ class OrchestrationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestration_service_pb2.DeleteThreadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_orchestration_service_pb2.DeleteThreadResponse, _abc.Awaitable[_orchestration_service_pb2.DeleteThreadResponse]]:
-        """Takes a conversation out, with its messages and its runs. FAILED_PRECONDITION
-        / STATE_CONFLICT while a run of it is going on; UNAVAILABLE while memory has
-        yet to get turns that are to stay there.
+        """Takes a conversation out, with its messages, its runs, and the threads of
+        agents that these asked. FAILED_PRECONDITION / STATE_CONFLICT while a run of
+        any of them is going on, with metadata `run_id`, `thread_id` and `state` of
+        that run; UNAVAILABLE while memory has yet to get turns that are to stay
+        there.
         """
 
     @_abc_1.abstractmethod

@@ -210,7 +210,8 @@ class Run(_message.Message):
     @_builtins.property
     def waiting_for(self) -> _containers.RepeatedCompositeFieldContainer[Global___PendingCall]:
         """What can be answered now: in a WAITING state, and while other calls of the
-        same answer still run. Empty: nothing.
+        same answer still run. Empty: nothing. A run in a WAITING state without any
+        was given all answers, and goes on as soon as a process takes it up.
         """
 
     @_builtins.property

@@ -110,7 +110,9 @@ class Webhook(_message.Message):
 
     @_builtins.property
     def agents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Only of runs of these agents, at most 32 names. Empty: of all."""
+        """Only of runs of these agents, at most 32 names, each of an agent that
+        exists or that the webhook names already. Empty: of all.
+        """
 
     def __init__(
         self,

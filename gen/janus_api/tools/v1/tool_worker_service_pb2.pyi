@@ -212,7 +212,10 @@ Global___Register: _TypeAlias = Register  # noqa: Y015
 @_typing.final
 class Tool(_message.Message):
     """A tool that a worker offers. All workers of one name must agree on the
-    schema and the side-effect class.
+    schema and the side-effect class, and no MCP server may offer it to the
+    tenant; else the registration is FAILED_PRECONDITION / STATE_CONFLICT with
+    metadata `tools`. A server that comes to offer a name later takes it:
+    workers that are connected get no new calls of it.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
