@@ -19,6 +19,7 @@ from redis.exceptions import TimeoutError as TooLate
 
 from janus_kit.cancellation import cancel_wins
 from janus_kit.errors import Unavailable
+from janus_kit.redis_line import LineClient
 from janus_kit.settings import RedisSettings
 
 RedisClient = Redis
@@ -47,8 +48,8 @@ class _Cancellable(AbstractConnection):
 async def redis(settings: RedisSettings, *, application: str = "janus") -> AsyncIterator[RedisClient]:
     """A client of its own pool; closed at the end. Never fails when Redis is away.
 
-    Values are bytes. Commands that block on the server (XREAD BLOCK, BLPOP)
-    must ask for less than ``settings.socket_timeout_s``.
+    Values are bytes. Commands share one connection, as ``redis_line`` has it; those that block on the server
+    (XREAD BLOCK, BLPOP) have others, and must ask for less than ``settings.socket_timeout_s``.
     """
     pool = BlockingConnectionPool.from_url(
         settings.url.get_secret_value(),
@@ -64,7 +65,7 @@ async def redis(settings: RedisSettings, *, application: str = "janus") -> Async
         retry=Retry(ExponentialBackoff(cap=0.05, base=0.01), 1),
     )
     pool.connection_class = type("Connection", (_Cancellable, pool.connection_class), {})
-    client = Redis(connection_pool=pool)
+    client = LineClient(pool)
     try:
         yield client
     finally:
