@@ -47,6 +47,11 @@ class Conversation:
         """The run has committed more."""
         self._own.extend(committed)
 
+    def between(self, first: int, last: int) -> list[ThreadMessage] | None:
+        """The messages at these positions, both included; None where not all of them are known here."""
+        found = [item for item in (*self._before, *self._own) if first <= item.position <= last]
+        return found if [item.position for item in found] == list(range(first, last + 1)) else None
+
     @property
     def query(self) -> str:
         """What the run was asked, for memory to look for."""

@@ -67,20 +67,29 @@ class Deliveries:
             async with self._store.tenant(tenant) as records:
                 await records.pay_debt(delivered.unpaid)
 
-    async def deliver(self, tenant: str, thread_id: str, timeout_s: float) -> Delivered:
-        """Pay a thread's debts as ``settle`` does, but for the last, which the caller's commit is to pay."""
+    async def deliver(
+        self, tenant: str, thread_id: str, timeout_s: float, only: tuple[StoreDebt, list[ThreadMessage]] | None = None
+    ) -> Delivered:
+        """Pay a thread's debts as ``settle`` does, but for the last, which the caller's commit is to pay.
+
+        ``only`` is the thread's only debt and its messages, where the caller knows that.
+        """
         degraded: dict[str, None] = {}
         paid: StoreDebt | None = None
         while True:
-            async with self._store.tenant(tenant) as records:
-                if paid is not None:
-                    await records.pay_debt(paid)
-                debts = await records.debts(thread_id)
-                if not debts:
-                    return Delivered(tuple(degraded))
-                debt = debts[0]
-                count = debt.to_position - debt.from_position + 1
-                messages = await records.messages(thread_id, after=debt.from_position - 1, limit=count)
+            if only is not None:
+                debt, messages = only
+                debts, only = [debt], None
+            else:
+                async with self._store.tenant(tenant) as records:
+                    if paid is not None:
+                        await records.pay_debt(paid)
+                    debts = await records.debts(thread_id)
+                    if not debts:
+                        return Delivered(tuple(degraded))
+                    debt = debts[0]
+                    count = debt.to_position - debt.from_position + 1
+                    messages = await records.messages(thread_id, after=debt.from_position - 1, limit=count)
             try:
                 degraded.update(dict.fromkeys(await self._deliver(tenant, debt, messages, timeout_s)))
             except JanusError as error:

@@ -108,7 +108,7 @@ class RunLog:
         self._moved_at = self._clock.monotonic()
         self._write_soon()
         if keep:
-            self.notes.append(replace(recorded, durable=True))
+            self.notes.append(Recorded(self._last, event.kind, wire, durable=True))
 
     async def flushed(self) -> None:
         """Wait until all that was said is persisted and sent. Raises Fenced."""

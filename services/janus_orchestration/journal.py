@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from janus_kit.clock import Clock
 from janus_kit.ids import new_id
@@ -116,6 +116,8 @@ class Journal:
         self._extracts = extracts
         # The first commit of a new epoch says where it begins.
         self._starts_epoch = starts_epoch
+        # The only debt to memory that the thread has, where that is known.
+        self.owed: StoreDebt | None = None
         # What is said gets its place neither within a commit nor after the last one.
         self._order = asyncio.Lock()
 
@@ -230,6 +232,8 @@ class Journal:
             self.log.publish(drafts)
 
     def _remember_thread(self, changes: Changes) -> None:
+        if not changes.joins and not changes.outputs and changes.owes is None:
+            return
         position = self.thread.last_position + len(changes.joins) + len(changes.outputs)
         memory = position if changes.owes is not None else self.thread.memory_position
         self.thread = replace(self.thread, last_position=position, memory_position=memory)
@@ -268,8 +272,9 @@ class Journal:
                 await records.take_pending(run.id, changes.takes)
             if self._has_asked and (ends or changes.takes):
                 await records.orphan(run.id, all_of_them=ends)
+            owed = None
             if thread is not None:
-                await self._write_thread(records, thread, run, changes, now)
+                owed = await self._write_thread(records, thread, run, changes, now)
             if changes.pays is not None:
                 await records.pay_debt(changes.pays)
             if recorded:
@@ -282,6 +287,9 @@ class Journal:
                 await self._pass_on(records, run, changes)
             elif run.state in state.WAITING:
                 await records.let_go(run.id, run.epoch)
+            elif owed is not None:
+                debts = await records.debts(run.thread_id, as_before=True)
+                self.owed = owed if all(debt == owed for debt in debts) else None
         return run
 
     async def _lock(self, records: Records, *, with_thread: bool) -> tuple[Thread | None, Run | None]:
@@ -318,31 +326,29 @@ class Journal:
         if changes.trigger is not None:
             after = state.advance(after, changes.trigger)
         last = max([held.last_sequence, *(event.cursor.sequence for event in recorded)])
-        run = replace(held, state=after, revision=held.revision + 1, last_sequence=last)
+        changed: dict[str, Any] = {"state": after, "revision": held.revision + 1, "last_sequence": last}
         if changes.finish_reason is not None:
-            run = replace(run, finish_reason=changes.finish_reason)
+            changed["finish_reason"] = changes.finish_reason
         if changes.trigger is Trigger.START:
-            run = replace(run, started_at=now)
+            changed["started_at"] = now
         if after in state.WAITING and held.state not in state.WAITING:
             # Nothing more is said by this owner, so the next one knows where to go on.
-            run = replace(run, waiting_since=now, reserved_sequence=max(last, self.log.last.sequence))
+            changed |= {"waiting_since": now, "reserved_sequence": max(last, self.log.last.sequence)}
         if changes.trigger is Trigger.RESUME and held.waiting_since is not None:
-            waited = held.waited + max(timedelta(), now - held.waiting_since)
-            run = replace(run, waited=waited, waiting_since=None)
+            waited = max(timedelta(), now - held.waiting_since)
+            changed |= {"waited": held.waited + waited, "waiting_since": None}
         if changes.ending is not None:
-            run = replace(
-                run,
-                ended_at=now,
-                usage=changes.ending.usage,
-                error=changes.ending.error,
-            )
-        return run
+            changed |= {"ended_at": now, "usage": changes.ending.usage, "error": changes.ending.error}
+        return replace(held, **changed)
 
-    async def _write_thread(self, records: Records, thread: Thread, run: Run, changes: Changes, now: datetime) -> None:
+    async def _write_thread(
+        self, records: Records, thread: Thread, run: Run, changes: Changes, now: datetime
+    ) -> StoreDebt | None:
+        """What the thread becomes; what memory is owed with that."""
         if changes.takes_back:
             await self._take_back(records, thread, changes, now)
-            return
-        before = thread
+            return None
+        before, debt = thread, None
         if changes.joins:
             await records.commit_waiting_messages(run, thread)
             thread = replace(thread, last_position=thread.last_position + len(changes.joins), updated_at=now)
@@ -350,9 +356,13 @@ class Journal:
             await records.commit_messages(thread, changes.outputs, run_id=run.id, is_output=True)
             thread = replace(thread, last_position=thread.last_position + len(changes.outputs), updated_at=now)
         if changes.owes is not None:
-            thread = await self._owe(records, thread, changes)
+            debt = self._debt(thread, changes.owes)
+            thread = replace(thread, memory_position=max(thread.memory_position, thread.last_position))
+        if debt is not None:
+            await records.add_debt(debt, changes.owes_after_s)
         if thread != before:
             await records.write_thread(thread)
+        return debt
 
     async def _take_back(self, records: Records, thread: Thread, changes: Changes, now: datetime) -> None:
         gone = await records.take_back(changes.takes_back, thread, now)
@@ -361,16 +371,12 @@ class Journal:
             removal = Removal(new_id("rem"), thread.id, changes.owes, ids)
             await records.add_removal(removal, final_after_s=FINAL_AFTER_S)
 
-    async def _owe(self, records: Records, thread: Thread, changes: Changes) -> Thread:
-        """Memory is owed what it does not have; when turns are not stored, nothing but the place moves."""
-        position = thread.last_position
-        if position <= thread.memory_position:
-            return thread
-        if changes.owes:
-            first = thread.memory_position + 1
-            debt = StoreDebt(thread.id, first, position, self.run.id, changes.owes, self._extracts, thread.subject)
-            await records.add_debt(debt, changes.owes_after_s)
-        return replace(thread, memory_position=position)
+    def _debt(self, thread: Thread, space: str) -> StoreDebt | None:
+        """What memory does not have of the thread; nothing when turns are not stored."""
+        if not space or thread.last_position <= thread.memory_position:
+            return None
+        first, last = thread.memory_position + 1, thread.last_position
+        return StoreDebt(thread.id, first, last, self.run.id, space, self._extracts, thread.subject)
 
 
 def _is_settled_call(step: Step) -> bool:

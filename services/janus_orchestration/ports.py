@@ -309,8 +309,11 @@ class JournalRecords(Protocol):
 
     async def add_debt(self, debt: StoreDebt, delay_s: float) -> None: ...
 
-    async def debts(self, thread_id: str) -> list[StoreDebt]:
-        """What is to be paid, in order of position; without what was put aside."""
+    async def debts(self, thread_id: str, *, as_before: bool = False) -> list[StoreDebt]:
+        """What is to be paid, in order of position; without what was put aside.
+
+        ``as_before`` may leave out what this transaction added.
+        """
 
     async def pay_debt(self, debt: StoreDebt) -> None: ...
 

@@ -46,6 +46,7 @@ from janus_orchestration.model import (
     RunState,
     Step,
     StepKind,
+    StoreDebt,
     ThreadMessage,
     Usage,
 )
@@ -263,6 +264,9 @@ class Turn:
             return
         self._storing = journal.begun(StepKind.STORE)
         await journal.commit(replace(changes, steps=(ended, self._storing), owes_after_s=_OUTBOX_DELAY_S))
+        if answer.message is not None:
+            place = journal.thread.last_position
+            self._conversation.add([ThreadMessage(answer.message, place, journal.run.id, is_output=True)])
 
     async def _answer_to(self, prompt: Prompt, step: Step, starting: Changes | None) -> tuple[Answer, Step]:
         """The answer, and the step as it is then.
@@ -316,7 +320,7 @@ class Turn:
         try:
             async with self._interrupt.may_cut():
                 degraded, owed = await self._helpers.deliveries.deliver(
-                    journal.tenant, journal.run.thread_id, self._limits.store_timeout_s
+                    journal.tenant, journal.run.thread_id, self._limits.store_timeout_s, self._only_debt()
                 )
             telemetry.store_debts_paid.labels("at once").inc()
         except (JanusError, WallTimeSpent) as error:
@@ -325,6 +329,12 @@ class Turn:
             degraded, owed = ("memory",), None
         ended = journal.ended(step, summary=", ".join(degraded))
         await self._complete(Changes(steps=(ended,), pays=owed), degraded)
+
+    def _only_debt(self) -> tuple[StoreDebt, list[ThreadMessage]] | None:
+        """The only debt of the thread and its messages, where both are known without asking the journal."""
+        debt = self._journal.owed
+        messages = self._conversation.between(debt.from_position, debt.to_position) if debt is not None else None
+        return (debt, messages) if debt is not None and messages is not None else None
 
     # -- ends ------------------------------------------------------------------------
 

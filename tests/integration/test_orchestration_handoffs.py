@@ -233,7 +233,10 @@ async def test_a_handoff_may_need_a_persons_consent(ann: Caller, peer: Inference
     assert (await ann.call("GetThread", pb.GetThreadRequest(thread_id=thread))).thread.agent == "triage"
 
 
-async def test_memory_is_owed_every_turn_once(ann: Caller, peer: InferencePeer, own_url: str) -> None:
+async def test_memory_is_owed_every_turn_once(
+    ann: Caller, peer: InferencePeer, memory: MemoryPeer, own_url: str
+) -> None:
+    memory.refuses = 100
     await ann.agent("billing", memory=agent_pb2.MemoryPolicy(recall_limit=0))
     await ann.agent("triage", memory=agent_pb2.MemoryPolicy(recall_limit=0), handoffs=["billing"])
     thread = await ann.thread("triage")

@@ -137,6 +137,39 @@ async def test_the_outbox_stores_what_no_later_turn_does(
         await eventually(is_stored, 20)
 
 
+async def test_what_the_outbox_sends_again_is_the_very_same_write(
+    own_url: str, redis_url: str, peer: InferencePeer
+) -> None:
+    """A run sends what it knows itself, the outbox what the journal has: memory must not see two writes."""
+    no_recall = agent_pb2.MemoryPolicy(recall_limit=0)
+    async with (
+        memory_peer() as memory,
+        running(own_url, redis_url, inference_target=peer.target, memory_target=memory.target) as service,
+    ):
+        ann = service.caller()
+        await ann.agent(memory=no_recall, tools=[agent_pb2.AgentTool(name="time.now")])
+        thread = await ann.thread()
+        memory.refuses = 1
+        stream = ann.converse(thread, "what time is it?")
+        (await peer.call()).tools(("c1", "time.now"))
+        (await peer.call()).answer("noon, ", "I think")
+        events = await all_events(stream)
+        assert list(events[-2].message_committed.degraded) == ["memory"]
+
+        async def is_sent() -> bool:
+            return len(memory.appended) == 2
+
+        await eventually(is_sent, 20)
+        first, again = memory.appended
+        assert first == again
+        assert [turn.message.role for turn in first.turns] == [
+            content.ROLE_USER,
+            content.ROLE_ASSISTANT,
+            content.ROLE_TOOL,
+            content.ROLE_ASSISTANT,
+        ]
+
+
 async def test_a_turn_that_memory_refuses_does_not_hold_up_the_next(
     own_url: str, redis_url: str, memory: Memory, peer: InferencePeer
 ) -> None:

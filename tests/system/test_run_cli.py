@@ -133,9 +133,11 @@ def test_what_is_said_may_come_from_elsewhere(janus: Any) -> None:
 
 
 def test_ctrl_c_leaves_a_run_going_and_says_how_to_come_back(served: Server, mesh: Mesh) -> None:
-    # Tests that a shell runs in the background were told to ignore SIGINT, and what they start inherits it. A preexec_fn
-    # would mend that by a fork, which kills a child of a process whose threads are in gRPC now and then.
-    heeding = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    # Tests that a shell runs in the background were told to ignore SIGINT, and what they start inherits it.
+    # A preexec_fn would mend that by a fork, which now and then kills the child of a process with threads in gRPC.
+    heeding = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    )
     command = [sys.executable, "-m", "janus_app", "run", "start", "/pace 100 /long 60", "--watch"]
     process = subprocess.Popen(
         [sys.executable, "-c", heeding, *command],

@@ -267,8 +267,9 @@ class PostgresJournal:
             delay_s,
         )
 
-    async def debts(self, thread_id: str) -> list[StoreDebt]:
-        found = await self._connection.fetch(
+    async def debts(self, thread_id: str, *, as_before: bool = False) -> list[StoreDebt]:
+        fetch = self._connection.fetch_as_before if as_before else self._connection.fetch
+        found = await fetch(
             "SELECT thread_id, from_position, to_position, run_id, space, extract, subject "
             "FROM orchestration.memory_outbox o "
             "JOIN orchestration.thread t ON t.tenant = o.tenant AND t.id = o.thread_id "

@@ -41,10 +41,13 @@ class Search:
 
 
 class MemoryPeer(rpc.MemoryServiceServicer):
-    """Hands every search to the test; remembers once a request id."""
+    """Hands every search to the test; remembers once a request id; notes what is appended, and refuses the first."""
 
     def __init__(self) -> None:
         self.target = ""
+        self.appended: list[pb.AppendMessagesRequest] = []
+        self.refuses = 0
+        """So many of what is appended."""
         self.remembered: dict[str, pb.RememberRequest] = {}
         self._arrived: asyncio.Queue[Search] = asyncio.Queue()
 
@@ -69,6 +72,12 @@ class MemoryPeer(rpc.MemoryServiceServicer):
             return await search.answer()
         finally:
             search.closed.set()
+
+    async def AppendMessages(self, request: pb.AppendMessagesRequest, context: Any) -> pb.AppendMessagesResponse:
+        self.appended.append(request)
+        if len(self.appended) <= self.refuses:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+        return pb.AppendMessagesResponse()
 
     async def Remember(self, request: pb.RememberRequest, context: Any) -> pb.RememberResponse:
         self.remembered[request.request_id] = request
