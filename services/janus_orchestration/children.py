@@ -115,7 +115,7 @@ class Children:
         queued = RunQueued(thread.id, 0)
         wire = self._codec.encode(run.id, first, now, queued)
         await records.add_events(run, [Recorded(first, queued.kind, wire, durable=True)])
-        telemetry.runs_started.labels(telemetry.WORKFLOW).inc()
+        telemetry.runs_started.inc()
 
 
 async def answer_of(records: Records, pending: Pending) -> tuple[ToolOutput, Run | None]:

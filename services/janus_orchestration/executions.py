@@ -247,7 +247,7 @@ class Executions:
 
     async def _execute(self, execution: _Execution, work: Callable[[], Awaitable[None]]) -> None:
         run = execution.journal.run
-        telemetry.runs_in_flight.labels(telemetry.WORKFLOW).inc()
+        telemetry.runs_in_flight.inc()
         try:
             # The run outlives the call that started it, and is bound by no deadline but its own.
             with (
@@ -260,7 +260,7 @@ class Executions:
                 state = execution.journal.run.state.value
                 _log.info("run_ended" if execution.journal.is_over else "run_let_go", state=state)
         finally:
-            telemetry.runs_in_flight.labels(telemetry.WORKFLOW).dec()
+            telemetry.runs_in_flight.dec()
             if execution.journal.is_over:
                 outcome = execution.journal.run.state.value
                 telemetry.runs_finished.labels(telemetry.WORKFLOW, outcome).inc()

@@ -125,7 +125,7 @@ class Runs:
                 if known is not None:
                     return Started(known.decode())
             stored = await self._add(records, caller, run_id, asking, may_start=True)
-        telemetry.runs_started.labels(telemetry.WORKFLOW).inc()
+        telemetry.runs_started.inc()
         if stored.way.stopping:
             self._executions.cancel(stored.way.stopping, stored.way.reason)
         if stored.run.state is not RunState.RUNNING:

@@ -116,7 +116,7 @@ class ScheduleRunner:
         if is_refused and refused is not None:
             _count(tenant, name, "refused", reason=refused.error.reason)
         if run_id and decision.fires is not None:
-            telemetry.runs_started.labels(telemetry.WORKFLOW).inc()
+            telemetry.runs_started.inc()
             telemetry.schedule_lateness.observe((now - decision.fires).total_seconds())
             _count(tenant, name, "started", run_id=run_id)
 

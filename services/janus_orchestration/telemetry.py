@@ -18,9 +18,9 @@ WORKFLOW = "turn"
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
-runs_started = Counter("janus_runs_started_total", "Runs accepted.", ["workflow"])
+runs_started = Counter("janus_runs_started_total", "Runs accepted.", ["workflow"]).labels(WORKFLOW)
 runs_finished = Counter("janus_runs_finished_total", "Runs ended, by how.", ["workflow", "outcome"])
-runs_in_flight = Gauge("janus_runs_in_flight", "Runs that this process works on.", ["workflow"])
+runs_in_flight = Gauge("janus_runs_in_flight", "Runs that this process works on.", ["workflow"]).labels(WORKFLOW)
 runs_stuck = Gauge("janus_runs_stuck", "Runs of this process that have had no event for 5 minutes.", ["workflow"])
 step_duration = Histogram(
     "janus_run_step_duration_seconds", "Time from a step's start to its end.", ["kind"], buckets=_SECONDS

@@ -1,7 +1,7 @@
 """Rows of Postgres as the model's nouns, and back."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import timedelta
 from typing import Any
 
@@ -37,6 +37,8 @@ from janus_orchestration.model import (
 
 Row = Any  # asyncpg.Record, which is untyped
 
+_OF_USAGE = tuple(each.name for each in fields(Usage))
+
 THREAD_COLUMNS = (
     "id, agent, subject, title, metadata, created_at, updated_at, last_position, memory_position, active_run, "
     "forked_from, forked_at, parent_run"
@@ -63,7 +65,7 @@ def parts(row: Row, *columns: str) -> list[dict[str, Any]]:
 
 def usage_to(usage: Usage | None) -> str | None:
     """JSON of a usage."""
-    return None if usage is None else json.dumps(asdict(usage))
+    return None if usage is None else json.dumps({name: getattr(usage, name) for name in _OF_USAGE})
 
 
 def usage_from(text: str | None) -> Usage | None:

@@ -23,6 +23,8 @@ MAX_JSON_BYTES = 16 * 1024
 MAX_JSON_DEPTH = 8
 _MIN_TIME, _MAX_TIME = timedelta(milliseconds=10), timedelta(days=1)
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
 _ROLES = {
     message_pb2.ROLE_SYSTEM: Role.SYSTEM,
     message_pb2.ROLE_USER: Role.USER,
@@ -186,9 +188,9 @@ def check_json_object(check: Violations, where: str, text: str) -> None:
 
 
 def timestamp(moment: datetime) -> Timestamp:
-    stamp = Timestamp()
-    stamp.FromDatetime(moment)
-    return stamp
+    # By hand: the library's way costs ten times as much, and every event has one.
+    since = moment - _EPOCH
+    return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1_000)
 
 
 def check_timestamp(check: Violations, where: str, stamp: Timestamp) -> None:

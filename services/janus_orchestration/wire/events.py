@@ -71,7 +71,7 @@ def _fill(message: pb.RunEvent, event: events.Event) -> None:
             message.memory_recalled.summary = recalled.summary
         case events.ModelSaid():
             message.model.step = event.step
-            message.model.event.CopyFrom(inference_pb2.GenerationEvent.FromString(event.wire))
+            message.model.event.ParseFromString(event.wire)
         case events.ToolCallRequested():
             message.tool_call_requested.step = event.step
             message.tool_call_requested.call.CopyFrom(call_to(event.call))
