@@ -255,10 +255,9 @@ class Executions:
                 acting_as(identity.of_run(execution.tenant, run.subject)),
                 bound(run_id=run.id, tenant=execution.tenant),
             ):
-                _log.info("run_work_begins", epoch=run.epoch)
                 await self._guarded(execution, work)
                 state = execution.journal.run.state.value
-                _log.info("run_ended" if execution.journal.is_over else "run_let_go", state=state)
+                _log.info("run_ended" if execution.journal.is_over else "run_let_go", state=state, epoch=run.epoch)
         finally:
             telemetry.runs_in_flight.dec()
             if execution.journal.is_over:

@@ -245,12 +245,9 @@ class Runs:
         if started.subscription is not None:
             self._hub.unsubscribe(tenant, started.run_id, started.subscription)
 
-    async def follow(self, tenant: str, started: Started) -> AsyncIterator[Batch]:
+    def follow(self, tenant: str, started: Started) -> AsyncIterator[Batch]:
         """All events of a run that was just started, or started by an earlier try."""
-        following = self._hub.follow(tenant, started.run_id, Cursor(), started.subscription)
-        async with aclosing(following):  # type: ignore[type-var]
-            async for batch in following:
-                yield batch
+        return self._hub.follow(tenant, started.run_id, Cursor(), started.subscription)
 
     async def watch(self, tenant: str, run_id: str, after: Cursor) -> AsyncIterator[Batch]:
         """The events after a cursor, then live ones, to the terminal one.

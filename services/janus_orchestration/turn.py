@@ -157,16 +157,24 @@ class Turn:
         most, worked = self._limits.wall_time_s, self._journal.worked.total_seconds()
         name = f"wall-time-{self._journal.run.id}"
         left_s = budgets.WARN_AT * most - worked
-        timer = asyncio.create_task(self._warn_of_time(left_s, most), name=name) if left_s > 0 else None
+        warning: asyncio.Task[None] | None = None
+
+        def warn() -> None:
+            nonlocal warning
+            warning = asyncio.create_task(self._warn_of_time(most), name=name)
+
+        # A timer, and no task before its time: hardly a run lasts so long.
+        timer = asyncio.get_running_loop().call_later(left_s, warn) if left_s > 0 else None
         try:
             yield
         finally:
             if timer is not None:
                 timer.cancel()
-                await asyncio.gather(timer, return_exceptions=True)
+            if warning is not None:
+                warning.cancel()
+                await asyncio.gather(warning, return_exceptions=True)
 
-    async def _warn_of_time(self, left_s: float, most_s: float) -> None:
-        await asyncio.sleep(left_s)
+    async def _warn_of_time(self, most_s: float) -> None:
         with suppress(Fenced):
             await self._journal.say_beside(BudgetWarning(budgets.WALL_TIME, budgets.WARN_AT * most_s, most_s))
 
