@@ -1,25 +1,32 @@
 """Cancels that arrive: what a caller sees when work was cut short."""
 
 import asyncio
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Coroutine
 from typing import Any
 
 
-@contextmanager
-def cancel_wins() -> Iterator[None]:
+class cancel_wins:  # noqa: N801 - is used as a function is
     """A cancel that came within is raised whatever the work, cleaning up after it, failed with.
 
     Loops that go on after every failure would otherwise not hear of it and never end.
     """
-    task = asyncio.current_task()
-    before = task.cancelling() if task is not None else 0
-    try:
-        yield
-    except Exception as error:
-        if task is not None and task.cancelling() > before:
+
+    __slots__ = ("_before", "_task")
+
+    def __init__(self) -> None:
+        self._task = asyncio.current_task()
+        self._before = self._task.cancelling() if self._task is not None else 0
+
+    def __enter__(self) -> None:
+        """Begun already: a cancel counts from when this was made."""
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self.over(error)
+
+    def over(self, error: BaseException | None) -> None:
+        """Raise the cancel that came within, if one did, in place of the error."""
+        if isinstance(error, Exception) and self._task is not None and self._task.cancelling() > self._before:
             raise asyncio.CancelledError from error
-        raise
 
 
 async def finished(work: Coroutine[Any, Any, None]) -> None:

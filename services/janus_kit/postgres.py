@@ -13,18 +13,17 @@ Postgres is back, without a restart.
 """
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, NamedTuple, TypeAlias
 
 import asyncpg
 
 from janus_kit.cancellation import cancel_wins
-from janus_kit.errors import JanusError, ResourceExhausted, Unavailable
-from janus_kit.postgres_errors import AWAY, UNREACHABLE, is_lost, translating, unreachable
+from janus_kit.errors import JanusError
+from janus_kit.postgres_errors import AWAY, UNREACHABLE, translated, translating, unreachable
+from janus_kit.postgres_pool import Pool, PooledConnection
 from janus_kit.settings import PostgresSettings
-from janus_kit.telemetry import metrics
 from janus_kit.telemetry.logging import get_logger
 
 Connection: TypeAlias = asyncpg.connection.Connection
@@ -38,12 +37,8 @@ _log = get_logger(__name__)
 # A lost listener is tried again after these seconds.
 _LISTEN_BACKOFF_S = 0.5
 
-
-class _Stateless(asyncpg.Connection):  # type: ignore[misc] # the driver has no types
-    """A transaction that was left open is rolled back when its connection is given back; there is nothing else."""
-
-    def get_reset_query(self) -> str:
-        return ""
+# A table or type was altered: what the other connections remember of it is as old.
+_OUTDATED = (asyncpg.InvalidCachedStatementError, asyncpg.OutdatedSchemaCacheError)
 
 
 class Notification(NamedTuple):
@@ -60,16 +55,14 @@ class Database:
         self._settings = settings
         self._application = application
         self._init = init
-        self._pool: asyncpg.Pool | None = None
-        # The pool's own queue cannot tell "all busy" from "cannot connect"; with
-        # this in front of it, waiting means busy and nothing else.
-        self._free = asyncio.Semaphore(settings.pool_max)
+        self._pool = Pool(self._made, settings, application)
         # The connection of ``worker_statement``, which one call at a time has.
         self._line: Connection | None = None
         self._line_is_free = asyncio.Lock()
 
-    @asynccontextmanager
-    async def tenant(self, tenant: str, *, snapshot: bool = False, by_index: bool = False) -> AsyncIterator[Connection]:
+    def tenant(
+        self, tenant: str, *, snapshot: bool = False, by_index: bool = False
+    ) -> AbstractAsyncContextManager[Connection]:
         """A transaction that sees and writes one tenant's rows; commits at the end.
 
         With ``snapshot`` it writes nothing, and sees what its first statement saw.
@@ -78,15 +71,11 @@ class Database:
         """
         mode = " ISOLATION LEVEL REPEATABLE READ READ ONLY" if snapshot else ""
         plans = "; SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off" if by_index else ""
-        begin = f"BEGIN{mode}; SET LOCAL janus.tenant = {_literal(tenant)}{plans}"
-        async with self._transaction(begin) as connection:
-            yield connection
+        return _Transaction(self._pool, f"BEGIN{mode}; SET LOCAL janus.tenant = {_literal(tenant)}{plans}")
 
-    @asynccontextmanager
-    async def worker(self) -> AsyncIterator[Connection]:
+    def worker(self) -> AbstractAsyncContextManager[Connection]:
         """A transaction as ``janus_worker``, across tenants where policies let it."""
-        async with self._transaction(f"BEGIN; SET LOCAL ROLE {WORKER_ROLE}") as connection:
-            yield connection
+        return _Transaction(self._pool, f"BEGIN; SET LOCAL ROLE {WORKER_ROLE}")
 
     async def worker_statement(self, sql: str, *arguments: object) -> list[Any]:
         """The rows of one statement as ``janus_worker``, committed by itself; one at a time.
@@ -105,12 +94,19 @@ class Database:
 
     async def ping(self) -> None:
         """Raise Unavailable unless Postgres answers a query; never waits for a free slot."""
-        if self._free.locked():
+        if self._pool.is_busy:
             # Health must not queue behind load, and load must not look like an outage.
             await self._ping_aside()
             return
-        async with self._connection() as connection:
-            await connection.fetchval("SELECT 1")
+        with cancel_wins():
+            connection = await self._pool.take()
+            try:
+                with translating(connection):
+                    await connection.fetchval("SELECT 1")
+            except BaseException:
+                await self._pool.mend(connection)
+                raise
+            self._pool.give_back(connection)
 
     async def listen(self, *channels: str) -> AsyncIterator[Notification]:
         """Notifications, on a connection of their own that is re-made when lost.
@@ -145,34 +141,6 @@ class Database:
                 connection.terminate()
             await asyncio.sleep(_LISTEN_BACKOFF_S)
 
-    @asynccontextmanager
-    async def _transaction(self, begin: str) -> AsyncIterator[Connection]:
-        # Not the driver's own: that would take a round trip more to say whose the transaction is.
-        async with self._connection() as connection:
-            try:
-                await connection.execute(begin)
-                yield connection
-            except BaseException:
-                await connection.execute("ROLLBACK")
-                raise
-            if await connection.execute("COMMIT") != "COMMIT":
-                raise RuntimeError("a statement of the transaction failed, and nothing was committed")
-
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Connection]:
-        # Rolling back can fail, when the server goes at that moment.
-        with cancel_wins():
-            await self._wait_for_slot()
-            try:
-                connection = await self._acquire()
-                try:
-                    with translating(connection):
-                        yield connection
-                finally:
-                    await self._release(connection)
-            finally:
-                self._free.release()
-
     async def _ping_aside(self) -> None:
         try:
             connection = await asyncpg.connect(**self._connect_arguments())
@@ -184,49 +152,25 @@ class Database:
 
     async def _connected(self, role: str) -> Connection:
         """A connection beside the pool."""
-        if self._pool is None:
-            raise Unavailable("postgres", "the database pool is closed")
+        self._pool.require_open()
         try:
             return await asyncpg.connect(**self._connect_arguments(role))
         except UNREACHABLE as error:
             raise unreachable(error) from error
 
-    async def _wait_for_slot(self) -> None:
-        if not self._free.locked():
-            await self._free.acquire()
-            metrics.db_pool_wait.labels(self._application).observe(0.0)
-            return
-        began = time.monotonic()
-        try:
-            async with asyncio.timeout(self._settings.pool_wait_s):
-                await self._free.acquire()
-        except TimeoutError:
-            raise ResourceExhausted(
-                "OVERLOADED",
-                "no database connection became free in time",
-                {"part": "postgres"},
-                retry_after=self._settings.pool_wait_s,
-                quota=("postgres connections", f"{self._settings.pool_max} at the same time"),
-            ) from None
-        finally:
-            metrics.db_pool_wait.labels(self._application).observe(time.monotonic() - began)
-
-    async def _acquire(self) -> Connection:
-        """A connection that was alive a moment ago; the slot is already ours."""
-        if self._pool is None:
-            raise Unavailable("postgres", "the database pool is closed")
-        try:
-            return await self._pool.acquire(timeout=self._settings.connect_timeout_s)
-        except UNREACHABLE as error:
-            raise unreachable(error) from error
-
-    async def _release(self, connection: Connection) -> None:
-        assert self._pool is not None
-        try:
-            await self._pool.release(connection, timeout=self._settings.connect_timeout_s)
-        except (asyncpg.PostgresError, *AWAY):
-            if not is_lost(connection):
-                connection.terminate()
+    async def _made(self) -> PooledConnection:
+        """A connection for the pool."""
+        async with asyncio.timeout(self._settings.connect_timeout_s):
+            connection: PooledConnection = await asyncpg.connect(
+                **self._connect_arguments(), connection_class=PooledConnection
+            )
+            if self._init is not None:
+                try:
+                    await self._init(connection)
+                except BaseException:
+                    connection.terminate()
+                    raise
+            return connection
 
     def _connect_arguments(self, role: str = APP_ROLE) -> dict[str, Any]:
         settings = self._settings
@@ -246,18 +190,6 @@ class Database:
             },
         }
 
-    async def open(self) -> None:
-        """Make the pool. Connects to nothing, so it cannot fail for Postgres's sake."""
-        self._pool = await asyncpg.create_pool(
-            **self._connect_arguments(),
-            min_size=0,
-            max_size=self._settings.pool_max,
-            max_inactive_connection_lifetime=300,
-            connection_class=_Stateless,
-            init=self._init,
-        )
-        metrics.watch_db_pool(self._application, self._pool)
-
     async def warm_up(self) -> None:
         """Open ``pool_min`` connections ahead of need, or leave it to the first calls."""
         try:
@@ -272,15 +204,71 @@ class Database:
         line, self._line = self._line, None
         if line is not None:
             line.terminate()
-        pool, self._pool = self._pool, None
-        if pool is None:
-            return
-        metrics.unwatch_db_pool(self._application, pool)
+        await self._pool.close()
+
+
+class _Transaction:
+    """One transaction, and its connection for as long as it is open.
+
+    Statements are asked of this object: whoever keeps it is refused when it is over, as the connection may be
+    another tenant's by then. Not the driver's own transaction, which takes a round trip more to say whose it is.
+    """
+
+    __slots__ = ("_begin", "_cancels", "_connection", "_pool")
+
+    def __init__(self, pool: Pool, begin: str) -> None:
+        self._pool = pool
+        self._begin = begin
+        self._connection: PooledConnection | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if self._connection is None:
+            raise asyncpg.InterfaceError("the transaction is over")
+        return getattr(self._connection, name)
+
+    async def __aenter__(self) -> Connection:
+        self._cancels = cancel_wins()
+        with self._cancels:
+            connection = await self._pool.take()
         try:
-            async with asyncio.timeout(2):
-                await pool.close()
-        except (TimeoutError, asyncpg.PostgresError, *AWAY):
-            pool.terminate()
+            await connection.execute(self._begin)
+        except BaseException as error:
+            await self._broken_off(connection, error)
+            raise
+        self._connection = connection
+        return self
+
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        connection, self._connection = self._connection, None
+        assert connection is not None
+        try:
+            ended = await connection.execute("COMMIT" if error is None else "ROLLBACK")
+        except BaseException as failure:
+            await self._broken_off(connection, failure)
+            raise
+        try:
+            if error is not None:
+                self._told(connection, error)
+            elif ended != "COMMIT":
+                raise RuntimeError("a statement of the transaction failed, and nothing was committed")
+        finally:
+            self._pool.give_back(connection)
+
+    async def _broken_off(self, connection: PooledConnection, error: BaseException) -> None:
+        """How far the server came is unknown."""
+        try:
+            self._told(connection, error)
+        finally:
+            await self._pool.mend(connection)
+
+    def _told(self, connection: PooledConnection, error: BaseException) -> None:
+        """Raise what the caller is told, where that is another error."""
+        if isinstance(error, _OUTDATED):
+            self._pool.expire()
+        told = translated(error, connection) or error
+        self._cancels.over(told)
+        if told is not error:
+            raise told from error
 
 
 def _literal(text: str) -> str:
@@ -300,7 +288,6 @@ async def database(
     metrics. ``init`` runs on every new connection, e.g. to register codecs.
     """
     opened = Database(settings, application, init)
-    await opened.open()
     warming = asyncio.create_task(opened.warm_up(), name=f"{application}-pool-warm-up")
     try:
         yield opened

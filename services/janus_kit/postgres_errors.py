@@ -39,11 +39,11 @@ def translating(connection: asyncpg.Connection) -> Iterator[None]:
     """Work on a connection. Raises Unavailable and DeadlineExceeded for what is Postgres's fault."""
     try:
         yield
-    except (asyncpg.QueryCanceledError, *AWAY) as error:
-        translated = _translated(error, connection)
-        if translated is None:
+    except Exception as error:
+        told = translated(error, connection)
+        if told is None:
             raise
-        raise translated from error
+        raise told from error
 
 
 def unreachable(error: BaseException) -> Unavailable:
@@ -52,21 +52,18 @@ def unreachable(error: BaseException) -> Unavailable:
     return Unavailable("postgres", "postgres is not available")
 
 
-def is_lost(connection: asyncpg.Connection) -> bool:
-    """Whether the server has gone; the pool takes a connection back at once then."""
-    try:
-        return bool(connection.is_closed())
-    except asyncpg.InterfaceError:
-        return True
+def translated(error: BaseException, connection: asyncpg.Connection) -> JanusError | None:
+    """What the caller is told of Postgres's fault; None for any other failure.
 
-
-def _translated(error: BaseException, connection: asyncpg.Connection) -> JanusError | None:
-    """What the caller is told; None for a mistake of ours in how we use the driver."""
-    if isinstance(error, asyncpg.InterfaceError) and not is_lost(connection):
+    A mistake of ours in how we use the driver is another. The connection is closed when it can be of no more use.
+    """
+    if not isinstance(error, (asyncpg.QueryCanceledError, *AWAY)):
+        return None
+    if isinstance(error, asyncpg.InterfaceError) and not connection.is_closed():
         return None
     if isinstance(error, asyncpg.QueryCanceledError):
         return DeadlineExceeded("postgres", "a database statement took too long")
-    if isinstance(error, TimeoutError | OSError) and not is_lost(connection):
+    if isinstance(error, TimeoutError | OSError) and not connection.is_closed():
         # No answer in time: what the connection is in the middle of is unknown.
         connection.terminate()
     if isinstance(error, asyncpg.TransactionRollbackError):

@@ -1,7 +1,7 @@
 """Prometheus metrics of the plumbing. Labels are bounded: no tenant, id or free text."""
 
 import threading
-from typing import Any
+from typing import Protocol
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily
@@ -53,29 +53,43 @@ config_last_reload_successful = Gauge(
 )
 
 
+class _Pool(Protocol):
+    """Connections to a database."""
+
+    @property
+    def size(self) -> int:
+        """Those that are open."""
+        ...
+
+    @property
+    def idle(self) -> int: ...
+    @property
+    def limit(self) -> int: ...
+
+
 class _PoolCollector(Collector):
     """Reads the pools when scraped, so that nothing is counted on the hot path."""
 
     def __init__(self) -> None:
-        self._pools: set[tuple[str, Any]] = set()
+        self._pools: set[_Pool] = set()
         self._lock = threading.Lock()
 
-    def add(self, name: str, pool: Any) -> None:
+    def add(self, pool: _Pool) -> None:
         with self._lock:
-            self._pools.add((name, pool))
+            self._pools.add(pool)
 
-    def discard(self, name: str, pool: Any) -> None:
+    def discard(self, pool: _Pool) -> None:
         with self._lock:
-            self._pools.discard((name, pool))
+            self._pools.discard(pool)
 
     def collect(self) -> list[GaugeMetricFamily]:
         family = GaugeMetricFamily(names.DB_POOL_CONNECTIONS, "Connections of all pools.", labels=["state"])
         with self._lock:
-            pools = [pool for _, pool in self._pools]
-        idle = sum(pool.get_idle_size() for pool in pools)
+            pools = list(self._pools)
+        idle = sum(pool.idle for pool in pools)
         family.add_metric(["idle"], idle)
-        family.add_metric(["in_use"], sum(pool.get_size() for pool in pools) - idle)
-        family.add_metric(["limit"], sum(pool.get_max_size() for pool in pools))
+        family.add_metric(["in_use"], sum(pool.size for pool in pools) - idle)
+        family.add_metric(["limit"], sum(pool.limit for pool in pools))
         return [family]
 
 
@@ -83,11 +97,11 @@ _pools = _PoolCollector()
 REGISTRY.register(_pools)
 
 
-def watch_db_pool(name: str, pool: Any) -> None:
+def watch_db_pool(pool: _Pool) -> None:
     """Count the pool's connections in ``janus_db_pool_connections``."""
-    _pools.add(name, pool)
+    _pools.add(pool)
 
 
-def unwatch_db_pool(name: str, pool: Any) -> None:
+def unwatch_db_pool(pool: _Pool) -> None:
     """Stop counting a pool that is closed."""
-    _pools.discard(name, pool)
+    _pools.discard(pool)
