@@ -1,11 +1,11 @@
 """The verified caller of the work at hand."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
 from janus_kit.errors import Unauthenticated
+from janus_kit.scoped import Scoped
 
 DEVELOPMENT_TENANT = "development"
 
@@ -56,11 +56,6 @@ def identity_or_none() -> Identity | None:
     return _identity.get()
 
 
-@contextmanager
-def acting_as(identity: Identity) -> Iterator[Identity]:
+def acting_as(identity: Identity) -> AbstractContextManager[None]:
     """Work on behalf of an identity outside of its call, e.g. a resumed run."""
-    token = _identity.set(identity)
-    try:
-        yield identity
-    finally:
-        _identity.reset(token)
+    return Scoped(_identity, identity)

@@ -5,9 +5,10 @@ starts (context variables are inherited).
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
+
+from janus_kit.scoped import Scoped
 
 _request_id: ContextVar[str] = ContextVar("janus_request_id", default="")
 _deadline: ContextVar[float | None] = ContextVar("janus_deadline", default=None)
@@ -24,25 +25,15 @@ def remaining_seconds() -> float | None:
     return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
-@contextmanager
-def request_scope(request_id: str) -> Iterator[None]:
+def request_scope(request_id: str) -> AbstractContextManager[None]:
     """Everything within belongs to this request id."""
-    token = _request_id.set(request_id)
-    try:
-        yield
-    finally:
-        _request_id.reset(token)
+    return Scoped(_request_id, request_id)
 
 
-@contextmanager
-def deadline_scope(seconds: float | None) -> Iterator[None]:
-    """Everything within must end in so many seconds; None lifts an outer deadline.
+def deadline_scope(seconds: float | None) -> AbstractContextManager[None]:
+    """Everything within must end in so many seconds from now; None lifts an outer deadline.
 
     This tells code and downstream calls; it interrupts nothing. Work that
     outlives its call on purpose (a durable run) lifts the deadline.
     """
-    token = _deadline.set(None if seconds is None else time.monotonic() + seconds)
-    try:
-        yield
-    finally:
-        _deadline.reset(token)
+    return Scoped(_deadline, None if seconds is None else time.monotonic() + seconds)

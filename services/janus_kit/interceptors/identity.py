@@ -1,10 +1,8 @@
 """Identity and scope: who calls, and whether they may call this."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Protocol
 
-from janus_kit.auth.identity import ALL_SCOPES, DEVELOPMENT_TENANT, Identity, acting_as
+from janus_kit.auth.identity import ALL_SCOPES, DEVELOPMENT_TENANT, Identity
 from janus_kit.errors import InvalidArgument, JanusError, PermissionDenied
 from janus_kit.ids import ID_RULE, is_id
 from janus_kit.interceptors.call import Call
@@ -38,27 +36,16 @@ class DevelopmentAuthenticator:
         return Identity(tenant=tenant, subject="developer", scopes=ALL_SCOPES)
 
 
-async def identified(authenticator: Authenticator, call: Call) -> None:
+async def identified(authenticator: Authenticator, call: Call) -> Identity:
     """Establish the identity and check the method's scope. Fails closed."""
     scope = call.method.scope
-    if scope is None:
-        return
     try:
         identity = await authenticator.identify(call)
         if scope not in identity.scopes:
-            raise PermissionDenied("SCOPE_MISSING", f"the call needs the scope '{scope}'", {"scope": scope})
+            raise PermissionDenied("SCOPE_MISSING", f"the call needs the scope '{scope}'", {"scope": scope or ""})
     except JanusError as refusal:
         metrics.auth_failures.labels(refusal.reason).inc()
         raise
     call.identity = identity
     logging.bind(tenant=identity.tenant)
-
-
-@contextmanager
-def acting(call: Call) -> Iterator[None]:
-    """Let the code of the call know whose it is."""
-    if call.identity is None:
-        yield
-        return
-    with acting_as(call.identity):
-        yield
+    return identity

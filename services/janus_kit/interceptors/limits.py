@@ -1,20 +1,21 @@
 """Limits: whether the process takes a call on now."""
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 from janus_kit.errors import ResourceExhausted
 from janus_kit.interceptors.call import Call
 from janus_kit.telemetry import metrics
 
+_Key = tuple[str, str, bool]
+
 
 class Admission(Protocol):
     """Decides whether a call may begin. The identity is known by then."""
 
     def admit(self, call: Call) -> AbstractContextManager[None]:
-        """Held for as long as the call runs. Raises ResourceExhausted on entry."""
+        """Entered at once and held for as long as the call runs. Raises ResourceExhausted."""
         ...
 
 
@@ -28,14 +29,12 @@ class ConcurrencyCap:
     def __init__(self, *, calls: int, streams: int) -> None:
         self._calls = calls
         self._streams = streams
-        self._running: Counter[tuple[str, str, bool]] = Counter()
+        self._running: Counter[_Key] = Counter()
 
-    @contextmanager
-    def admit(self, call: Call) -> Iterator[None]:
+    def admit(self, call: Call) -> AbstractContextManager[None]:
         identity = call.identity
         if identity is None:
-            yield
-            return
+            return nullcontext()
         is_stream = call.method.is_stream
         limit = self._streams if is_stream else self._calls
         key = (identity.tenant, identity.subject, is_stream)
@@ -49,11 +48,23 @@ class ConcurrencyCap:
                 retry_after=1.0,
                 quota=(f"concurrent {kind} of an identity", f"{limit} at the same time"),
             )
-        self._running[key] += 1
-        try:
-            yield
-        finally:
-            self._running[key] -= 1
-            if not self._running[key]:
-                # Identities come and go; only those at work are remembered.
-                del self._running[key]
+        return _Counted(self._running, key)
+
+
+class _Counted:
+    """One more of an identity's, within."""
+
+    __slots__ = ("_key", "_running")
+
+    def __init__(self, running: Counter[_Key], key: _Key) -> None:
+        self._running = running
+        self._key = key
+
+    def __enter__(self) -> None:
+        self._running[self._key] += 1
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        self._running[self._key] -= 1
+        if not self._running[self._key]:
+            # Identities come and go; only those at work are remembered.
+            del self._running[self._key]

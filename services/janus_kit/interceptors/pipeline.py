@@ -11,10 +11,12 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager, nullcontext
+from types import CoroutineType
 from typing import Any
 
 import grpc
 
+from janus_kit.auth.identity import acting_as
 from janus_kit.errors import Unavailable, Unimplemented
 from janus_kit.interceptors import guard, identity, telemetry
 from janus_kit.interceptors.call import Call, Method
@@ -94,20 +96,19 @@ class Pipeline(grpc.aio.ServerInterceptor):
     async def run(self, method: Method, context: Any, work: Work) -> Any:
         """One call, through all concerns."""
         call = Call(method, context)
-        with telemetry.observing(call):
-            return await guard.answered(call, self._deadline.limited(call, self._admitted(call, work)))
+        limited = self._deadline.limited(call, self._admitted(call, work))
+        return await telemetry.observed(call, guard.answered(call, limited))
 
     async def _admitted(self, call: Call, work: Work) -> Any:
         """The work of a call that may begin now, as its caller."""
         if self._is_draining and call.method.service != _HEALTH:
             await self._may_refuse.wait()
             raise _draining()
-        await identity.identified(self._authenticator, call)
-        with identity.acting(call):
-            if call.method.is_infrastructure:
-                return await self._infrastructure(call, work)
-            with self._admission.admit(call):
-                return await work(call)
+        if call.method.is_infrastructure:
+            return await self._infrastructure(call, work)
+        caller = await identity.identified(self._authenticator, call)
+        with acting_as(caller), self._admission.admit(call):
+            return await work(call)
 
     async def _infrastructure(self, call: Call, work: Work) -> Any:
         if call.method.service == _HEALTH:
@@ -206,7 +207,8 @@ async def _send(call: Call, responses: Any) -> None:
 
 
 async def _result(value: Any) -> Any:
-    return await value if inspect.isawaitable(value) else value
+    # What a coroutine function returns is told at a glance.
+    return await value if type(value) is CoroutineType or inspect.isawaitable(value) else value
 
 
 def _encoded(encode: Any, response: Any) -> Any:

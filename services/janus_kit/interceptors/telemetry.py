@@ -4,8 +4,8 @@ Nothing here runs per message: a stream of a thousand events costs as much as a
 unary call.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable
+from typing import TypeVar
 
 import grpc
 
@@ -18,6 +18,8 @@ REQUEST_ID = "x-request-id"
 
 _log = logging.get_logger(__name__)
 
+_Result = TypeVar("_Result")
+
 _OURS = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
@@ -28,14 +30,13 @@ _OURS = frozenset(
 )
 
 
-@contextmanager
-def observing(call: Call) -> Iterator[None]:
+async def observed(call: Call, work: Awaitable[_Result]) -> _Result:
     """Observe a call from its arrival to its status, which the guard notes on it."""
     call.read_metadata()
     asked = call.metadata.get(REQUEST_ID, "")
     call.request_id = asked if is_id(asked) else new_id("req")
     name = call.method.name
-    in_flight = metrics.rpc_in_flight.labels(name)
+    in_flight = metrics.in_flight(name)
     with (
         call_context.request_scope(call.request_id),
         tracing.server_span(name, call.metadata) as span,
@@ -47,11 +48,11 @@ def observing(call: Call) -> Iterator[None]:
         call.context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
         in_flight.inc()
         try:
-            yield
+            return await work
         finally:
             in_flight.dec()
             seconds = call.seconds
-            metrics.server_call_duration.labels(name, call.status.name).observe(seconds)
+            metrics.served(name, call.status.name).observe(seconds)
             tracing.end_server_span(span, call.status.name)
             _report(call, seconds)
 

@@ -8,8 +8,7 @@ memories is never logged.
 
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any, Literal, TextIO, cast
 
 import structlog
@@ -73,6 +72,7 @@ def configure(
         logger_factory=structlog.WriteLoggerFactory(output),
         cache_logger_on_first_use=False,
     )
+    _Logger.configured += 1
     handler = logging.StreamHandler(output)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -95,9 +95,27 @@ def hush() -> None:
         logging.getLogger(name).setLevel(max(logging.getLogger().level, logging.WARNING))
 
 
+class _Logger:
+    """One of structlog's, made anew when logging is configured anew: to make it is dearer than most lines."""
+
+    __slots__ = ("_made", "_made_at", "_module")
+    configured = 0
+    """How often logging was."""
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+        self._made_at = -1
+
+    def __getattr__(self, level: str) -> Any:
+        if self._made_at != _Logger.configured:
+            self._made = structlog.get_logger(module=self._module).bind()
+            self._made_at = _Logger.configured
+        return getattr(self._made, level)
+
+
 def get_logger(name: str) -> FilteringBoundLogger:
     """A logger; ``name`` (the module) is on every line as ``module``."""
-    return cast(FilteringBoundLogger, structlog.get_logger(module=name))
+    return cast(FilteringBoundLogger, _Logger(name))
 
 
 def bind(**values: str) -> None:
@@ -105,11 +123,19 @@ def bind(**values: str) -> None:
     structlog.contextvars.bind_contextvars(**values)
 
 
-@contextmanager
-def bound(**values: Any) -> Iterator[None]:
+class bound:  # noqa: N801 - is used as a function is
     """Put values on every line within the block, e.g. ``bound(run_id=run.id)``."""
-    with structlog.contextvars.bound_contextvars(**values):
-        yield
+
+    __slots__ = ("_tokens", "_values")
+
+    def __init__(self, **values: Any) -> None:
+        self._values = values
+
+    def __enter__(self) -> None:
+        self._tokens = structlog.contextvars.bind_contextvars(**self._values)
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        structlog.contextvars.reset_contextvars(**self._tokens)
 
 
 def _quiet_until_configured() -> None:

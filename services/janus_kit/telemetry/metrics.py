@@ -1,6 +1,7 @@
 """Prometheus metrics of the plumbing. Labels are bounded: no tenant, id or free text."""
 
 import threading
+from functools import lru_cache
 from typing import Protocol
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, disable_created_metrics
@@ -51,6 +52,11 @@ config_reloads = Counter(names.CONFIG_RELOADS, "Times that the settings were rea
 config_last_reload_successful = Gauge(
     names.CONFIG_LAST_RELOAD_SUCCESSFUL, "Whether the settings that were read last are valid; 0: older ones are used."
 )
+
+# Series that every call needs: to find one by its labels takes a lock and a copy of them.
+in_flight = lru_cache(maxsize=1024)(rpc_in_flight.labels)
+served = lru_cache(maxsize=4096)(server_call_duration.labels)
+called = lru_cache(maxsize=4096)(client_call_duration.labels)
 
 
 class _Pool(Protocol):

@@ -104,37 +104,43 @@ def _otlp_exporter(endpoint: str) -> "SpanExporter":
     return OTLPSpanExporter(endpoint=endpoint, insecure=endpoint.startswith("http://"))
 
 
-@contextmanager
-def server_span(
-    method: str, metadata: Mapping[str, str], attributes: Mapping[str, str] | None = None
-) -> Iterator["Span | None"]:
+class server_span:  # noqa: N801 - is used as a function is
     """A SERVER span around a call, child of the caller's; None when tracing is off.
 
     Whoever asks for it ends it. ``attributes`` replace those of an RPC.
     """
-    carried = tuple((key, metadata[key]) for key in (TRACEPARENT, TRACESTATE) if key in metadata)
-    token = _incoming.set(carried)
-    try:
-        if _state.tracer is None or method.startswith(_PROBES):
-            yield None
-            return
+
+    __slots__ = ("_attached", "_attributes", "_carried", "_method", "_token")
+
+    def __init__(self, method: str, metadata: Mapping[str, str], attributes: Mapping[str, str] | None = None) -> None:
+        self._method = method
+        self._attributes = attributes
+        self._carried = tuple([(key, metadata[key]) for key in (TRACEPARENT, TRACESTATE) if key in metadata])
+        self._attached: Any = None
+
+    def __enter__(self) -> "Span | None":
+        self._token = _incoming.set(self._carried)
+        if _state.tracer is None or self._method.startswith(_PROBES):
+            return None
         from opentelemetry import context, trace
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        parent = TraceContextTextMapPropagator().extract(dict(carried))
+        parent = TraceContextTextMapPropagator().extract(dict(self._carried))
         span = _state.tracer.start_span(
-            method,
+            self._method,
             context=parent,
             kind=trace.SpanKind.SERVER,
-            attributes=_attributes(method) if attributes is None else attributes,
+            attributes=_attributes(self._method) if self._attributes is None else self._attributes,
         )
-        attached = context.attach(trace.set_span_in_context(span, parent))
-        try:
-            yield span
-        finally:
-            context.detach(attached)
-    finally:
-        _incoming.reset(token)
+        self._attached = context.attach(trace.set_span_in_context(span, parent))
+        return span
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if self._attached is not None:
+            from opentelemetry import context
+
+            context.detach(self._attached)
+        _incoming.reset(self._token)
 
 
 @contextmanager

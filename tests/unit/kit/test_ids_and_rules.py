@@ -27,6 +27,15 @@ def test_ids_keep_their_order_when_the_clock_steps_back(monkeypatch):
     assert first < ids.new_id("run") < ids.new_id("run")
 
 
+def test_an_id_says_in_crockfords_digits_when_it_was_made(monkeypatch):
+    monkeypatch.setattr(ids, "_sequence", ids._Sequence())
+    monkeypatch.setattr(time, "time_ns", lambda: 1_700_000_000_123_456_789)
+    number = 0
+    for digit in ids.new_id("msg").removeprefix("msg_"):
+        number = number * 32 + "0123456789abcdefghjkmnpqrstvwxyz".index(digit)
+    assert number >> 80 == 1_700_000_000_123
+
+
 @pytest.mark.parametrize("text", ["a", "0", "user:1", "a.b-c_d:e", "A" * 128])
 def test_an_id_is_accepted(text):
     assert ids.require_id("id", text) == text

@@ -32,6 +32,30 @@ def test_a_line_is_one_json_object_with_the_bound_ids(logs):
     assert "run_id" not in outside
 
 
+def test_values_of_an_outer_block_come_back(logs):
+    log = logging.get_logger("test")
+    with logging.bound(run_id="run_1", tenant="acme"):
+        with logging.bound(run_id="run_2"):
+            logging.bind(run_id="run_3")
+            log.info("inner")
+        log.info("outer")
+    (inner,), (outer,) = logs.named("inner"), logs.named("outer")
+    assert (inner["run_id"], inner["tenant"]) == ("run_3", "acme")
+    assert (outer["run_id"], outer["tenant"]) == ("run_1", "acme")
+
+
+def test_a_logger_that_was_used_follows_what_is_configured_later():
+    first, second = StringIO(), StringIO()
+    log = logging.get_logger("test")
+    logging.configure(level="info", stream=first)
+    log.info("one")
+    logging.configure(level="debug", stream=second)
+    log.debug("two")
+    logging.configure(level="warning", stream=second)
+    log.info("three")
+    assert [json.loads(stream.getvalue())["event"] for stream in (first, second)] == ["one", "two"]
+
+
 async def test_ids_reach_tasks_and_do_not_leak_between_them(logs):
     log = logging.get_logger("test")
 
