@@ -11,9 +11,8 @@ locks rows does. What a write breaks is known only when it is sent.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 
@@ -25,13 +24,13 @@ Refusals = Mapping[str, Callable[[], Exception]]
 _PARAMETER = re.compile(r"\$(\d+)")
 _WITH = re.compile(r"WITH (RECURSIVE )?")
 _LOCK = re.compile(r" FOR (UPDATE|SHARE)\b|_lock\(")
+_NONE: Refusals = {}
 
 
-@dataclass(frozen=True, slots=True)
-class _Statement:
+class _Statement(NamedTuple):
     sql: str
     arguments: tuple[object, ...]
-    refusals: Refusals = field(default_factory=dict)
+    refusals: Refusals = _NONE
 
 
 class Batch:
@@ -51,7 +50,7 @@ class Batch:
         tables = _tables(sql, self._schema)
         if not tables.isdisjoint(self._tables):
             await self.send()
-        self._waiting.append(_Statement(sql, arguments, refusals or {}))
+        self._waiting.append(_Statement(sql, arguments, refusals or _NONE))
         self._tables |= tables
 
     async def send(self) -> None:
@@ -79,17 +78,19 @@ class Batch:
         return await self._run_after_others(self._connection.fetchval, sql, arguments)
 
     async def _run_after_others(self, run: Callable[..., Any], sql: str, arguments: tuple[object, ...]) -> Any:
-        if self._waiting and (_LOCK.search(sql) or not _tables(sql, self._schema).isdisjoint(self._tables)):
+        if self._waiting and (_locks(sql) or not _tables(sql, self._schema).isdisjoint(self._tables)):
             await self.send()
         return await self._run(run, _Statement(sql, arguments))
 
     async def _run(self, run: Callable[..., Any], last: _Statement) -> Any:
         """Run a statement together with what waits."""
-        statements = [*self._waiting, last]
-        self._waiting, self._tables = [], frozenset()
-        sql = _together(tuple((each.sql, len(each.arguments)) for each in statements))
+        waiting, self._waiting, self._tables = self._waiting, [], frozenset()
+        if not waiting and not last.refusals:
+            return await run(last.sql, *last.arguments)
+        statements = [*waiting, last]
+        sql = _together(tuple([(each.sql, len(each.arguments)) for each in statements]))
         try:
-            return await run(sql, *(value for each in statements for value in each.arguments))
+            return await run(sql, *[value for each in statements for value in each.arguments])
         except asyncpg.IntegrityConstraintViolationError as error:
             for each in statements:
                 if (refusal := each.refusals.get(error.constraint_name or "")) is not None:
@@ -116,6 +117,11 @@ def _together(statements: tuple[tuple[str, int], ...]) -> str:
 def _numbered_from(sql: str, before: int) -> str:
     """A statement whose parameters come after ``before`` others."""
     return _PARAMETER.sub(lambda found: f"${int(found[1]) + before}", sql)
+
+
+@lru_cache(maxsize=1024)
+def _locks(sql: str) -> bool:
+    return _LOCK.search(sql) is not None
 
 
 @lru_cache(maxsize=1024)
