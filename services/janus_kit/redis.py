@@ -8,6 +8,7 @@ connects on first use and again after a loss, without a restart.
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from types import TracebackType
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -73,19 +74,38 @@ async def redis(settings: RedisSettings, *, application: str = "janus") -> Async
         await pool.aclose()
 
 
-@asynccontextmanager
-async def answering(timeout_s: float, away: Callable[[str], Exception]) -> AsyncIterator[None]:
+class answering:  # noqa: N801 - is used as a function is
     """Redis answers within so many seconds, or it is away: a stalled one is no better than a dead one.
 
     ``away`` makes the error that says so from the name of the one that was met.
     """
-    try:
-        async with asyncio.timeout(timeout_s):
-            # Giving a connection back can fail.
-            with cancel_wins():
-                yield
-    except (RedisError, TimeoutError, OSError) as error:
-        raise away(type(error).__name__) from error
+
+    __slots__ = ("_away", "_cancels", "_limit", "_timeout_s")
+
+    def __init__(self, timeout_s: float, away: Callable[[str], Exception]) -> None:
+        self._timeout_s = timeout_s
+        self._away = away
+
+    async def __aenter__(self) -> None:
+        self._limit = asyncio.timeout(self._timeout_s)
+        await self._limit.__aenter__()
+        # Giving a connection back can fail.
+        self._cancels = cancel_wins()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            try:
+                self._cancels.over(error)
+            except asyncio.CancelledError as cancelled:
+                await self._limit.__aexit__(type(cancelled), cancelled, traceback)
+                raise
+            await self._limit.__aexit__(kind, error, traceback)
+        except TimeoutError as late:
+            raise self._away("TimeoutError") from late
+        if isinstance(error, (RedisError, TimeoutError, OSError)):
+            raise self._away(type(error).__name__) from error
 
 
 def key(tenant: str, *parts: str) -> str:
