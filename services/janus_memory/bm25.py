@@ -84,22 +84,20 @@ def _pool(candidates: Columns, query: Sequence[str]) -> Pool:
     import numpy as np
 
     size = len(candidates)
-    lengths = np.fromiter(map(len, candidates.bags), np.int64, size) // 4
-    ends = np.cumsum(lengths)
-    hashes = np.frombuffer(b"".join(candidates.bags), np.uint32)
+    ends = np.cumsum(candidates.lengths)
     counts = np.zeros((size, len(query)))
-    for column, hashed in enumerate(np.frombuffer(b"".join(map(term_hash, query)), np.uint32)):
-        owners = np.searchsorted(ends, np.flatnonzero(hashes == hashed), side="right")
+    for column, hashed in enumerate(np.frombuffer(b"".join(map(term_hash, query)), "<u4")):
+        owners = np.searchsorted(ends, np.flatnonzero(candidates.hashes == hashed), side="right")
         counts[:, column] = np.bincount(owners, minlength=size)
     dated = np.zeros((size, len(query)))
     columns = {term: column for column, term in enumerate(query) if may_be_date(term)}
     if columns:
         for row in np.flatnonzero(candidates.turns).tolist():
-            for term in date_terms(candidates.occurred_at[row]):
+            for term in date_terms(candidates.occurred_at[row].item()):
                 if term in columns:
                     dated[row, columns[term]] += 1
     date_lengths = np.where(candidates.turns, float(DATE_TERMS), 0.0)
-    return Pool(counts, lengths.astype(float), dated, date_lengths, _neighbours(candidates))
+    return Pool(counts, candidates.lengths.astype(float), dated, date_lengths, _neighbours(candidates))
 
 
 def _neighbours(candidates: Columns) -> "dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]":

@@ -7,7 +7,7 @@ public benchmark of long conversations; a space or a request may override each.
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from math import sqrt
 from typing import TYPE_CHECKING
 
@@ -175,6 +175,6 @@ def recency(candidates: Columns, now: datetime) -> "NDArray[np.float64]":
     """1 for now, halved every 30 days of age."""
     import numpy as np
 
-    ages = [max((now - when).total_seconds(), 0.0) / 86_400 for when in candidates.occurred_at]
-    result: NDArray[np.float64] = np.power(0.5, np.array(ages, float) / HALF_LIFE_DAYS)
+    ages = (np.datetime64(now.astimezone(UTC).replace(tzinfo=None), "us") - candidates.occurred_at).astype(np.int64)
+    result: NDArray[np.float64] = np.power(0.5, np.maximum(ages / 1_000_000, 0.0) / 86_400 / HALF_LIFE_DAYS)
     return result

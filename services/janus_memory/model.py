@@ -378,23 +378,6 @@ class Document:
     predicate: str = ""
 
 
-class Candidate(NamedTuple):
-    """A unit as recall scores it. ``bag`` is its own line, without the session's date.
-
-    A tuple, since a recall makes two thousand of them; ``kind`` is a Kind's number.
-    """
-
-    unit: int
-    kind: int
-    thread: str
-    position: int
-    session: int
-    speaker: str
-    occurred_at: datetime
-    importance: float
-    bag: bytes
-
-
 @dataclass(frozen=True, slots=True)
 class Lexicon:
     """A space's statistics: units, their tokens in all, and units that hold each term."""

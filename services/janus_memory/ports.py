@@ -12,13 +12,13 @@ from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
 from janus_kit.errors import JanusError, Unavailable
+from janus_memory.columns import Columns
 from janus_memory.erasure import Erasing, Signer
 from janus_memory.extraction import Extracting
 from janus_memory.generation import Rebuilding
 from janus_memory.model import (
     Backlog,
     Block,
-    Candidate,
     Cause,
     Claim,
     ContextTurn,
@@ -473,13 +473,11 @@ class Transaction(Erasing, Reconciling, Rebuilding, Extracting, Protocol):
         """``space`` and ``lexicon`` at once, with which every recall begins."""
         ...
 
-    async def matching(
-        self, space_no: int, terms: Mapping[str, float], where: HardFilter, limit: int
-    ) -> list[Candidate]:
+    async def matching(self, space_no: int, terms: Mapping[str, float], where: HardFilter, limit: int) -> Columns:
         """Allowed units that have at least one term, most weight first."""
         ...
 
-    async def candidates(self, space_no: int, units: Sequence[int], where: HardFilter) -> list[Candidate]:
+    async def candidates(self, space_no: int, units: Sequence[int], where: HardFilter) -> Columns:
         """Those of the units that are allowed."""
         ...
 
@@ -487,7 +485,7 @@ class Transaction(Erasing, Reconciling, Rebuilding, Extracting, Protocol):
         """All units that are allowed."""
         ...
 
-    async def around(self, space_no: int, spans: Sequence[tuple[str, int, int]], where: HardFilter) -> list[Candidate]:
+    async def around(self, space_no: int, spans: Sequence[tuple[str, int, int]], where: HardFilter) -> Columns:
         """Allowed turns within (thread, first position, last position)."""
         ...
 

@@ -11,7 +11,7 @@ the space as the last recall found it, and anew should that be another by now.
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -19,14 +19,12 @@ from janus_kit.clock import Clock
 from janus_kit.errors import InvalidArgument, JanusError, Unavailable, is_late
 from janus_kit.libraries import library
 from janus_memory import bm25, fusion
-from janus_memory.columns import Columns
+from janus_memory.columns import Columns, joined
 from janus_memory.comparing import cosine
 from janus_memory.consistency import RECALL_WAIT_S, caught_up, read_token
 from janus_memory.model import (
     Backend,
-    Candidate,
     Hit,
-    Kind,
     Lexicon,
     Neighbour,
     Recalled,
@@ -131,17 +129,15 @@ class Recall:
             candidates = await self._pool(tx, space, query, matched, dense)
             ranking = self._rank(space, query, candidates, wanted, lexicon, dense)
             best = ranking.order[: query.limit]
-            turns = [candidates[row].unit for row in best if candidates[row].kind == Kind.TURN]
-            others = [candidates[row].unit for row in best if candidates[row].kind != Kind.TURN]
+            units = candidates.units[best].tolist()
+            is_turn = candidates.turns[best].tolist()
+            turns = [unit for unit, turn in zip(units, is_turn, strict=True) if turn]
+            others = [unit for unit, turn in zip(units, is_turn, strict=True) if not turn]
             records = await tx.records(space, turns, others)
             hits = tuple(
-                Hit(
-                    records[candidates[row].unit],
-                    float(ranking.total[row]),
-                    ranking.details(row) if query.explain else (),
-                )
-                for row in best
-                if candidates[row].unit in records
+                Hit(records[unit], float(ranking.total[row]), ranking.details(row) if query.explain else ())
+                for unit, row in zip(units, best, strict=True)
+                if unit in records
             )
             spans = await _packed(tx, space, query, hits) if query.pack_tokens else ()
         return Recalled(hits, dense.degraded, space.model, spans)
@@ -153,7 +149,7 @@ class Recall:
 
     async def _matched(
         self, tx: Transaction, space: Space, query: RecallQuery, wanted: Sequence[str], lexicon: Lexicon
-    ) -> list[Candidate]:
+    ) -> Columns:
         """What the lexical leg finds."""
         chosen = searched(wanted, lexicon, _ENOUGH)
         found = await tx.matching(space.number, chosen, query.filter, LEXICAL_LIMIT)
@@ -257,39 +253,38 @@ class Recall:
                     legs[leg].append(Neighbour(each.about.unit, cosine(vector, other)))
 
     async def _pool(
-        self, tx: Transaction, space: Space, query: RecallQuery, matched: Sequence[Candidate], dense: _Dense
-    ) -> list[Candidate]:
+        self, tx: Transaction, space: Space, query: RecallQuery, matched: Columns, dense: _Dense
+    ) -> Columns:
         """Everything that is scored: what a leg found, and the turns around it."""
-        pool = {candidate.unit: candidate for candidate in matched}
-        missing = {each.unit for found in dense.found.values() for each in found} - pool.keys()
-        if missing:
-            others = await tx.candidates(space.number, sorted(missing), query.filter)
-            pool.update((candidate.unit, candidate) for candidate in others)
-        if not query.filter.kinds or Kind.TURN in query.filter.kinds:
-            spans = spans_around(pool.values(), bm25.REACH)
+        import numpy as np
+
+        pool = matched
+        near = [np.array([each.unit for each in found], np.int64) for found in dense.found.values()]
+        if missing := np.setdiff1d(np.concatenate(near), matched.units).tolist() if near else []:
+            pool = joined([matched, await tx.candidates(space.number, missing, query.filter)])
+        if pool.turns.any():
+            spans = spans_around(pool, bm25.REACH)
             if sum(last - first + 1 for _, first, last in spans) > _AROUND_LIMIT:
-                best = [candidate.unit for candidate in matched[:_AROUND_LEXICAL]]
-                best += [each.unit for found in dense.found.values() for each in found[:_AROUND_DENSE]]
-                spans = spans_around((pool[unit] for unit in dict.fromkeys(best) if unit in pool), bm25.REACH)
-            for candidate in await tx.around(space.number, spans, query.filter):
-                pool.setdefault(candidate.unit, candidate)
-        return list(pool.values())
+                best = [matched.units[:_AROUND_LEXICAL], *(found[:_AROUND_DENSE] for found in near)]
+                spans = spans_around(pool.only(np.isin(pool.units, np.concatenate(best))), bm25.REACH)
+            around = await tx.around(space.number, spans, query.filter)
+            pool = joined([pool, around.only(~np.isin(around.units, pool.units))])
+        return pool
 
     def _rank(
         self,
         space: Space,
         query: RecallQuery,
-        candidates: Sequence[Candidate],
+        candidates: Columns,
         wanted: Sequence[str],
         lexicon: Lexicon,
         dense: _Dense,
     ) -> fusion.Ranking:
         weights = fusion.effective(space.model, space.weights, query.weights)
-        columns = Columns(candidates)
-        legs: dict[str, NDArray[np.float64]] = dict(bm25.scores(columns, wanted, lexicon))
+        legs: dict[str, NDArray[np.float64]] = dict(bm25.scores(candidates, wanted, lexicon))
         for leg, found in dense.found.items():
-            legs[leg] = similarities(columns, found)
-        return fusion.Ranking(columns, legs, weights, query.query, self._clock.now())
+            legs[leg] = similarities(candidates, found)
+        return fusion.Ranking(candidates, legs, weights, query.query, self._clock.now())
 
 
 async def _packed(tx: Transaction, space: Space, query: RecallQuery, hits: Sequence[Hit]) -> tuple[Span, ...]:
@@ -344,23 +339,21 @@ def searched(wanted: Sequence[str], lexicon: Lexicon, enough: float) -> dict[str
     return chosen
 
 
-def spans_around(candidates: Iterable[Candidate], reach: int) -> list[tuple[str, int, int]]:
+def spans_around(candidates: Columns, reach: int) -> list[tuple[str, int, int]]:
     """(thread, first, last) positions around turns, overlaps merged."""
-    places: dict[str, list[int]] = {}
-    for candidate in candidates:
-        if candidate.kind == Kind.TURN:
-            places.setdefault(candidate.thread, []).append(candidate.position)
-    spans: list[tuple[str, int, int]] = []
-    for thread, positions in places.items():
-        positions.sort()
-        first, last = positions[0] - reach, positions[0] + reach
-        for position in positions[1:]:
-            if position - reach > last + 1:
-                spans.append((thread, first, last))
-                first = position - reach
-            last = position + reach
-        spans.append((thread, first, last))
-    return spans
+    import numpy as np
+
+    turns = np.flatnonzero(candidates.turns)
+    turns = turns[np.argsort(candidates.places[turns])]
+    # Of turns in a row, one begins a span if the turns around it do not touch those around the one before.
+    begins = np.flatnonzero(np.diff(candidates.places[turns], prepend=-(1 << 40)) > 2 * reach + 1)
+    ends = np.append(begins[1:], len(turns)) - 1
+    firsts = (candidates.positions[turns[begins]] - reach).tolist()
+    lasts = (candidates.positions[turns[ends]] + reach).tolist()
+    return [
+        (candidates.threads[row], first, last)
+        for row, first, last in zip(turns[begins].tolist(), firsts, lasts, strict=True)
+    ]
 
 
 def similarities(candidates: Columns, found: Sequence[Neighbour]) -> "NDArray[np.float64]":
@@ -369,4 +362,4 @@ def similarities(candidates: Columns, found: Sequence[Neighbour]) -> "NDArray[np
 
     known = {neighbour.unit: neighbour.similarity for neighbour in found}
     least = min(known.values(), default=0.0)
-    return np.array([known.get(unit, least) for unit in candidates.units.tolist()], float)
+    return np.array([known.get(unit, least) for unit in candidates.units.tolist()], np.float64)

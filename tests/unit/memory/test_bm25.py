@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.fakes.candidates import Candidate, columns
 
 from janus_memory import bm25
-from janus_memory.columns import Columns
-from janus_memory.model import Candidate, Kind, Lexicon
+from janus_memory.model import Kind, Lexicon
 from janus_memory.text import bag, date_terms, terms
 
 WHEN = datetime(2023, 5, 8, tzinfo=UTC)
@@ -63,7 +63,7 @@ def plain_scores(talk: list[Line], query: list[str], before: int, after: int) ->
 @given(lines, st.lists(st.sampled_from(WORDS), min_size=1, max_size=4, unique=True))
 def test_the_turn_alone_scores_as_plain_bm25(talk: list[Line], words: list[str]) -> None:
     query = terms(" ".join(words))
-    found = bm25.scores(Columns(candidates_of(talk)), query, lexicon_of(talk))
+    found = bm25.scores(columns(candidates_of(talk)), query, lexicon_of(talk))
     assert found["lexical_turn"] == pytest.approx(plain_scores(talk, query, 0, 0))
 
 
@@ -73,7 +73,7 @@ def test_windows_score_as_if_they_were_rendered(talk: list[Line], words: list[st
     query = terms(" ".join(words))
     alone = {term for text, _ in talk for term in terms(text)} | set(date_terms(WHEN))
     query = [term for term in query if term in alone]
-    found = bm25.scores(Columns(candidates_of(talk)), query, lexicon_of(talk))
+    found = bm25.scores(columns(candidates_of(talk)), query, lexicon_of(talk))
     for name, (before, after) in bm25.WINDOWS.items():
         assert found[name] == pytest.approx(plain_scores(talk, query, before, after)), name
 
@@ -81,8 +81,8 @@ def test_windows_score_as_if_they_were_rendered(talk: list[Line], words: list[st
 def test_the_order_of_candidates_does_not_matter() -> None:
     talk = [("apple bridge", 1), ("cloud", 1), ("apple", 2), ("drum drum", 2)]
     candidates = candidates_of(talk)
-    forward = bm25.scores(Columns(candidates), ["appl", "drum"], lexicon_of(talk))
-    backward = bm25.scores(Columns(candidates[::-1]), ["appl", "drum"], lexicon_of(talk))
+    forward = bm25.scores(columns(candidates), ["appl", "drum"], lexicon_of(talk))
+    backward = bm25.scores(columns(candidates[::-1]), ["appl", "drum"], lexicon_of(talk))
     for name in bm25.WINDOWS:
         assert forward[name].tolist() == pytest.approx(backward[name].tolist()[::-1])
 
@@ -91,7 +91,7 @@ def test_a_window_does_not_reach_into_another_session_or_over_a_gap() -> None:
     first = Candidate(1, Kind.TURN, "t", 1, 1, "", WHEN, 0.5, bag(terms("apple")))
     other_session = Candidate(2, Kind.TURN, "t", 2, 2, "", WHEN, 0.5, bag(terms("cloud")))
     later = Candidate(3, Kind.TURN, "t", 9, 1, "", WHEN, 0.5, bag(terms("cloud")))
-    found = bm25.scores(Columns([first, other_session, later]), ["appl"], Lexicon(3, 12, {"appl": 1}))
+    found = bm25.scores(columns([first, other_session, later]), ["appl"], Lexicon(3, 12, {"appl": 1}))
     assert found["lexical_wide"][0] > 0
     assert found["lexical_wide"][1] == found["lexical_wide"][2] == 0
 
@@ -99,17 +99,17 @@ def test_a_window_does_not_reach_into_another_session_or_over_a_gap() -> None:
 def test_a_memory_has_no_neighbours_and_no_date() -> None:
     fact = Candidate(1, Kind.FACT, "t", 0, 0, "", WHEN, 0.5, bag(terms("apple")))
     turn = Candidate(2, Kind.TURN, "t", 1, 1, "", WHEN, 0.5, bag(terms("cloud")))
-    found = bm25.scores(Columns([fact, turn]), ["may", "cloud"], Lexicon(2, 5, {"may": 1, "cloud": 1}))
+    found = bm25.scores(columns([fact, turn]), ["may", "cloud"], Lexicon(2, 5, {"may": 1, "cloud": 1}))
     assert all(found[name][0] == 0 for name in bm25.WINDOWS)
 
 
 def test_statistics_that_lag_behind_do_not_break_scores() -> None:
-    found = bm25.scores(Columns(candidates_of([("apple", 1), ("apple cloud", 1)])), ["appl"], Lexicon(0, 0, {}))
+    found = bm25.scores(columns(candidates_of([("apple", 1), ("apple cloud", 1)])), ["appl"], Lexicon(0, 0, {}))
     assert (found["lexical_turn"] > 0).all()
 
 
 def test_nothing_found_is_nothing_scored() -> None:
-    assert all(len(values) == 0 for values in bm25.scores(Columns([]), ["appl"], Lexicon(0, 0, {})).values())
+    assert all(len(values) == 0 for values in bm25.scores(columns([]), ["appl"], Lexicon(0, 0, {})).values())
 
 
 @settings(max_examples=150)
@@ -117,7 +117,7 @@ def test_nothing_found_is_nothing_scored() -> None:
 def test_a_window_has_the_lines_near_in_position_that_are_there(talk: list[Line], data: st.DataObject) -> None:
     kept = [each for each in candidates_of(talk) if data.draw(st.booleans())]
     shuffled = data.draw(st.permutations(kept))
-    found = bm25.scores(Columns(shuffled), ["appl"], Lexicon(100, 1_000, {"appl": 1}))
+    found = bm25.scores(columns(shuffled), ["appl"], Lexicon(100, 1_000, {"appl": 1}))
     for name, (before, after) in bm25.WINDOWS.items():
         for candidate, score in zip(shuffled, found[name].tolist(), strict=True):
             near = [

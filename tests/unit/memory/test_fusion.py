@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.fakes.candidates import Candidate, columns
 
 from janus_memory import fusion
-from janus_memory.columns import Columns
-from janus_memory.model import LEXICAL_MODEL, Candidate, Kind, Weights
+from janus_memory.model import LEXICAL_MODEL, Kind, Weights
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
 PLAIN = replace(fusion.RECIPE, speaker=0.0, session=0.0)
@@ -21,7 +21,7 @@ def candidate(unit: int, speaker: str = "", session: int = 1, age_days: float = 
 
 
 def rank(candidates: list[Candidate], raw: list[float], weights: Weights = PLAIN, query: str = "x") -> fusion.Ranking:
-    return fusion.Ranking(Columns(candidates), {"lexical_turn": np.array(raw)}, weights, query, NOW)
+    return fusion.Ranking(columns(candidates), {"lexical_turn": np.array(raw)}, weights, query, NOW)
 
 
 scores = st.lists(st.floats(0, 1000, allow_nan=False), min_size=1, max_size=30)
@@ -84,12 +84,12 @@ def test_naming_the_speaker_lifts_their_turns() -> None:
 
 def test_a_session_is_lifted_by_its_three_best() -> None:
     candidates = [candidate(i, session=s) for i, s in enumerate([1, 1, 1, 1, 2])]
-    lift = fusion.session_lift(Columns(candidates), np.array([4.0, 3.0, 2.0, 0.0, 1.0]))
+    lift = fusion.session_lift(columns(candidates), np.array([4.0, 3.0, 2.0, 0.0, 1.0]))
     assert lift.tolist() == [3.0, 3.0, 3.0, 3.0, 1.0]
 
 
 def test_recency_halves_every_thirty_days() -> None:
-    values = fusion.recency(Columns([candidate(1), candidate(2, age_days=30), candidate(3, age_days=-5)]), NOW)
+    values = fusion.recency(columns([candidate(1), candidate(2, age_days=30), candidate(3, age_days=-5)]), NOW)
     assert values.tolist() == pytest.approx([1.0, 0.5, 1.0])
 
 
