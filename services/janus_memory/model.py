@@ -344,8 +344,7 @@ class VectorRow:
     vector: Sequence[float]
 
 
-@dataclass(frozen=True, slots=True)
-class Neighbour:
+class Neighbour(NamedTuple):
     """A vector found: its unit and cosine similarity, -1 to 1."""
 
     unit: int

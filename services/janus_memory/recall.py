@@ -108,6 +108,8 @@ class Recall:
             if seen is not None and len(query.embedding) in (0, seen.dimensions):
                 # Hardly ever is it another by now, and the longest leg need not wait to hear that.
                 dense_task = self._started(tenant, seen, query, pending)
+                # What takes longest asks first.
+                await asyncio.sleep(0)
             async with self._records.transaction(tenant) as tx:
                 wanted = list(dict.fromkeys(terms(query.query)))
                 space, lexicon = await self._space_with_lexicon(tx, query, wanted)
@@ -213,7 +215,7 @@ class Recall:
                 if index is None:
                     raise Unavailable(part)
                 found = await index.search(tenant, space, list(View), vector, query.filter, DENSE_LIMIT, query.exact)
-                legs = {leg: found[view] for leg, view in _VIEWS.items()}
+                legs = {leg: list(found[view]) for leg, view in _VIEWS.items()}
                 self._parts.back(part)
                 if pending:
                     part = f"embedder:{space.model}"
@@ -262,11 +264,10 @@ class Recall:
         near = [np.array([each.unit for each in found], np.int64) for found in dense.found.values()]
         if missing := np.setdiff1d(np.concatenate(near), matched.units).tolist() if near else []:
             pool = joined([matched, await tx.candidates(space.number, missing, query.filter)])
-        if pool.turns.any():
-            spans = spans_around(pool, bm25.REACH)
+        if spans := spans_around(pool, bm25.REACH):
             if sum(last - first + 1 for _, first, last in spans) > _AROUND_LIMIT:
                 best = [matched.units[:_AROUND_LEXICAL], *(found[:_AROUND_DENSE] for found in near)]
-                spans = spans_around(pool.only(np.isin(pool.units, np.concatenate(best))), bm25.REACH)
+                spans = spans_around(pool, bm25.REACH, np.isin(pool.units, np.concatenate(best)))
             around = await tx.around(space.number, spans, query.filter)
             pool = joined([pool, around.only(~np.isin(around.units, pool.units))])
         return pool
@@ -339,11 +340,15 @@ def searched(wanted: Sequence[str], lexicon: Lexicon, enough: float) -> dict[str
     return chosen
 
 
-def spans_around(candidates: Columns, reach: int) -> list[tuple[str, int, int]]:
-    """(thread, first, last) positions around turns, overlaps merged."""
+def spans_around(
+    candidates: Columns, reach: int, among: "NDArray[np.bool_] | bool" = True
+) -> list[tuple[str, int, int]]:
+    """(thread, first, last) positions around turns, overlaps merged. ``among``: whose turns they may be."""
     import numpy as np
 
-    turns = np.flatnonzero(candidates.turns)
+    turns = np.flatnonzero(candidates.turns & among)
+    if not len(turns):
+        return []
     turns = turns[np.argsort(candidates.places[turns])]
     # Of turns in a row, one begins a span if the turns around it do not touch those around the one before.
     begins = np.flatnonzero(np.diff(candidates.places[turns], prepend=-(1 << 40)) > 2 * reach + 1)
@@ -360,6 +365,6 @@ def similarities(candidates: Columns, found: Sequence[Neighbour]) -> "NDArray[np
     """Similarity of every candidate; who was not among the nearest gets the least of them."""
     import numpy as np
 
-    known = {neighbour.unit: neighbour.similarity for neighbour in found}
+    known = dict(found)
     least = min(known.values(), default=0.0)
     return np.array([known.get(unit, least) for unit in candidates.units.tolist()], np.float64)

@@ -14,7 +14,7 @@ so is the partition known when a statement is planned.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from itertools import accumulate
 from math import sqrt
 from operator import mul
@@ -206,7 +206,10 @@ class _Search:
         parts = await _all_of(nearest(places) for places in together)
         found = {place: neighbours for part in parts for place, neighbours in part.items()}
         self.is_long = any(len(found[other]) >= self._limit for other in others)
-        return {view: self._best(found[_BOTH], found[int(view)]) for view in views}
+        # Each part is in order as it is.
+        both = found[_BOTH]
+        alone = {view: found[int(view)] for view in views}
+        return {view: self._best(both, own) if both and own else both or own for view, own in alone.items()}
 
     async def walk(self, views: Sequence[View]) -> dict[View, list[Neighbour]]:
         """Follow the graph, scan what is not in it; scan everything where that finds too few."""
@@ -262,9 +265,12 @@ class _Search:
         return sorted(distinct, key=lambda each: (-each.similarity, each.unit))[: self._limit]
 
 
-async def _all_of(works: Any) -> list[Any]:
+async def _all_of(works: Iterable[Awaitable[Any]]) -> list[Any]:
     """Results of what runs side by side; the first failure once all have ended."""
-    results = await asyncio.gather(*works, return_exceptions=True)
+    first, *others = works
+    if not others:
+        return [await first]
+    results = await asyncio.gather(first, *others, return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
             raise result

@@ -1,6 +1,7 @@
 """What Recall reads from Postgres."""
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from janus_kit.postgres import Connection
@@ -22,8 +23,12 @@ _COLUMNS = """string_agg(int8send(unit), '') AS units, string_agg(int2send(kind)
     string_agg(int4send(session), '') AS sessions, array_agg(speaker) AS speakers,
     string_agg(timestamptz_send(occurred_at), '') AS times, string_agg(float8send(importance), '') AS importance,
     string_agg(int4send(octet_length(bag)), '') AS sizes, string_agg(bag, '') AS bags"""
-# From 1970 until the day that Postgres counts from.
-_EPOCH_US = 946_684_800_000_000
+# Postgres counts microseconds from 2000. To the driver its infinities are the first moment and the last.
+_EPOCH = "2000-01-01"
+_FIRST_US, _LAST_US = (
+    (end - datetime.fromisoformat(_EPOCH).replace(tzinfo=UTC)) // timedelta(microseconds=1)
+    for end in (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
+)
 # Spans of turns are read by an index that has them in their order: where sorting is out of the question,
 # there is only the right one. Of a tenant that the statistics do not know yet, whose rows it takes for one,
 # the planner would else read all of them for each span by any index that begins with the tenant.
@@ -143,7 +148,7 @@ class SearchStatements:
             positions=_integers(row["positions"], 8),
             numbers=_integers(row["sessions"], 4),
             speakers=row["speakers"],
-            occurred_at=(_integers(row["times"], 8) + _EPOCH_US).view("datetime64[us]"),
+            occurred_at=np.datetime64(_EPOCH, "us") + np.clip(_integers(row["times"], 8), _FIRST_US, _LAST_US),
             importance=np.frombuffer(row["importance"], ">f8").astype(float),
             lengths=_integers(row["sizes"], 4) // 4,
             hashes=np.frombuffer(row["bags"], "<u4"),
