@@ -98,7 +98,6 @@ def hush() -> None:
 class _Logger:
     """One of structlog's, made anew when logging is configured anew: to make it is dearer than most lines."""
 
-    __slots__ = ("_made", "_made_at", "_module")
     configured = 0
     """How often logging was."""
 
