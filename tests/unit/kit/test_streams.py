@@ -97,15 +97,25 @@ async def test_a_stream_that_is_cancelled_while_a_message_goes_out_ends_with_a_s
 
 
 async def test_a_caller_that_reads_nothing_does_not_keep_cancelled_work_going(probe):
+    cut = asyncio.Event()
+
     async def act(text):
-        asyncio.get_running_loop().call_later(0.05, asyncio.current_task().cancel)
+        task = asyncio.current_task()
+
+        def cancel():
+            # What is closed from here on is the message's source; making the message was closed before.
+            probe.closed.clear()
+            task.cancel()
+            cut.set()
+
+        asyncio.get_running_loop().call_later(0.05, cancel)
         return "x" * 10_000_000
 
     probe.act = act
     call = probe.start("ServerStream", [b""])
-    for _ in ("the message was made", "its source was let go"):
-        await asyncio.wait_for(probe.closed.wait(), 5)
-        probe.closed.clear()
+    async with asyncio.timeout(10):
+        await cut.wait()
+        await probe.closed.wait()
     call.cancel()
 
 
