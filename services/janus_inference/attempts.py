@@ -134,19 +134,26 @@ class Attempts:
         return asking
 
     async def _raced(self, first: Asking, hedge_after: float) -> Asking | None:
-        """Ask, and after a while another target as well; the first to speak wins."""
+        """Ask, and after a while another target as well; the first to speak wins.
+
+        One that refuses has not spoken: what would end the call by itself waits for the other one.
+        """
         self._start(first)
         may_hedge = True
+        refusal: ProviderFailure | JanusError | None = None
         while self._racing:
             done, _ = await asyncio.wait(
                 self._racing, timeout=hedge_after if may_hedge else None, return_when=asyncio.FIRST_COMPLETED
             )
             if not done:
                 may_hedge = False
-                while (other := self._other()) is not None:
-                    if await self._prepared(hedge := self._asking(other)):
-                        self._start(hedge, self._hedged)
-                        break
+                try:
+                    while (other := self._other()) is not None:
+                        if await self._prepared(hedge := self._asking(other)):
+                            self._start(hedge, self._hedged)
+                            break
+                except (ProviderFailure, JanusError) as unsaid:
+                    refusal = unsaid
                 continue
             # Of two that spoke in the same moment the one that was asked first wins.
             winner: Asking | None = None
@@ -157,7 +164,12 @@ class Attempts:
                 elif isinstance(error, _NotAdmitted):
                     await self._not_made(asking)
                 elif isinstance(error, ProviderFailure | JanusError):
-                    await self._note(asking, error)
+                    try:
+                        await self._note(asking, error)
+                    except (ProviderFailure, JanusError) as final:
+                        if _is_over(final):
+                            raise
+                        refusal = refusal or final
                 elif error is not None:
                     raise error
                 else:
@@ -168,6 +180,8 @@ class Attempts:
                     self._leave(asking, task)
                 self._racing.clear()
                 return winner
+        if refusal is not None:
+            raise refusal
         return None
 
     def _start(self, asking: Asking, begin: Callable[[Asking], Coroutine[Any, Any, None]] = Asking.open) -> None:
@@ -332,8 +346,7 @@ class Attempts:
         await asking.close()
         if record is not None:
             self._record_later(record)
-        over = error.outcome == "cancelled" or (error.outcome == "timeout" and error.detail in ("total", "call"))
-        if over or error.filtered or not (error.elsewhere or error.retryable):
+        if _is_over(error) or not (error.elsewhere or error.retryable):
             raise error
         tried = self._tried[target]
         tried.retryable = error.retryable
@@ -358,3 +371,11 @@ class Attempts:
             return self._failure
         assert self._verdict is not None
         return self._verdict
+
+
+def _is_over(error: ProviderFailure | JanusError) -> bool:
+    """Whether the whole call has ended with it: its time, or, by a filter, its answer."""
+    if isinstance(error, JanusError):
+        return False
+    is_late = error.outcome == "timeout" and error.detail in ("total", "call")
+    return error.outcome == "cancelled" or is_late or error.filtered

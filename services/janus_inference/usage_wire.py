@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from janus_api.content.v1 import usage_pb2
 from janus_api.inference.v1 import inference_service_pb2 as pb
+from janus_inference.encode import usage_to
 from janus_inference.usage_report import Dimension, UsageBucket, UsagePage, UsageQuery
 from janus_kit.errors import InvalidArgument
 
@@ -46,22 +46,8 @@ def _bucket_to(bucket: UsageBucket) -> pb.UsageBucket:
         label_value=bucket.group.label_value,
         subject=bucket.group.subject,
         calls=bucket.calls,
-        usage=_usage_to(bucket),
+        usage=usage_to(bucket.usage, bucket.cost),
         unpriced_calls=bucket.unpriced_calls,
-    )
-
-
-def _usage_to(bucket: UsageBucket) -> usage_pb2.Usage:
-    usage, cost = bucket.usage, bucket.cost
-    return usage_pb2.Usage(
-        input_uncached_tokens=usage.input_uncached_tokens,
-        cache_read_tokens=usage.cache_read_tokens,
-        cache_write_tokens=usage.cache_write_tokens,
-        output_tokens=usage.output_tokens,
-        reasoning_tokens=usage.reasoning_tokens,
-        cost_micro_usd=cost.micro_usd if cost is not None else None,
-        price_version=cost.price_version if cost is not None else "",
-        source=usage_pb2.USAGE_SOURCE_ESTIMATED if usage.estimated else usage_pb2.USAGE_SOURCE_REPORTED,
     )
 
 

@@ -104,7 +104,7 @@ async def test_free_is_a_cost_and_versions_of_price_tables_are_all_said(store: P
 async def test_a_sum_with_one_estimate_is_estimated(store: PostgresUsage):
     await written(
         store,
-        record("estimate", model="a"),
+        record("estimate", model="a", usage=Usage(1, 0, 0, 1)),
         record("estimate", model="b"),
         record("estimate", model="b", usage=Usage(1, 0, 0, 1, estimated=True)),
     )
@@ -113,6 +113,13 @@ async def test_a_sum_with_one_estimate_is_estimated(store: PostgresUsage):
         usage_pb2.USAGE_SOURCE_REPORTED,
         usage_pb2.USAGE_SOURCE_ESTIMATED,
     ]
+
+
+async def test_calls_that_were_refused_counted_nothing(store: PostgresUsage):
+    await written(store, record("rejected", usage=Usage()))
+    (bucket,) = (await said(store, "rejected", asked())).buckets
+    assert (bucket.calls, bucket.unpriced_calls) == (1, 1)
+    assert bucket.usage == usage_pb2.Usage()
 
 
 async def test_buckets_lie_from_the_start_on_and_the_last_ends_with_the_report(store: PostgresUsage):

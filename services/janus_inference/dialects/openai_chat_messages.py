@@ -72,8 +72,12 @@ class MessageWriter:
                     content = self._result(part, f"{path}.parts[{at}]")
                     yield {"role": "tool", "tool_call_id": self._id(part.call_id), "content": content}
             return
+        said: dict[str, Any]
         if message.role is Role.ASSISTANT:
             said = self._assistant(message, path)
+            if said == {"role": "assistant"}:
+                # Others' own blocks and reasoning, and nothing besides.
+                return
         elif (content := self._content(message.parts, path)) != []:
             said = {"role": message.role.value, "content": content}
         else:
@@ -156,13 +160,17 @@ class MessageWriter:
         calls = self._calls(message.parts, path)
         if any(id(part) in self._marked for part in texts):
             said["content"] = [self._block(part, path) for part in texts if part.text]
-        elif texts or not calls:
+        elif texts:
             said["content"] = "".join(part.text for part in texts)
         if refusals:
             said["refusal"] = "".join(refusals)
         if calls:
             said["tool_calls"] = calls
-        return said | _thoughts(message.parts, self._profile, self._issuer, path)
+        said |= _thoughts(message.parts, self._profile, self._issuer, path)
+        if len(said) > 1 and not calls:
+            # Only beside calls may there be none.
+            said.setdefault("content", "")
+        return said
 
     def _calls(self, parts: Sequence[Part], path: str) -> list[dict[str, Any]]:
         """The calls; those that their issuer knows as calls of free text are said to it as such."""

@@ -332,6 +332,82 @@ async def test_when_the_first_fails_the_hedge_goes_on(stores: Stores) -> None:
     assert text_of(events) == "two speaks"
 
 
+@pytest.mark.parametrize("status", [400, 413, 422])
+async def test_a_hedge_that_is_refused_does_not_end_a_call_that_another_answers(stores: Stores, status: int) -> None:
+    refused = asyncio.Event()
+
+    async def slow(ask: Ask) -> Batches:
+        await refused.wait()
+        for batch in saying("slow but well"):
+            yield batch
+
+    async def refusing(ask: Ask) -> Batches:
+        asyncio.get_running_loop().call_later(0.02, refused.set)
+        raise classify("two", "fake", Refused(status))
+        yield []
+
+    events = await events_of(hedged(stores, Told(slow), Told(refusing)), prompt(model="sure"))
+    assert text_of(events) == "slow but well"
+    started = events[0]
+    assert isinstance(started, Started)
+    assert await outcomes(stores, started.generation_id) == [(1, "one", "ok"), (2, "two", "rejected")]
+
+
+async def test_a_hedge_answers_for_one_that_is_refused_meanwhile(stores: Stores) -> None:
+    hedging = asyncio.Event()
+
+    async def refusing(ask: Ask) -> Batches:
+        await hedging.wait()
+        raise MALFORMED
+        yield []
+
+    async def answering(ask: Ask) -> Batches:
+        hedging.set()
+        await asyncio.sleep(0.02)
+        for batch in saying("two speaks"):
+            yield batch
+
+    events = await events_of(hedged(stores, Told(refusing), Told(answering)), prompt(model="sure"))
+    assert text_of(events) == "two speaks"
+
+
+async def test_what_all_of_a_race_refuse_is_refused(stores: Stores) -> None:
+    hedging = asyncio.Event()
+
+    async def one(ask: Ask) -> Batches:
+        await hedging.wait()
+        await asyncio.sleep(0.02)
+        raise MALFORMED
+        yield []
+
+    async def two(ask: Ask) -> Batches:
+        hedging.set()
+        raise classify("two", "fake", Refused(400))
+        yield []
+
+    with pytest.raises(InvalidArgument, match="'two'") as raised:
+        await hedged(stores, Told(one), Told(two)).answer(prompt(model="sure"), CALLER)
+    assert raised.value.reason == "PROVIDER_REJECTED_REQUEST"
+
+
+async def test_a_hedge_whose_dialect_refuses_the_prompt_does_not_end_the_call(stores: Stores) -> None:
+    class Strict(Told):
+        def stream(self, ask: Ask) -> AbstractAsyncContextManager[Batches]:
+            refused.set()
+            raise InvalidArgument("prompt.stop", "no")
+
+    refused = asyncio.Event()
+
+    async def slow(ask: Ask) -> Batches:
+        await refused.wait()
+        await asyncio.sleep(0.02)
+        for batch in saying("slow but well"):
+            yield batch
+
+    events = await events_of(hedged(stores, Told(slow), Strict(telling()._tell)), prompt(model="sure"))
+    assert text_of(events) == "slow but well"
+
+
 async def test_a_target_that_there_is_no_budget_to_hedge_at_is_still_asked_when_the_first_fails(stores: Stores) -> None:
     async def late(ask: Ask) -> Batches:
         await asyncio.sleep(0.05)

@@ -18,6 +18,7 @@ from janus_inference.model import (
     Opaque,
     Part,
     Prompt,
+    Reasoning,
     Role,
     Text,
     ToolCall,
@@ -161,6 +162,22 @@ def test_reasoning_that_could_not_be_sent_is_the_caller_s_error(data: bytes) -> 
     with pytest.raises(InvalidArgument) as raised:
         routed(user(Text("go")), said)
     assert raised.value.violations[0].field == "prompt.messages[1].parts[1].opaque.data"
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (Opaque("ant", "block", b"{}"),),
+        (Reasoning("thought", signature=b"proof", issuer="ant"),),
+        (Reasoning("thought", signature=b"proof", issuer="ant"), Opaque("ant", "block", b"{}")),
+    ],
+)
+def test_a_message_of_others_blocks_and_reasoning_alone_is_not_sent(parts: tuple[Part, ...]) -> None:
+    asked = Prompt((user(Text("a")), Message(Role.ASSISTANT, parts), user(Text("b"))))
+    assert chat_body(asked, "gpt", OPENAI, "openai")["messages"] == [
+        {"role": "user", "content": "a"},
+        {"role": "user", "content": "b"},
+    ]
 
 
 @pytest.mark.parametrize("data", [b"[]", b'{"id": NaN}', b"{" * 100_000])
