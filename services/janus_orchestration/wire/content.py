@@ -188,7 +188,7 @@ def check_json_object(check: Violations, where: str, text: str) -> None:
 
 
 def timestamp(moment: datetime) -> Timestamp:
-    # By hand: the library's way costs ten times as much, and every event has one.
+    # By hand: the library's way costs twice as much, and every event has one.
     since = moment - _EPOCH
     return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1_000)
 
