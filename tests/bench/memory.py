@@ -31,7 +31,7 @@ import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.bench import memory_locomo, memory_writes, processes
 from tests.bench.memory_load import Corpus, Question, fill
-from tests.bench.table import at, header, ms, row
+from tests.bench.table import add_parts, at, header, ms, row
 
 from janus_api.memory.v1 import memory_service_pb2_grpc as rpc
 from janus_api.memory.v1 import recall_pb2
@@ -89,13 +89,12 @@ def main() -> None:
     parser.add_argument("--evaluation", type=Path, default=Path("../shared/eval"), help="folder with locomo_eval.py")
     parser.add_argument("--model", action="append", default=[], help="also LoCoMo with it, e.g. onnx/minilm")
     parser.add_argument("--config", type=Path, help="settings of the service, e.g. where its models are")
-    parser.add_argument("--only", default=",".join(PARTS[:-1]), help=f"parts, with commas, of {', '.join(PARTS)}")
+    add_parts(parser, PARTS, without=("large",))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="janus-bench-") as folder, served(Path(folder), arguments.config) as state:
         header("raw Postgres", "exact scan", "ratio")
-        parts = arguments.only.split(",")
-        asyncio.run(_measure(state, parts, arguments))
-        if "locomo" in parts:
+        asyncio.run(_measure(state, arguments.only, arguments))
+        if "locomo" in arguments.only:
             _locomo(state, arguments)
 
 

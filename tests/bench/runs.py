@@ -29,7 +29,7 @@ import grpc
 import psutil
 import uvloop
 from tests.bench import processes
-from tests.bench.table import at, header, ms, row
+from tests.bench.table import add_parts, at, header, ms, row
 from tests.conftest import StackThread
 from tests.fakes.inference_processes import InferenceProcess
 from tests.fakes.orchestration_service import TERMINAL, Caller, Process
@@ -388,13 +388,13 @@ async def _measure(stack: StackThread, parts: Sequence[str], times: int) -> None
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=100, help="about how often each thing is done")
-    parser.add_argument("--only", default=",".join(MEASURES), help="parts to measure, with commas")
+    add_parts(parser, MEASURES)
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="janus-bench-"))
     stack = StackThread(folder, chroma=False).start()
     try:
         header(bare="commit", ratio="ratio")
-        uvloop.run(_measure(stack, arguments.only.split(","), arguments.times))
+        uvloop.run(_measure(stack, arguments.only, arguments.times))
     finally:
         stack.stop()
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,8 +1,22 @@
 """The table that a benchmark prints: each figure beside the baselines of the same run."""
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Collection, Sequence
 
 WHAT = 56
+
+
+def add_parts(parser: argparse.ArgumentParser, parts: Collection[str], without: Collection[str] = ()) -> None:
+    """Add `--only`: the parts to measure, in order; all of them by default, but for those of `without`."""
+
+    def chosen(said: str) -> list[str]:
+        names = said.split(",")
+        if unknown := [name for name in names if name not in parts]:
+            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(parts)}")
+        return names
+
+    default = [part for part in parts if part not in without]
+    parser.add_argument("--only", type=chosen, default=default, help=f"parts, with commas, of {', '.join(parts)}")
 
 
 def header(direct: str = "direct", bare: str = "bare chain", ratio: str = "added/ratio") -> None:
