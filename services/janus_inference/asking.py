@@ -142,7 +142,7 @@ class Asking:
         self._first: Sequence[ProviderEvent] = ()
         self._counted: Callable[[], Usage | None] = lambda: None
         self._output_bytes = 0
-        self._was_sent = False
+        self._is_connected = False
         self._heard_at = 0.0
         self._ended = False
         self._stops = False
@@ -151,9 +151,12 @@ class Asking:
 
     def sent(self) -> None:
         """The request is on its way; see ``ports.Stopwatch``."""
-        self._was_sent = True
         if not self._call.watch.first_sent:
             self._call.watch.first_sent = time.perf_counter()
+
+    def connected(self) -> None:
+        """The provider may have the request."""
+        self._is_connected = True
 
     def heard(self) -> None:
         """The provider said something."""
@@ -285,10 +288,10 @@ class Asking:
             self._desk.breakers.left(self.target.name)
         else:
             self._desk.breakers.succeeded(self.target.name)
-        used = failure.worked or self.spoke
+        used = failure.worked or self.spoke or (self._counted() or self.usage) is not None
         reason = FinishReason.CONTENT_FILTER if failure.filtered else None
         usage = self._so_far() if used else Usage()
-        return self._end(failure.outcome, usage, reason, reached=self._was_sent and failure.reached)
+        return self._end(failure.outcome, usage, reason, reached=self._is_connected and failure.reached)
 
     def refused(self) -> None:
         """The dialect could not say it, or a limit of the caller's stood in the way; nothing was sent."""
@@ -302,11 +305,11 @@ class Asking:
             return None
         self._meter.cancelling()
         self._desk.breakers.left(self.target.name)
-        return self._end("cancelled", self._so_far(), reached=self._was_sent)
+        return self._end("cancelled", self._so_far(), reached=self._is_connected)
 
     def if_gone(self) -> UsageRecord | None:
         """What there would be to record of it if this process were gone now."""
-        if self._ended or not self._was_sent:
+        if self._ended or not self._is_connected:
             return None
         usage = self._so_far()
         return self._record("owner_gone", usage, self.cost(usage))

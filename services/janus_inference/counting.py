@@ -30,6 +30,9 @@ class _Unwatched:
     def sent(self) -> None:
         """Nothing to do."""
 
+    def connected(self) -> None:
+        """Nothing to do."""
+
     def counts(self, used: Callable[[], Usage | None]) -> None:
         """Nothing to do."""
 

@@ -21,6 +21,10 @@ class Stopwatch(Protocol):
         """The request is on its way; the last call counts."""
         ...
 
+    def connected(self) -> None:
+        """There is a connection for it: from here on the provider may work, and count."""
+        ...
+
     def heard(self) -> None:
         """The provider said something."""
         ...

@@ -51,6 +51,8 @@ class ChatProfile:
     back, empty for nowhere. ``effort``: see EffortForm; ``effort_words``: its
     own words for models by the beginning of their name. ``json_schema``: an
     answer can be held to a schema. ``strict_tools``: so can arguments of tools.
+    ``tool_choice``: it takes one; otherwise none are offered where none may be
+    called, and none can be forced.
     ``by_family``: what is known of a model holds at this server. ``documents``
     and ``audio``: it takes such parts. ``cache_control``: it takes prompt-cache
     breakpoints for Anthropic's models; elsewhere caching is automatic.
@@ -75,6 +77,7 @@ class ChatProfile:
     effort_words: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     json_schema: bool = True
     strict_tools: bool = True
+    tool_choice: bool = True
     by_family: bool = False
     documents: Documents = Documents.BYTES
     audio: bool = True
@@ -106,7 +109,12 @@ PROFILES: Mapping[str, ChatProfile] = MappingProxyType(
     {
         "openai": OPENAI,
         "ollama": ChatProfile(
-            extra_sampling=False, strict_tools=False, documents=Documents.NO, audio=False, logprobs=False
+            extra_sampling=False,
+            logprobs=False,
+            strict_tools=False,
+            tool_choice=False,
+            documents=Documents.NO,
+            audio=False,
         ),
         "vllm": ChatProfile(effort=EffortForm.WORD_TEMPLATE, documents=Documents.NO, base64_vectors=True),
         "llama.cpp": ChatProfile(effort=EffortForm.TEMPLATE, documents=Documents.NO),
@@ -143,10 +151,12 @@ PROFILES: Mapping[str, ChatProfile] = MappingProxyType(
             needs_done=True,
             extra_sampling=False,
             logprobs=False,
+            max_stop=1,
             reasoning_field="reasoning_content",
             effort=EffortForm.SWITCH,
             json_schema=False,
             strict_tools=False,
+            tool_choice=False,
             documents=Documents.NO,
             audio=False,
         ),

@@ -1,9 +1,10 @@
 """What every provider must do, asked of each adapter at a server that speaks its real wire format."""
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +100,18 @@ async def failure(stores: Stores, setup: Setup, directives: str, **fields: Any) 
     with pytest.raises(JanusError) as raised:
         await stores.generation(setup.provider).answer(asked(directives, **fields), CALLER)
     return raised.value
+
+
+async def recorded(stores: Stores, directives: str) -> list[int]:
+    """What is on record of all calls with these directives: input tokens of each attempt."""
+    await stores.ledger.drain()
+    async with stores.pool.tenant(CALLER.tenant) as connection:
+        rows = await connection.fetch(
+            """SELECT input_uncached_tokens + cache_read_tokens + cache_write_tokens AS input FROM inference.usage
+               WHERE model = $1""",
+            f"fake{directives}",
+        )
+    return [row["input"] for row in rows]
 
 
 async def test_text_usage_and_finish(stores: Stores, setup: Setup) -> None:
@@ -275,6 +288,15 @@ async def test_an_answer_that_breaks_off_is_failed_never_finished(
     assert "".join(event.text for event in events if isinstance(event, TextDelta)).startswith("wörd0")
 
 
+@pytest.mark.parametrize("said", [1, 200])
+async def test_all_that_came_before_an_answer_broke_off_is_given_out(stores: Stores, setup: Setup, said: int) -> None:
+    for _ in range(3):
+        events = await events_of(stores.generation(setup.provider), asked(f";tokens=900;end={said}"))
+        assert isinstance(events[-1], Failed)
+        text = "".join(event.text for event in events if isinstance(event, TextDelta))
+        assert text.split() == [f"wörd{number}" for number in range(said)]
+
+
 async def test_a_content_filter_is_a_finish_reason(stores: Stores, setup: Setup) -> None:
     answer = await stores.generation(setup.provider).answer(asked(";status=400;code=content_filter"), CALLER)
     assert answer.reason is FinishReason.CONTENT_FILTER
@@ -375,6 +397,39 @@ async def test_a_connection_that_is_not_accepted_times_out_by_name(
     error = raised.value
     assert error.metadata.get("leg") == "connect" or error.reason == "PROVIDER_UNAVAILABLE"
     await provider.close()
+
+
+@pytest.mark.parametrize("limits", [Timeouts(first_event=0.2), Timeouts(total=0.2)])
+async def test_what_never_had_a_connection_is_not_on_record(stores: Stores, limits: Timeouts) -> None:
+    directives = f";never={limits.total}"
+    with socket.socket() as listener, ExitStack() as waiting:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        # As many as it keeps for whoever accepts them, and some more.
+        for _ in range(4):
+            other = waiting.enter_context(socket.socket())
+            other.setblocking(False)
+            other.connect_ex(listener.getsockname())
+        provider = openai(f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
+        with pytest.raises(JanusError) as raised:
+            await stores.generation(provider).answer(asked(directives, timeouts=limits), CALLER)
+        await provider.close()
+    assert (raised.value.code, raised.value.metadata["leg"]) == (
+        "DEADLINE_EXCEEDED",
+        "total" if limits.total else "first_event",
+    )
+    assert await recorded(stores, directives) == []
+
+
+async def test_what_was_reported_before_an_error_is_on_record(stores: Stores) -> None:
+    directives = ";error=0;reported=1"
+    async with serving(anthropic_wire.application) as wire:
+        provider = anthropic(wire.url)
+        with pytest.raises(JanusError) as raised:
+            await stores.generation(provider).answer(asked(directives), CALLER)
+        await provider.close()
+    assert raised.value.reason == "PROVIDER_UNAVAILABLE"
+    assert set(await recorded(stores, directives)) == {8 + 4 + 2}
 
 
 @pytest.mark.parametrize("name", ["openai", "anthropic"])

@@ -25,6 +25,7 @@ from janus_inference.events import (
     RefusalDelta,
     Stopped,
     TextDelta,
+    ToolCallArguments,
     ToolCallCompleted,
     UsageUpdated,
 )
@@ -65,6 +66,7 @@ class Said:
 
 def ours(reading: StreamReader, data: bytes) -> Said:
     said = Said()
+    fragments: dict[int, str] = {}
     events = [*reading.feed(data), *reading.close()]
     assert reading.failure is None
     assert reading.unknown == 0
@@ -79,7 +81,10 @@ def ours(reading: StreamReader, data: bytes) -> Said:
                 said.proofs.append(proof.decode())
             case RefusalDelta():
                 said.refusal += event.text
+            case ToolCallArguments():
+                fragments[event.part_index] = fragments.get(event.part_index, "") + event.fragment
             case ToolCallCompleted(call=call):
+                assert json.loads(fragments.get(event.part_index) or "{}") == json.loads(call.arguments_json)
                 said.calls.append((call.call_id, call.name, json.loads(call.arguments_json)))
             case UsageUpdated():
                 said.output_tokens = event.usage.output_tokens

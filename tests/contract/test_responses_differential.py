@@ -18,6 +18,7 @@ from janus_inference.events import (
     RefusalDelta,
     Stopped,
     TextDelta,
+    ToolCallArguments,
     ToolCallCompleted,
     UsageUpdated,
 )
@@ -45,6 +46,7 @@ class Said:
 
 def ours(events: list[ProviderEvent]) -> Said:
     said = Said()
+    fragments: dict[int, str] = {}
     for event in events:
         match event:
             case TextDelta():
@@ -56,7 +58,10 @@ def ours(events: list[ProviderEvent]) -> Said:
                 said.reasoning += text
             case ReasoningSignature():
                 said.ciphers.append(json.loads(event.signature)["encrypted_content"])
+            case ToolCallArguments():
+                fragments[event.part_index] = fragments.get(event.part_index, "") + event.fragment
             case ToolCallCompleted(call=call):
+                assert json.loads(fragments.get(event.part_index) or "{}") == json.loads(call.arguments_json)
                 said.calls.append((call.call_id, call.name, call.arguments_json))
             case UsageUpdated():
                 said.output_tokens = event.usage.output_tokens

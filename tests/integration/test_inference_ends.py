@@ -88,6 +88,7 @@ async def test_the_loser_of_a_hedge_is_on_record_before_the_winner_ends(
         @asynccontextmanager
         async def stream(self, ask: Ask) -> AsyncIterator[Any]:
             ask.stopwatch.sent()
+            ask.stopwatch.connected()
             await asyncio.Event().wait()
             yield
 
@@ -275,6 +276,7 @@ async def test_what_a_filter_stopped_is_an_answer_and_not_asked_for_twice(stores
         nonlocal times
         times += 1
         ask.stopwatch.sent()
+        ask.stopwatch.connected()
         for batch in said:
             yield batch
         raise FILTERED

@@ -105,6 +105,7 @@ class Scripted:
                 raise broken(self._name, "it was told to fail")
             raise classify(self._name, ask.model, refused)
         ask.stopwatch.sent()
+        ask.stopwatch.connected()
         async with aclosing(self._play(script, ask)) as batches:
             yield batches
 

@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -24,6 +25,7 @@ from janus_kit.libraries import imported
 from janus_kit.telemetry.logging import hush
 
 if TYPE_CHECKING:
+    import aiohttp
     import httpx2
 
 MAX_CONNECTIONS = 10_000
@@ -36,7 +38,7 @@ _ERROR_BODY_S = 1.0
 
 _Client = TypeVar("_Client")
 
-# Who wants to know when the request of this task leaves; read by the client's request hook.
+# Who wants to know how far the request of this task is.
 stopwatch_of_call: ContextVar[Stopwatch | None] = ContextVar("janus_inference_stopwatch", default=None)
 
 
@@ -50,7 +52,18 @@ def http_client(sdk: ModuleType) -> "httpx2.AsyncClient":
         follow_redirects=False,
         event_hooks={"request": [_note_sent], "response": [_refuse]},
     )
+    transport: Any
+    # One for each proxy that the environment names, besides.
+    for transport in (made._transport, *made._mounts.values()):
+        if transport is not None:
+            transport.client = partial(_session, transport)
     return made
+
+
+def _session(transport: Any) -> "aiohttp.ClientSession":
+    from janus_inference.adapters.http_session import session
+
+    return session(transport.ssl_context, transport.limits)
 
 
 class SdkClient(Generic[_Client]):

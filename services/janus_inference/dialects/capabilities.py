@@ -26,6 +26,11 @@ def refuse_citations(model: str, document: Document, path: str) -> None:
         raise unsupported(model, "citations", f"{path}.document.citations", "this provider does not cite documents")
 
 
+def nothing_to_say() -> InvalidArgument:
+    """A prompt of which the provider would be told nothing."""
+    return InvalidArgument("prompt.messages", "must say something besides what other providers issued")
+
+
 def malformed(path: str, rule: str) -> InvalidArgument:
     """A part that its issuer would not know as its own."""
     return InvalidArgument(path, rule)

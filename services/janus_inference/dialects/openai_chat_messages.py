@@ -7,8 +7,14 @@ from typing import Any
 from janus_inference.dialects import schemas
 from janus_inference.dialects.breakpoints import MOST_BREAKPOINTS, last_breakpoints
 from janus_inference.dialects.call_ids import fitting
-from janus_inference.dialects.capabilities import malformed, refuse_citations, unsupported, unsupported_part
-from janus_inference.dialects.json_text import NotJson, object_text
+from janus_inference.dialects.capabilities import (
+    malformed,
+    nothing_to_say,
+    refuse_citations,
+    unsupported,
+    unsupported_part,
+)
+from janus_inference.dialects.json_text import NotJson, object_text, strict_object
 from janus_inference.dialects.media import (
     AUDIO_FORMATS,
     bare_type,
@@ -63,6 +69,8 @@ class MessageWriter:
             said.append({"role": "system", "content": schemas.asked_for(wanted)})
         for index, message in enumerate(prompt.messages):
             said.extend(self._message(message, f"prompt.messages[{index}]"))
+        if not said:
+            raise nothing_to_say()
         return said
 
     def _message(self, message: Message, path: str) -> Iterable[dict[str, Any]]:
@@ -191,17 +199,28 @@ class MessageWriter:
 
 
 def _thoughts(parts: Sequence[Part], profile: ChatProfile, issuer: str, path: str) -> dict[str, Any]:
-    """Earlier reasoning, sent back to its issuer alone and only where the server takes it."""
+    """Earlier reasoning and notes, sent back to their issuer alone and only where the server takes them."""
     back: dict[str, Any] = {}
     thought = ""
     for at, part in enumerate(parts):
         if isinstance(part, Opaque) and part.issuer == issuer and part.type == "reasoning_details":
             back["reasoning_details"] = _own(details_of, part, f"{path}.parts[{at}]")
+        elif isinstance(part, Opaque) and part.issuer == issuer and part.type == "annotations":
+            notes = _own(_annotations_of, part, f"{path}.parts[{at}]")
+            back["annotations"] = [*back.get("annotations", ()), *notes]
         elif isinstance(part, Reasoning) and part.issuer == issuer:
             thought += part.text or ""
     if thought and profile.reasoning_field:
         back[profile.reasoning_field] = thought
     return back
+
+
+def _annotations_of(data: bytes) -> list[Any]:
+    """What a server made of a document, which saves it from reading that again. Raises NotJson."""
+    notes = strict_object(data).get("annotations")
+    if not isinstance(notes, list):
+        raise NotJson("has no list")
+    return notes
 
 
 def _own(read: Callable[[bytes], Any], part: Opaque, path: str) -> Any:

@@ -29,10 +29,14 @@ def chat_body(prompt: Prompt, model: str, profile: ChatProfile, issuer: str) -> 
     body["stream"] = True
     if profile.stream_usage:
         body["stream_options"] = {"include_usage": True}
-    if prompt.tools:
+    choice = None if prompt.tool_choice is None else prompt.tool_choice.mode
+    if choice in (ToolChoiceMode.REQUIRED, ToolChoiceMode.NAMED) and not profile.tool_choice:
+        rule = "this provider leaves it to the model whether it calls a tool"
+        raise unsupported(model, "tool_choice", "prompt.tool_choice.mode", rule)
+    if prompt.tools and (profile.tool_choice or choice is not ToolChoiceMode.NONE):
         body["tools"] = [_tool(tool, index, model, profile) for index, tool in enumerate(prompt.tools)]
     # Without tools there is nothing to choose from, and some refuse to be told how.
-    if prompt.tool_choice is not None and _may_choose(prompt):
+    if prompt.tool_choice is not None and profile.tool_choice and _may_choose(prompt):
         body["tool_choice"] = (
             {"type": "function", "function": {"name": prompt.tool_choice.name}}
             if prompt.tool_choice.mode is ToolChoiceMode.NAMED

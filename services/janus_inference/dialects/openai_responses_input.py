@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from janus_inference.dialects import call_ids
-from janus_inference.dialects.capabilities import malformed, refuse_citations, unsupported_part
+from janus_inference.dialects.capabilities import malformed, nothing_to_say, refuse_citations, unsupported_part
 from janus_inference.dialects.json_text import NotJson, object_text, strict_object
 from janus_inference.dialects.media import data_url, file_name, inline_text, text_of
 from janus_inference.dialects.openai_responses_items import CALL, REASONING, kept
@@ -46,6 +46,8 @@ class ItemWriter:
         said: list[dict[str, Any]] = []
         for index, message in enumerate(prompt.messages):
             said.extend(self._message(message, f"prompt.messages[{index}]"))
+        if not said and not prompt.system:
+            raise nothing_to_say()
         return said
 
     def _message(self, message: Message, path: str) -> Iterable[dict[str, Any]]:

@@ -21,6 +21,9 @@ class Unwatched:
     def sent(self) -> None:
         """Nothing to do."""
 
+    def connected(self) -> None:
+        """Nothing to do."""
+
     def counts(self, used: Callable[[], Usage | None]) -> None:
         """Nothing to do."""
 

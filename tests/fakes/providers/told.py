@@ -31,6 +31,7 @@ class Told:
         try:
             self.opened.set()
             ask.stopwatch.sent()
+            ask.stopwatch.connected()
             yield self._tell(ask)
         finally:
             self.closed += 1

@@ -49,6 +49,7 @@ class Playing(Told):
         self.asked.append(ask.model)
         part = self._parts[min(len(self.asked), len(self._parts)) - 1]
         ask.stopwatch.sent()
+        ask.stopwatch.connected()
         if isinstance(part, ProviderFailure):
             raise part
         async with telling(*part).stream(ask) as batches:

@@ -180,6 +180,55 @@ def test_a_message_of_others_blocks_and_reasoning_alone_is_not_sent(parts: tuple
     ]
 
 
+def test_a_prompt_of_others_blocks_alone_is_refused() -> None:
+    asked = Prompt((user(Opaque("ant", "block", b"{}")),))
+    for body in (chat_body, responses_body):
+        with pytest.raises(InvalidArgument) as raised:
+            body(asked, "gpt", OPENAI, "openai")
+        assert raised.value.violations[0].field == "prompt.messages"
+        assert body(replace(asked, system="Be kind."), "gpt", OPENAI, "openai")
+
+
+def test_what_was_made_of_a_document_goes_back_to_its_issuer() -> None:
+    notes = [{"type": "file", "file": {"hash": "x", "content": [{"type": "text", "text": "page"}]}}]
+    kept = tuple(
+        Opaque("openrouter", "annotations", json.dumps({"annotations": [note]}).encode()) for note in notes * 2
+    )
+    message = Message(Role.ASSISTANT, (Text("A page."), *kept))
+    assert routed(user(Text("What is it?")), message)[1] == {
+        "role": "assistant",
+        "content": "A page.",
+        "annotations": notes * 2,
+    }
+    others = chat_body(Prompt((user(Text("a")), message)), "gpt", OPENAI, "openai")["messages"]
+    assert others[1] == {"role": "assistant", "content": "A page."}
+
+
+@pytest.mark.parametrize("data", [b"[]", b"{}", b'{"annotations": 1}', b'{"annotations": [NaN]}'])
+def test_notes_that_could_not_be_sent_are_the_caller_s_error(data: bytes) -> None:
+    with pytest.raises(InvalidArgument) as raised:
+        routed(Message(Role.ASSISTANT, (Opaque("openrouter", "annotations", data),)))
+    assert raised.value.violations[0].field == "prompt.messages[0].parts[0].opaque.data"
+
+
+@pytest.mark.parametrize("name", ["ollama", "zai"])
+def test_where_no_choice_of_tools_is_taken_none_are_offered_or_the_wish_is_refused(name: str) -> None:
+    asked = Prompt((user(Text("go")),), tools=(ToolDefinition("clock"),))
+
+    def body(choice: ToolChoice) -> dict[str, Any]:
+        return chat_body(replace(asked, tool_choice=choice), "some", PROFILES[name], name)
+
+    assert "tools" in body(ToolChoice(ToolChoiceMode.AUTO))
+    assert "tools" not in body(ToolChoice(ToolChoiceMode.NONE))
+    for mode in (ToolChoiceMode.AUTO, ToolChoiceMode.NONE):
+        assert "tool_choice" not in body(ToolChoice(mode))
+    for choice in (ToolChoice(ToolChoiceMode.REQUIRED), ToolChoice(ToolChoiceMode.NAMED, "clock")):
+        with pytest.raises(InvalidArgument) as raised:
+            body(choice)
+        assert raised.value.violations[0].field == "prompt.tool_choice.mode"
+        assert raised.value.reason == "CAPABILITY_UNSUPPORTED"
+
+
 @pytest.mark.parametrize("data", [b"[]", b'{"id": NaN}', b"{" * 100_000])
 def test_what_is_kept_of_a_call_is_read_as_strictly(data: bytes) -> None:
     said = Message(Role.ASSISTANT, (Opaque("openrouter", "custom_tool_call", data), ToolCall("a", "shell", "{}")))
