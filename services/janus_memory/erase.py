@@ -136,6 +136,7 @@ class Erase:
                 break
         while await self._work_off(tenant, target):
             pass
+        await self._take_out_forgotten(tenant, target)
 
     async def _cut(self, tenant: str, target: Target) -> bool:
         """Whether nothing was left and nobody wrote, at one moment. Removes some before, and what came meanwhile."""
@@ -169,6 +170,24 @@ class Erase:
         async with self._records.transaction(tenant) as tx:
             await tx.tally(target, {"postgres.outbox": await tx.settle(target.subject, outside)})
         return True
+
+    async def _take_out_forgotten(self, tenant: str, target: Target) -> None:
+        """Do for the indexer what it has yet to do: what was forgotten before bears nobody's name any more.
+
+        Some of it may have been the subject's, so no receipt is true before it is out. It counts as
+        removed by whoever forgot it, and the indexer's rows stay.
+        """
+        after = (0, 0)
+        while True:
+            async with self._records.transaction(tenant) as tx:
+                outside = await tx.forgotten(target, after, _BATCH)
+                homes = await tx.homes(outside.space_no) if outside else []
+            if outside is None:
+                return
+            await self._wait_for_indexer(tenant, outside)
+            for home in homes:
+                await self._take_out(tenant, home, outside)
+            after = (outside.space_no, outside.gone[-1])
 
     async def _tally(self, tenant: str, target: Target, store: str, removed: int) -> None:
         if removed:

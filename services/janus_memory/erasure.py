@@ -86,6 +86,13 @@ class Erasing(Protocol):
         """Some of what has to go elsewhere; None: nothing."""
         ...
 
+    async def forgotten(self, target: Target, after: tuple[int, int], limit: int) -> Outside | None:
+        """Units of one space, anybody's, that are gone and that the indexer has yet to take out; None: no more.
+
+        ``after``: the space and the unit that the last ones ended with.
+        """
+        ...
+
     async def homes(self, space_no: int) -> list[Space]:
         """Every form of the space that its vectors may be in."""
         ...

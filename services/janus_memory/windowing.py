@@ -65,10 +65,8 @@ class ReadWindow:
             if not degraded:
                 degraded = await self._refill(tenant, head.incarnation, older)
             cached = older + cached
-        if len(cached) == head.turns:
-            # There is no call to find further back.
-            cached = unparted(cached)
-        window = _window(cached, head.turns, max_tokens, max_messages, degraded)
+        # A result is left out whose call is further back than may be shown, or is gone: it hides nothing else.
+        window = _window(unparted(cached), head.turns, max_tokens, max_messages, degraded)
         if not window.omitted:
             return window
         first_shown = window.turns[0].position if window.turns else head.last_position + 1

@@ -14,7 +14,7 @@ from tests.fakes.tcp_proxy import TcpProxy
 from tests.fakes.traces import traces
 
 from janus_api.memory.v1 import memory_service_pb2 as pb
-from janus_api.memory.v1 import scope_pb2, space_pb2
+from janus_api.memory.v1 import record_pb2, scope_pb2, space_pb2
 from janus_kit.errors import Unavailable
 from janus_kit.postgres import Database, database
 from janus_kit.settings import PostgresSettings
@@ -125,6 +125,25 @@ async def test_an_indexer_that_lost_its_lease_takes_back_what_it_puts_too_late(
     bench.embedder.go_on.set()
     await working
     assert await traces(postgres_url, redis_url, chroma_url, "ann-too-late") == []
+
+
+@pytest.mark.parametrize("backend", [PGVECTOR, CHROMA])
+async def test_what_was_forgotten_before_and_is_not_taken_out_yet_goes_before_the_receipt(
+    bench: Bench, backend: int, postgres_url: str, redis_url: str, chroma_url: str
+) -> None:
+    bench.embedder.go_on.set()
+    await bench.desk.call("PutSpace", pb.PutSpaceRequest(space=space_pb2.Space(name="default", backend=backend)))
+    texts = [record_pb2.Memory(kind=record_pb2.MEMORY_KIND_FACT, text=f"heron {number}") for number in range(3)]
+    kept = await bench.desk.remember(*texts, scope={"subject": "ann-forgotten"})
+    await bench.desk.remember("the crane", scope={"subject": "bob-stays"})
+    while await bench.indexer.work():
+        pass
+    for memory_id in kept.memory_ids:
+        await bench.desk.call("ForgetMemory", pb.ForgetMemoryRequest(memory_id=memory_id, purge=True))
+    assert await traces(postgres_url, redis_url, chroma_url, "ann-forgotten") != []
+    await erase(bench.desk, "ann-forgotten")
+    assert await traces(postgres_url, redis_url, chroma_url, "ann-forgotten") == []
+    assert await traces(postgres_url, redis_url, chroma_url, "bob-stays") != []
 
 
 async def test_rows_that_wait_or_failed_go_with_what_they_are_about(bench: Bench) -> None:

@@ -90,6 +90,24 @@ async def test_a_window_keeps_tool_calls_with_their_results(ann: Caller) -> None
     assert window.omitted == 1
 
 
+@pytest.mark.parametrize("lost", ["never made", "far back", "forgotten"])
+async def test_a_result_whose_call_is_not_shown_hides_nothing_else(ann: Caller, lost: str) -> None:
+    def calls(name: str) -> record_pb2.Turn:
+        part = content.Part(tool_call=content.ToolCall(call_id=name, name="look_up"))
+        return record_pb2.Turn(message=content.Message(id="call", role=content.ROLE_ASSISTANT, parts=[part]))
+
+    part = content.Part(tool_result=content.ToolResult(call_id=lost, parts=[content.Part(text="found")]))
+    result = record_pb2.Turn(message=content.Message(role=content.ROLE_TOOL, parts=[part]))
+    first = said("hello") if lost == "never made" else calls(lost)
+    await ann.append("talk", first, *(f"turn {number}" for number in range(2, 9)), result, "turn 10", "turn 11")
+    if lost == "forgotten":
+        where = scope_pb2.Scope(thread="talk")
+        await ann.call("ForgetMessages", pb.ForgetMessagesRequest(scope=where, message_ids=["call"]))
+    window = await ann.window("talk", max_messages=5)
+    assert [turn.position for turn in window.turns] == [6, 7, 8, 10, 11]
+    assert window.omitted == (5 if lost == "forgotten" else 6)
+
+
 async def test_a_window_stays_within_its_tokens(ann: Caller) -> None:
     await ann.append("talk", *["word " * 40 for _ in range(10)])
     window = await ann.window("talk", max_tokens=200)

@@ -151,6 +151,19 @@ class ErasureStatements(SpaceStatements, UnitStatements, GenerationStatements):
         units = tuple(map(int, refs(_UNIT)))
         return Outside(rows[0]["space_no"], units, tuple(map(int, refs(_AROUND))), tuple(refs(_WINDOW)))
 
+    async def forgotten(self, target: Target, after: tuple[int, int], limit: int) -> Outside | None:
+        rows = await self._connection.fetch(
+            """SELECT DISTINCT o.space_no, o.unit
+               FROM memory.outbox o JOIN memory.tombstone t ON t.space_no = o.space_no AND t.unit = o.unit
+               WHERE ($1::bigint = 0 OR o.space_no = $1) AND (o.space_no, o.unit) > ($2, $3)
+               ORDER BY o.space_no, o.unit LIMIT $4""",
+            target.space_no, *after, limit,
+        )  # fmt: skip
+        if not rows:
+            return None
+        space_no = rows[0]["space_no"]
+        return Outside(space_no, tuple(row["unit"] for row in rows if row["space_no"] == space_no), (), ())
+
     async def homes(self, space_no: int) -> list[Space]:
         space = await self.space_numbered(space_no)
         beside = await self.generation(space_no) if space else None

@@ -258,7 +258,9 @@ class GetWindowResponse(_message.Message):
     names a subject or agent.
     """
     omitted: _builtins.int
-    """Turns in the thread that are not in the window."""
+    """Turns in the thread that are not in the window; of those that the scope
+    names, where it names a subject or agent.
+    """
     @_builtins.property
     def turns(self) -> _containers.RepeatedCompositeFieldContainer[_record_pb2.Turn]:
         """Oldest first, at most 3 MiB, of which only the newest turn, with those that

@@ -214,7 +214,9 @@ class Memory(_message.Message):
     kind: Global___MemoryKind.ValueType
     """What kind of thing it is. Required."""
     text: _builtins.str
-    """What is remembered, 1 character to 256 KiB of UTF-8, no NUL. Required."""
+    """What is remembered, 1 character to 256 KiB of UTF-8, no NUL, not blank.
+    Required.
+    """
     predicate: _builtins.str
     """What the fact says about the subject, e.g. `lives_in`; at most 128
     characters. Empty: none. A new fact of the same subject and predicate
@@ -242,7 +244,9 @@ class Memory(_message.Message):
 
     @_builtins.property
     def valid_from(self) -> _timestamp_pb2.Timestamp:
-        """From when it is true in the world, inclusive. Unset: since ever."""
+        """From when it is true in the world, inclusive; as every time that is given
+        to this service from 0001-01-02 to 9999-12-31, 00:00 UTC. Unset: since ever.
+        """
 
     @_builtins.property
     def valid_to(self) -> _timestamp_pb2.Timestamp:
