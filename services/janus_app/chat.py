@@ -101,7 +101,8 @@ class Chat:
                 )
             self._console.print("\n[yellow]stopped[/]")
         except EOFError:
-            self._console.print("\nThe run waits for you. Come back with: janus chat --resume", highlight=False)
+            back = f"janus chat --resume --thread {self._thread}"
+            self._console.print(f"\nThe run waits for you. Come back with: {back}", highlight=False, soft_wrap=True)
         except RunFailed as failure:
             self._console.print(f"[red]{failure}[/]", highlight=False)
         except grpc.RpcError as error:

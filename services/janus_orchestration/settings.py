@@ -28,7 +28,7 @@ class OrchestrationSettings(Settings):
     poll_s: float = Field(default=0.5, ge=0.05, le=60)
     """Time between looks for runs to take over, and half a heartbeat."""
     max_takeovers: int = Field(default=10, ge=1, le=1_000)
-    """A run whose owners died this often is failed: it may be what kills them."""
+    """A run whose owners died more often than this is failed: it may be what kills them."""
 
     max_wall_time_s: Seconds = 600.0
     """Longest time of work of one run; an agent's budget can only shorten it."""

@@ -260,7 +260,7 @@ def test_a_chat_that_is_gone_on_with_asks_what_its_run_asks(janus: Any, mesh: Me
     run_id = mesh.orchestration.StartRun(pb.StartRunRequest(input=asked)).run.id
     # Nobody is there: it waits on.
     left = janus("chat", "--resume", "--thread", thread, input="").stdout
-    assert "janus chat --resume" in left
+    assert f"janus chat --resume --thread {thread}" in left
     assert mesh.orchestration.GetRun(pb.GetRunRequest(run_id=run_id)).run.state == run_pb2.RUN_STATE_WAITING_APPROVAL
     typed = 'perhaps\ny\nseven\n{"n": 7}\n/call time.now {}\nn later\n/quit\n'
     said = janus("chat", "--resume", "--thread", thread, input=typed).stdout

@@ -122,6 +122,7 @@ class _DoubleTextingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DoubleT
     DOUBLE_TEXTING_ROLLBACK: _DoubleTexting.ValueType  # 4
     """The first run is cancelled, and its messages are taken out of the thread
     and of memory before the new one starts. Runs that wait are cancelled too.
+    A thread that was handed over stays with the other agent.
     """
 
 class DoubleTexting(_DoubleTexting, metaclass=_DoubleTextingEnumTypeWrapper):
@@ -141,6 +142,7 @@ they were asked as well.
 DOUBLE_TEXTING_ROLLBACK: DoubleTexting.ValueType  # 4
 """The first run is cancelled, and its messages are taken out of the thread
 and of memory before the new one starts. Runs that wait are cancelled too.
+A thread that was handed over stays with the other agent.
 """
 Global___DoubleTexting: _TypeAlias = DoubleTexting  # noqa: Y015
 

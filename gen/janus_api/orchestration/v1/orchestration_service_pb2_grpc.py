@@ -334,7 +334,7 @@ class OrchestrationServiceServicer(object):
 
     def SubmitToolResults(self, request, context):
         """Answers client-side tool calls that a run waits for: all of them, or none
-        when one is refused. NOT_FOUND for a call that was never asked for,
+        when one is refused. NOT_FOUND for a call that no client was asked for,
         FAILED_PRECONDITION / STATE_CONFLICT with metadata `state` (`ANSWERED`,
         `EXPIRED`, or how the run is) for one that is not awaited any more.
         """

@@ -107,7 +107,7 @@ class OrchestrationServiceStub:
     """
     SubmitToolResults: _grpc.UnaryUnaryMultiCallable[_orchestration_service_pb2.SubmitToolResultsRequest, _orchestration_service_pb2.SubmitToolResultsResponse]
     """Answers client-side tool calls that a run waits for: all of them, or none
-    when one is refused. NOT_FOUND for a call that was never asked for,
+    when one is refused. NOT_FOUND for a call that no client was asked for,
     FAILED_PRECONDITION / STATE_CONFLICT with metadata `state` (`ANSWERED`,
     `EXPIRED`, or how the run is) for one that is not awaited any more.
     """
@@ -221,7 +221,7 @@ class OrchestrationServiceAsyncStub(OrchestrationServiceStub):
     """
     SubmitToolResults: _aio.UnaryUnaryMultiCallable[_orchestration_service_pb2.SubmitToolResultsRequest, _orchestration_service_pb2.SubmitToolResultsResponse]  # type: ignore[assignment]
     """Answers client-side tool calls that a run waits for: all of them, or none
-    when one is refused. NOT_FOUND for a call that was never asked for,
+    when one is refused. NOT_FOUND for a call that no client was asked for,
     FAILED_PRECONDITION / STATE_CONFLICT with metadata `state` (`ANSWERED`,
     `EXPIRED`, or how the run is) for one that is not awaited any more.
     """
@@ -440,7 +440,7 @@ class OrchestrationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_orchestration_service_pb2.SubmitToolResultsResponse, _abc.Awaitable[_orchestration_service_pb2.SubmitToolResultsResponse]]:
         """Answers client-side tool calls that a run waits for: all of them, or none
-        when one is refused. NOT_FOUND for a call that was never asked for,
+        when one is refused. NOT_FOUND for a call that no client was asked for,
         FAILED_PRECONDITION / STATE_CONFLICT with metadata `state` (`ANSWERED`,
         `EXPIRED`, or how the run is) for one that is not awaited any more.
         """
