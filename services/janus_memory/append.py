@@ -54,11 +54,12 @@ class AppendTurns:
     async def run(
         self, tenant: str, scope: Scope, turns: Sequence[NewTurn], request: Request, wait_s: float
     ) -> Appended:
-        """All turns or none. With ``wait_s`` above 0, wait so long until Recall finds them.
+        """All turns or none. With ``wait_s`` above 0, wait until Recall finds them, but no longer than that in all.
 
         A turn whose id is in the thread with the same content is there already
         and keeps its place; with other content: AlreadyExists.
         """
+        until = asyncio.get_running_loop().time() + wait_s
         stored: list[Turn] = []
         incarnation = ""
         async with self._records.transaction(tenant) as tx:
@@ -84,7 +85,7 @@ class AppendTurns:
         upto = int(answer["outbox"])
         # What was written just now is not indexed yet; only who waits, or comes again, asks.
         asks = wait_s > 0 or not stored
-        searchable = asks and await caught_up(self._records, tenant, space.number, upto, wait_s)
+        searchable = asks and await caught_up(self._records, tenant, space.number, upto, until)
         return Appended(
             ids=tuple(answer["ids"]),
             first_position=answer["positions"][0],

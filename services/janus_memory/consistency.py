@@ -36,14 +36,13 @@ def read_token(text: str, space_no: int) -> int:
     return int(outbox_id)
 
 
-async def caught_up(records: Records, tenant: str, space_no: int, upto: int, wait_s: float) -> bool:
-    """Whether the index has everything up to an outbox row, waiting for so many seconds."""
+async def caught_up(records: Records, tenant: str, space_no: int, upto: int, until: float) -> bool:
+    """Whether the index has everything up to an outbox row, waiting until a time of the event loop's clock."""
     loop = asyncio.get_running_loop()
-    end = loop.time() + wait_s
     while True:
         async with records.transaction(tenant) as tx:
             if not await tx.unindexed(space_no, upto):
                 return True
-        if loop.time() + _POLL_S >= end:
+        if loop.time() + _POLL_S >= until:
             return False
         await asyncio.sleep(_POLL_S)

@@ -184,7 +184,8 @@ class Recall:
             upto = read_token(query.token, space.number if space else 0)
             if space is None or not await tx.unindexed(space.number, upto):
                 return []
-        if await caught_up(self._records, tenant, space.number, upto, RECALL_WAIT_S):
+        until = asyncio.get_running_loop().time() + RECALL_WAIT_S
+        if await caught_up(self._records, tenant, space.number, upto, until):
             return []
         async with self._records.transaction(tenant) as tx:
             return (await tx.unindexed(space.number, upto))[-_UNINDEXED_LIMIT:]

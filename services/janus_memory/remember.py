@@ -57,6 +57,7 @@ class Remember:
         forgotten, or whose place another took, when its id is given. Without
         the id, its text is a new memory.
         """
+        until = asyncio.get_running_loop().time() + wait_s
         async with self._records.transaction(tenant) as tx:
             space = await self._spaces.for_write(tx, space_name)
             _check_vectors(space, memories)
@@ -69,7 +70,7 @@ class Remember:
         upto = int(answer["outbox"])
         # What was written just now is not indexed yet; only who waits, or comes again, asks.
         asks = wait_s > 0 or replayed
-        searchable = asks and await caught_up(self._records, tenant, space.number, upto, wait_s)
+        searchable = asks and await caught_up(self._records, tenant, space.number, upto, until)
         return Remembered(
             ids=tuple(answer["ids"]),
             token=token(space.number, upto),

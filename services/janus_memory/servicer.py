@@ -39,8 +39,9 @@ from janus_memory.wire.portable import Exported, ImportStream, export_query
 Context = grpc.aio.ServicerContext[Any, Any]
 
 SERVICE = pb.DESCRIPTOR.services_by_name["MemoryService"].full_name
-# An answer that waited for the index still has to travel.
+# An answer that waited for the index still has to be made and to travel: so long at least, and a share of the time.
 _ANSWER_MARGIN_S = 0.1
+_ANSWER_MARGIN = 0.1
 
 
 class MemoryServicer(rpc.MemoryServiceServicer):
@@ -284,4 +285,6 @@ def _wait(wanted: bool) -> float:
     if not wanted:
         return 0.0
     remaining = remaining_seconds()
-    return WAIT_S if remaining is None else max(min(WAIT_S, remaining - _ANSWER_MARGIN_S), 0.0)
+    if remaining is None:
+        return WAIT_S
+    return max(min(WAIT_S, remaining - max(_ANSWER_MARGIN_S, remaining * _ANSWER_MARGIN)), 0.0)

@@ -301,6 +301,22 @@ async def test_read_your_writes_says_so_when_it_could_not(bench: Bench) -> None:
     assert not done.searchable
 
 
+async def test_read_your_writes_counts_what_the_write_itself_took(bench: Bench, postgres_url: str) -> None:
+    ann = bench.memory.caller()
+    await ann.append("t", "first")
+    owner = await asyncpg.connect(postgres_url)
+    held = owner.transaction()
+    await held.start()
+    await owner.execute("SELECT FROM memory.thread WHERE tenant = $1 FOR UPDATE", ann.tenant)
+    request = pb.AppendMessagesRequest(scope=scope_pb2.Scope(thread="t"), turns=[said("x")], consistency=RYW)
+    writing = asyncio.ensure_future(ann.stub.AppendMessages(request, metadata=ann.metadata, timeout=4))
+    await asyncio.wait({writing}, timeout=2)
+    assert not writing.done()
+    await held.rollback()
+    await owner.close()
+    assert not (await writing).searchable
+
+
 async def test_a_new_write_wakes_the_indexer(bench: Bench) -> None:
     ann = bench.memory.caller()
     # It would look again only in a minute.

@@ -80,7 +80,13 @@ class Probe:
         """Call an RPC of that shape as a client; returns the texts of the answers."""
         ask, _ = messages()
         requests = [ask(text=text).SerializeToString() for text in texts or ("hello",)]
-        return [answer.text async for answer in self.raw(shape, requests, channel=channel, **options)]
+        while True:
+            try:
+                return [answer.text async for answer in self.raw(shape, requests, channel=channel, **options)]
+            except grpc.aio.AioRpcError as error:
+                # grpc.aio forgets the status of a stream that was refused while it still sends.
+                if "SendMessageOperation" not in (error.debug_error_string() or ""):
+                    raise
 
     async def raw(
         self, shape: str, requests: Sequence[bytes], *, channel: Any = None, **options: Any
