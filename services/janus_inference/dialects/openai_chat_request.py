@@ -33,7 +33,8 @@ def chat_body(prompt: Prompt, model: str, profile: ChatProfile, issuer: str) -> 
     if choice in (ToolChoiceMode.REQUIRED, ToolChoiceMode.NAMED) and not profile.tool_choice:
         rule = "this provider leaves it to the model whether it calls a tool"
         raise unsupported(model, "tool_choice", "prompt.tool_choice.mode", rule)
-    if prompt.tools and (profile.tool_choice or choice is not ToolChoiceMode.NONE):
+    offers = profile.tool_choice or choice is not ToolChoiceMode.NONE
+    if prompt.tools and offers:
         body["tools"] = [_tool(tool, index, model, profile) for index, tool in enumerate(prompt.tools)]
     # Without tools there is nothing to choose from, and some refuse to be told how.
     if prompt.tool_choice is not None and profile.tool_choice and _may_choose(prompt):
@@ -42,7 +43,7 @@ def chat_body(prompt: Prompt, model: str, profile: ChatProfile, issuer: str) -> 
             if prompt.tool_choice.mode is ToolChoiceMode.NAMED
             else prompt.tool_choice.mode.value
         )
-    if prompt.parallel_tool_calls is not None and _has_tools(prompt):
+    if prompt.parallel_tool_calls is not None and offers and _has_tools(prompt):
         body["parallel_tool_calls"] = prompt.parallel_tool_calls
     if prompt.response_format is not None:
         body["response_format"] = _format(prompt.response_format, model, profile)
