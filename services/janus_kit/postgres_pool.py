@@ -151,8 +151,12 @@ class Pool:
             self._waited.observe(0.0)
             return
         began = time.monotonic()
+        # In two halves: a process that was paused still finds what became free meanwhile.
+        loop, half = asyncio.get_running_loop(), self._settings.pool_wait_s / 2
+        limit = asyncio.timeout(None)
+        second = loop.call_later(half, lambda: limit.reschedule(loop.time() + half))
         try:
-            async with asyncio.timeout(self._settings.pool_wait_s):
+            async with limit:
                 await self._slots.acquire()
         except TimeoutError:
             raise ResourceExhausted(
@@ -163,6 +167,7 @@ class Pool:
                 quota=("postgres connections", f"{self.limit} at the same time"),
             ) from None
         finally:
+            second.cancel()
             self._waited.observe(time.monotonic() - began)
 
     async def _made(self) -> PooledConnection:

@@ -1,6 +1,7 @@
 """Connections of the pool against a real server: who gets them, in what state, how many, and until when."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -186,6 +187,19 @@ async def test_there_are_never_more_connections_than_allowed(pooled: Any, owner:
         assert await owner.fetchval("SELECT count(*) FROM pooled.note") == written > 20
         assert await pid(db)
     assert most == 3
+
+
+async def test_a_process_that_stood_still_looks_for_a_connection_before_it_refuses(pooled: Any) -> None:
+    async with pooled(pool_max=1, pool_wait_s=0.2) as db:
+        async with db.tenant("acme") as connection:
+            waiting = asyncio.create_task(pid(db))
+            await asyncio.sleep(0)
+            await connection.fetchval("SELECT 1")
+            working = asyncio.create_task(connection.fetchval("SELECT 2"))
+            await asyncio.sleep(0)
+            time.sleep(0.3)  # noqa: ASYNC251 - the stall itself
+            assert await working == 2
+        assert await waiting
 
 
 async def test_closing_lets_a_transaction_end_and_refuses_who_waits(pooled: Any, owner: Any) -> None:
