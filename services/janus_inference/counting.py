@@ -2,16 +2,16 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from janus_inference.accounting import estimated_prompt_tokens
 from janus_inference.deadlines import TimeLimits
-from janus_inference.events import Usage
 from janus_inference.model import CachePolicy, Prompt, Routing, Timeouts
 from janus_inference.ports import Ask, TokenCounter
 from janus_inference.provider_errors import ProviderFailure, timed_out
 from janus_inference.routing import Routes, Target
+from janus_inference.stopwatch import Unwatched
 from janus_inference.telemetry import PLAIN, Attempt, Naming
 from janus_inference.validation import validate
 
@@ -22,22 +22,6 @@ class Counted:
 
     tokens: int
     exact: bool
-
-
-class _Unwatched:
-    """Nobody asks how long counting took; see ``ports.Stopwatch``."""
-
-    def sent(self) -> None:
-        """Nothing to do."""
-
-    def connected(self) -> None:
-        """Nothing to do."""
-
-    def counts(self, used: Callable[[], Usage | None]) -> None:
-        """Nothing to do."""
-
-    def heard(self) -> None:
-        """Nothing to do."""
 
 
 class Counting:
@@ -82,7 +66,7 @@ class Counting:
     async def _asked(self, counter: TokenCounter, target: Target, prompt: Prompt, remaining: float | None) -> int:
         limits = self._limits
         options = json.loads(prompt.provider_options_json) if prompt.provider_options_json else {}
-        ask = Ask(prompt, target.model, _Unwatched(), limits.connect, options)
+        ask = Ask(prompt, target.model, Unwatched(), limits.connect, options)
         # The whole answer is one event, so that its limit is the first event's.
         legs = [(limits.first_event, "first_event"), (limits.total, "total")]
         seconds, leg = min(legs if remaining is None else [*legs, (remaining, "call")])

@@ -19,9 +19,10 @@ from janus_inference.families import family
 from janus_inference.joining import MOST_JOINED_INPUTS, Lanes
 from janus_inference.limits import Estimate, Hold
 from janus_inference.model import Caller, EmbedPurpose
-from janus_inference.ports import Embedder, UsageRecord, Vectors
+from janus_inference.ports import Embedder, Stopwatch, UsageRecord, Vectors
 from janus_inference.provider_errors import ProviderFailure, of_embedding, timed_out, unusable
 from janus_inference.routing import Routes, Target
+from janus_inference.stopwatch import Unwatched
 from janus_inference.telemetry import Attempt, Served, retries_total
 from janus_inference.validation import validate_embedding
 from janus_kit.errors import InvalidArgument, JanusError
@@ -209,7 +210,7 @@ class Embedding:
         Raises ProviderFailure for what the provider did, and JanusError.
         """
         target, breakers, ledger = lot.target, self._desk.breakers, self._desk.ledger
-        likely = _likely(inputs)
+        likely, stopwatch = _likely(inputs), Unwatched()
         began, started_at = time.perf_counter(), self._desk.clock.now()
         if not breakers.enter(target.name):
             why = breakers.why(target.name)
@@ -237,7 +238,7 @@ class Embedding:
         naming, describe = self._desk.naming, partial(_described, lot)
         with Attempt("embeddings", target.provider, target.model, naming=naming, describe=describe) as attempt:
             try:
-                made = await self._answered(lot, inputs, until)
+                made = await self._answered(lot, inputs, until, stopwatch)
             except ProviderFailure as failure:
                 attempt.failed(failure.outcome)
                 self._desk.standings.failed(target.provider, failure)
@@ -245,14 +246,15 @@ class Embedding:
                     breakers.failed(target.name, failure)
                 else:
                     breakers.left(target.name)
-                if failure.reached:
+                if failure.reached and stopwatch.is_connected:
                     ledger.record_later(closed(failure.outcome, likely if failure.worked else Usage()))
                     await ledger.flushed()
                 raise
             except asyncio.CancelledError:
                 attempt.cancelling()
                 breakers.left(target.name)
-                ledger.record_later(closed("cancelled", likely))
+                if stopwatch.is_connected:
+                    ledger.record_later(closed("cancelled", likely))
                 raise
             usage = likely if made.usage.estimated else made.usage
             attempt.succeeded()
@@ -267,13 +269,14 @@ class Embedding:
     def _cost(self, lot: Lot, usage: Usage) -> Cost | None:
         return self._desk.prices.cost(lot.target.provider, lot.target.model, usage)
 
-    async def _answered(self, lot: Lot, inputs: Sequence[str], until: float) -> Vectors:
+    async def _answered(self, lot: Lot, inputs: Sequence[str], until: float, stopwatch: Stopwatch) -> Vectors:
         """What the provider answers by ``until``, a time of the loop's clock. Raises ProviderFailure."""
         target = lot.target
+        embedder = self._embedders[target.provider]
         limit = max(0.0, until - asyncio.get_running_loop().time())
         try:
             async with asyncio.timeout_at(until) as timeout:
-                made = await self._embedders[target.provider].embed(target.model, inputs, lot.dimensions, lot.purpose)
+                made = await embedder.embed(target.model, inputs, lot.dimensions, lot.purpose, stopwatch)
         except TimeoutError:
             if not timeout.expired():
                 raise

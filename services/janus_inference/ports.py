@@ -101,7 +101,12 @@ class Embedder(Protocol):
         ...
 
     async def embed(
-        self, model: str, inputs: Sequence[str], dimensions: int | None, purpose: EmbedPurpose | None
+        self,
+        model: str,
+        inputs: Sequence[str],
+        dimensions: int | None,
+        purpose: EmbedPurpose | None,
+        stopwatch: Stopwatch,
     ) -> Vectors:
         """One vector an input, in one request. ``purpose`` means nothing where the API has no place for it.
 

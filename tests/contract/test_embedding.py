@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tests.fakes.providers import openai_wire
 from tests.fakes.providers.directives import Directives, error_reply, one
+from tests.fakes.providers.full_listener import full_listener
 from tests.fakes.providers.http_server import Reply, Request, WireServer, serving
 from tests.fakes.providers.setups import ONCE, Stores
 from tests.fakes.usage_records import rows
@@ -45,6 +46,26 @@ class Setup:
 
 
 @asynccontextmanager
+async def embedding_at(
+    stores: Stores,
+    url: str,
+    profile: ChatProfile = OPENAI,
+    total_s: float = 30.0,
+    routing: RoutingSettings = ONCE,
+) -> AsyncIterator[Embedding]:
+    client = OpenAIClient(f"{url}/v1", "sk-test")
+    embedder = OpenAIEmbeddings("upstream", client, profile, has_key=True, needs_key=True)
+    routes = Routes({"upstream": ProviderModels(frozenset(), frozenset(), True)}, {}, "")
+    embedding = Embedding({"upstream": embedder}, routes, total_s, stores.desk(routing=routing))
+    await client.warm()
+    try:
+        yield embedding
+    finally:
+        await embedding.close()
+        await client.close()
+
+
+@asynccontextmanager
 async def setup_of(
     stores: Stores,
     profile: ChatProfile = OPENAI,
@@ -70,17 +91,8 @@ async def setup_of(
 
         return replace(reply, pieces=gated())
 
-    async with serving(application) as wire:
-        client = OpenAIClient(f"{wire.url}/v1", "sk-test")
-        embedder = OpenAIEmbeddings("upstream", client, profile, has_key=True, needs_key=True)
-        routes = Routes({"upstream": ProviderModels(frozenset(), frozenset(), True)}, {}, "")
-        embedding = Embedding({"upstream": embedder}, routes, total_s, stores.desk(routing=routing))
-        await client.warm()
-        try:
-            yield Setup(embedding, wire, gate)
-        finally:
-            await embedding.close()
-            await client.close()
+    async with serving(application) as wire, embedding_at(stores, wire.url, profile, total_s, routing) as embedding:
+        yield Setup(embedding, wire, gate)
 
 
 @pytest.fixture
@@ -397,3 +409,27 @@ async def test_time_that_is_up_ends_the_request(stores: Stores) -> None:
             await setup.embed("x")
         assert (raised.value.code, raised.value.metadata["leg"]) == ("DEADLINE_EXCEEDED", "total")
         await asyncio.wait_for((await setup.wire.exchange(0)).client_gone.wait(), 5)
+
+
+@pytest.mark.parametrize("end", ["timeout", "cancelled"])
+async def test_what_never_had_a_connection_is_not_on_record(stores: Stores, postgres_url: str, end: str) -> None:
+    async def ended(embedding: Embedding, model: str, under_way: Callable[[], Awaitable[object]]) -> list[str]:
+        """The outcomes on record of a call that its time or its caller ended."""
+        caller = Caller(f"ended-{model}-{end}", "alice")
+        call = asyncio.create_task(embedding.embed(f"upstream/{model}", ["x"], caller=caller, labels={}))
+        if end == "cancelled":
+            await under_way()
+            call.cancel()
+        (result,) = await asyncio.gather(call, return_exceptions=True)
+        assert isinstance(result, asyncio.CancelledError if end == "cancelled" else JanusError)
+        await stores.ledger.drain()
+        query = "SELECT outcome FROM inference.usage WHERE tenant = $1"
+        return [row["outcome"] for row in await rows(postgres_url, query, caller.tenant)]
+
+    total_s = 30.0 if end == "cancelled" else 0.1
+    with full_listener() as url:
+        async with embedding_at(stores, url, total_s=total_s) as embedding:
+            assert await ended(embedding, "unconnected", lambda: asyncio.sleep(0.1)) == []
+    async with setup_of(stores, total_s=total_s) as setup:
+        setup.gate.clear()
+        assert await ended(setup.embedding, "connected", lambda: setup.wire.exchange(0)) == [end]

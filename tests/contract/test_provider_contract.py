@@ -1,15 +1,15 @@
 """What every provider must do, asked of each adapter at a server that speaks its real wire format."""
 
 import asyncio
-import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from tests.fakes.providers import anthropic_wire, openai_wire
+from tests.fakes.providers.full_listener import full_listener
 from tests.fakes.providers.http_server import WireServer, serving
 from tests.fakes.providers.setups import CALLER, NAME, Stores, events_of, prompt
 
@@ -402,15 +402,8 @@ async def test_a_connection_that_is_not_accepted_times_out_by_name(
 @pytest.mark.parametrize("limits", [Timeouts(first_event=0.2), Timeouts(total=0.2)])
 async def test_what_never_had_a_connection_is_not_on_record(stores: Stores, limits: Timeouts) -> None:
     directives = f";never={limits.total}"
-    with socket.socket() as listener, ExitStack() as waiting:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        # As many as it keeps for whoever accepts them, and some more.
-        for _ in range(4):
-            other = waiting.enter_context(socket.socket())
-            other.setblocking(False)
-            other.connect_ex(listener.getsockname())
-        provider = openai(f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
+    with full_listener() as url:
+        provider = openai(f"{url}/v1")
         with pytest.raises(JanusError) as raised:
             await stores.generation(provider).answer(asked(directives, timeouts=limits), CALLER)
         await provider.close()

@@ -75,6 +75,7 @@ class Anthropic:
             with_own(count_body(ask.prompt, ask.model, self._issuer), options),
             provider=self._name,
             model=ask.model,
+            stopwatch=ask.stopwatch,
             connect_timeout=ask.connect_timeout,
         )
         return count_in(answer, self._name)

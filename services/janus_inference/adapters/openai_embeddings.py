@@ -12,7 +12,7 @@ from janus_inference.adapters.upstream import whole_answer
 from janus_inference.dialects.openai_chat_stream import refused_within
 from janus_inference.events import Usage
 from janus_inference.model import EmbedPurpose
-from janus_inference.ports import Vectors
+from janus_inference.ports import Stopwatch, Vectors
 from janus_inference.profiles import ChatProfile
 from janus_inference.provider_errors import ProviderFailure, classify, not_configured, unusable
 
@@ -42,7 +42,12 @@ class OpenAIEmbeddings:
         return self._profile.embed_tokens
 
     async def embed(
-        self, model: str, inputs: Sequence[str], dimensions: int | None, purpose: EmbedPurpose | None
+        self,
+        model: str,
+        inputs: Sequence[str],
+        dimensions: int | None,
+        purpose: EmbedPurpose | None,
+        stopwatch: Stopwatch,
     ) -> Vectors:
         if not self._usable:
             raise not_configured(self._name)
@@ -59,6 +64,7 @@ class OpenAIEmbeddings:
             body,
             provider=self._name,
             model=model,
+            stopwatch=stopwatch,
             connect_timeout=_CONNECT_TIMEOUT_S,
             most_bytes=_MAX_BODY_BYTES,
         )

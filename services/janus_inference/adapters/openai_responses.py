@@ -68,6 +68,7 @@ class OpenAIResponses:
             counted(self._body(ask)),
             provider=self._name,
             model=ask.model,
+            stopwatch=ask.stopwatch,
             connect_timeout=ask.connect_timeout,
         )
         return count_in(answer, self._name)

@@ -36,11 +36,7 @@ async def answering(
     is read, so that the connection can be used again.
     """
     ask.stopwatch.counts(reader.used)
-    token = stopwatch_of_call.set(ask.stopwatch)
-    try:
-        response = await _posted(client, path, body, provider, ask.model, ask.connect_timeout)
-    finally:
-        stopwatch_of_call.reset(token)
+    response = await _posted(client, path, body, provider, ask.model, ask.stopwatch, ask.connect_timeout)
     try:
         ask.stopwatch.heard()
         chunks = _bytes(response)
@@ -98,11 +94,12 @@ async def whole_answer(
     *,
     provider: str,
     model: str,
+    stopwatch: Stopwatch,
     connect_timeout: float,
     most_bytes: int = MAX_BODY_BYTES,
 ) -> dict[str, Any]:
     """Ask what is answered with one JSON object of at most so many bytes. Raises ProviderFailure."""
-    response = await _posted(client, path, body, provider, model, connect_timeout)
+    response = await _posted(client, path, body, provider, model, stopwatch, connect_timeout)
     data = bytearray()
     try:
         async for chunk in response.aiter_bytes():
@@ -149,9 +146,11 @@ async def _posted(
     body: Mapping[str, object],
     provider: str,
     model: str,
+    stopwatch: Stopwatch,
     connect_timeout: float,
 ) -> Any:
     """The response, which is to be closed, or the SDK's error in the caller's terms."""
+    token = stopwatch_of_call.set(stopwatch)
     try:
         return await client.post(path, body, connect_timeout)
     except client.sdk.APIStatusError as error:
@@ -168,6 +167,8 @@ async def _posted(
     except lost_connection() as error:
         # What is no HTTP at all reaches us as it is.
         raise connection_lost(provider, error) from None
+    finally:
+        stopwatch_of_call.reset(token)
 
 
 def refused(error: Any) -> Refused:

@@ -20,7 +20,7 @@ from janus_inference.dialects.reader import Reader
 from janus_inference.embedding import Embedding
 from janus_inference.events import FinishReason, Started, Stopped, TextDelta, Usage, UsageUpdated
 from janus_inference.model import EmbedPurpose, JsonFormat, Routing, Sampling
-from janus_inference.ports import Vectors
+from janus_inference.ports import Stopwatch, Vectors
 from janus_inference.provider_errors import Refused, broken, classify
 from janus_inference.routing import Alias, ProviderModels, Routes
 from janus_inference.settings import RoutingSettings
@@ -161,7 +161,12 @@ async def test_an_embedding_is_a_client_span(stores: Stores, spans: InMemorySpan
         most_inputs, most_tokens = 8, 100
 
         async def embed(
-            self, model: str, inputs: Sequence[str], dimensions: int | None, purpose: EmbedPurpose | None
+            self,
+            model: str,
+            inputs: Sequence[str],
+            dimensions: int | None,
+            purpose: EmbedPurpose | None,
+            stopwatch: Stopwatch,
         ) -> Vectors:
             return Vectors(tuple([0.5, 0.5] for _ in inputs), Usage(4))
 
