@@ -5,17 +5,20 @@ its terms are counted once, its vectors are put in place of older ones, and the
 row goes only after that. What is gone by then is taken out instead, so a
 tombstone wins over any write that comes late. A part that is away postpones
 rows without blame; a row that fails by its own fault is dead after so many
-tries, with the reason.
+tries, with the reason. A batch that waits long for a part (Chroma, a model) is
+left to go on by itself, and until it ends the spaces that need that part wait:
+those that do not need it never do.
 """
 
 import asyncio
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from uuid import uuid4
 
 from janus_kit.errors import JanusError, Unavailable, is_late
 from janus_kit.telemetry.logging import get_logger
-from janus_memory.model import IndexBatch, IndexTask
+from janus_memory.model import Backend, IndexBatch, IndexTask, made_here
 from janus_memory.parts import Parts
 from janus_memory.ports import Embedders, Records, UnusableEmbedding, VectorIndex
 from janus_memory.vectors import Vectors
@@ -26,6 +29,8 @@ LEASE_S = 15.0
 APPLY_TIMEOUT_S = 12.0
 """Less than the lease, so that nobody else begins while a batch still runs."""
 DEAD_AFTER = 8
+_PATIENCE_S = 0.5
+"""How long all wait for a batch that waits for a part."""
 _FIRST_DELAY_S = 0.5
 _LONGEST_DELAY_S = 30.0
 _AWAY_DELAY_S = 1.0
@@ -33,8 +38,12 @@ _AWAY_DELAY_S = 1.0
 _log = get_logger(__name__)
 
 
+class _Busy(Unavailable):
+    """Another batch waits for the part."""
+
+
 class Indexer:
-    """Works off the outbox. Any number may run, on any replica; one runs one batch at a time."""
+    """Works off the outbox. Any number may run, on any replica; one begins one batch at a time."""
 
     def __init__(
         self,
@@ -52,32 +61,84 @@ class Indexer:
         self._poll_s = poll_s
         self._wake = asyncio.Event()
         self._id = str(uuid4())
+        # The batch that waits for a part now, and spaces that were found to need the same part meanwhile.
+        self._waiting: dict[str, IndexBatch] = {}
+        self._held_back: dict[str, set[tuple[str, int]]] = {}
+        self._left: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Work for ever: at once when woken, and every ``poll_s`` seconds regardless."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._listen())
-            waiting = False
-            while True:
-                self._wake.clear()
-                try:
-                    busy = await self.work()
-                    waiting = False
-                except JanusError as error:
-                    # Postgres is away, or busy; the next round will tell.
-                    if not waiting:
-                        _log.warning("indexer_waits", reason=error.reason, detail=error.message)
-                    busy, waiting = False, True
-                if not busy:
-                    await self._pause()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._listen())
+                waiting = False
+                while True:
+                    self._wake.clear()
+                    try:
+                        busy = await self.work(_PATIENCE_S)
+                        waiting = False
+                    except JanusError as error:
+                        # Postgres is away, or busy; the next round will tell.
+                        if not waiting:
+                            _log.warning("indexer_waits", reason=error.reason, detail=error.message)
+                        busy, waiting = False, True
+                    if not busy:
+                        await self._pause()
+        finally:
+            await _ended(*self._left)
 
-    async def work(self) -> bool:
-        """Apply one batch. Whether there was one."""
-        batch = await self._records.claim(self._id, BATCH, LEASE_S)
+    async def work(self, patience_s: float | None = None) -> bool:
+        """Apply one batch, or leave it to ``run`` when it waits longer for a part. Whether there was one."""
+        held_back = set().union(*self._held_back.values())
+        batch = await self._records.claim(self._id, BATCH, LEASE_S, held_back)
         if batch is None:
             return False
-        await self._apply(batch, batch.tasks)
+        task = asyncio.create_task(self._apply(batch, batch.tasks), name="memory-index-batch")
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=patience_s)
+                if not task.done() and any(batch is each for each in self._waiting.values()):
+                    self._leave(task)
+                    return True
+        except asyncio.CancelledError:
+            await _ended(task)
+            raise
+        task.result()
         return True
+
+    def _leave(self, task: asyncio.Task[None]) -> None:
+        """Its rows are leased to it alone."""
+        self._id = str(uuid4())
+        self._left.add(task)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._left.discard(task)
+            self._wake.set()
+            error = None if task.cancelled() else task.exception()
+            if isinstance(error, JanusError):
+                # Postgres is away: the rows are claimed anew when their lease is over.
+                _log.warning("indexer_waits", reason=error.reason, detail=error.message)
+            elif error is not None:
+                _log.error("indexer_failed", exc_info=error)
+
+        task.add_done_callback(ended)
+
+    @contextmanager
+    def _alone_at(self, part: str | None, batch: IndexBatch) -> Iterator[None]:
+        """The use of a part for a batch; raises _Busy while another waits for it. None is this process itself."""
+        if part is None:
+            yield
+            return
+        if part in self._waiting:
+            self._held_back.setdefault(part, set()).add((batch.tenant, batch.space_no))
+            raise _Busy(part)
+        self._waiting[part] = batch
+        try:
+            yield
+        finally:
+            del self._waiting[part]
+            if self._held_back.pop(part, None):
+                self._wake.set()
 
     async def _listen(self) -> None:
         async for _ in self._records.wakeups():
@@ -95,6 +156,8 @@ class Indexer:
         try:
             async with asyncio.timeout(APPLY_TIMEOUT_S):
                 await self._apply_together(batch, tasks)
+        except _Busy as error:
+            await self._postpone(batch, tasks, f"{error.part} is slow", 0)
         except Exception as error:
             if not isinstance(error, Unavailable | TimeoutError) or isinstance(error, UnusableEmbedding):
                 await self._blame(batch, tasks, error)
@@ -102,9 +165,8 @@ class Indexer:
             part = error.part if isinstance(error, Unavailable) else "index"
             if part == "postgres":
                 raise
-            await self._postpone(
-                batch, tasks, f"{part} is {'slow' if is_late(error) else 'not available'}", blame=False
-            )
+            reason = f"{part} is {'slow' if is_late(error) else 'not available'}"
+            await self._postpone(batch, tasks, reason, _AWAY_DELAY_S)
 
     async def _blame(self, batch: IndexBatch, tasks: Sequence[IndexTask], error: Exception) -> None:
         """Tasks failed by the fault of one of them, which is found by trying each by itself."""
@@ -115,7 +177,8 @@ class Indexer:
         reason = error.message if isinstance(error, JanusError) else type(error).__name__
         if not isinstance(error, JanusError):
             _log.error("indexer_failed", unit=tasks[0].unit, exc_info=error)
-        await self._postpone(batch, tasks, reason, blame=True)
+        delay = min(_FIRST_DELAY_S * 2 ** tasks[0].attempts, _LONGEST_DELAY_S)
+        await self._postpone(batch, tasks, reason, delay, blame=True)
 
     async def _apply_together(self, batch: IndexBatch, tasks: Sequence[IndexTask]) -> None:
         async with self._records.transaction(batch.tenant) as tx:
@@ -133,20 +196,23 @@ class Indexer:
             part = space.backend.name.lower()
             if index is None:
                 raise Unavailable(part)
-            rows = await self._vectors.of(batch.tenant, space, found)
-            try:
+            with self._alone_at(None if made_here(space.model) else f"embedder:{space.model}", batch):
+                rows = await self._vectors.of(batch.tenant, space, found)
+            # All wait for Postgres anyway.
+            with self._alone_at(None if space.backend == Backend.PGVECTOR else part, batch):
                 try:
-                    await index.upsert(batch.tenant, space, rows)
-                finally:
-                    # Also of a write that may have arrived although it failed.
-                    gone = await self._gone_meanwhile(batch, present)
-                    await index.delete(
-                        batch.tenant, space, [unit for unit in units if unit not in present or unit in gone]
-                    )
-            except Unavailable as error:
-                self._parts.away(error.part)
-                raise
-            self._parts.back(part)
+                    try:
+                        await index.upsert(batch.tenant, space, rows)
+                    finally:
+                        # Also of a write that may have arrived although it failed.
+                        gone = await self._gone_meanwhile(batch, present)
+                        await index.delete(
+                            batch.tenant, space, [unit for unit in units if unit not in present or unit in gone]
+                        )
+                except Unavailable as error:
+                    self._parts.away(error.part)
+                    raise
+                self._parts.back(part)
         async with self._records.transaction(batch.tenant) as tx:
             switched = space is not None and await tx.live_generation(batch.space_no) != space.generation
             if not switched:
@@ -161,14 +227,20 @@ class Indexer:
         async with self._records.transaction(batch.tenant) as tx:
             return set(await tx.tombstones(batch.space_no, list(units)))
 
-    async def _postpone(self, batch: IndexBatch, tasks: Sequence[IndexTask], error: str, *, blame: bool) -> None:
-        attempts = max(task.attempts for task in tasks)
-        delay = min(_FIRST_DELAY_S * 2**attempts, _LONGEST_DELAY_S) if blame else _AWAY_DELAY_S
+    async def _postpone(
+        self, batch: IndexBatch, tasks: Sequence[IndexTask], error: str, delay: float, *, blame: bool = False
+    ) -> None:
         delay *= random.uniform(0.8, 1.2)  # noqa: S311 - spreads replicas, guards nothing
         async with self._records.transaction(batch.tenant) as tx:
             ids = [task.id for task in await tx.held_tasks(batch, [task.id for task in tasks])]
             dead = await tx.postpone_tasks(batch.space_no, ids, delay, error, blame, DEAD_AFTER)
         if dead:
             _log.error("indexer_gave_up", rows=dead, reason=error)
-        else:
+        elif delay:
             _log.warning("indexer_postponed", rows=len(ids), reason=error, delay_s=round(delay, 1))
+
+
+async def _ended(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -11,6 +11,8 @@ from janus_memory.filters import Filter
 
 DEFAULT_SPACE = "default"
 LEXICAL_MODEL = "janus/lexical-v1"
+ONNX_PREFIX = "onnx/"
+"""Of models in a local folder."""
 LEAST_NORM, MOST_NORM = 1e-9, 1e9
 """Norms of vectors that are compared: indexes reckon with squares, and products of two, in 32 bits."""
 
@@ -408,6 +410,11 @@ class IndexBatch:
     space_no: int
     lease: str
     tasks: tuple[IndexTask, ...]
+
+
+def made_here(model: str) -> bool:
+    """Whether this process makes the model's vectors itself, and waits for nobody."""
+    return model == LEXICAL_MODEL or model.startswith(ONNX_PREFIX)
 
 
 def has_direction(vector: Sequence[float]) -> bool:

@@ -617,8 +617,10 @@ class Records(Protocol):
         """Everything within sees the same moment, and holds a connection."""
         ...
 
-    async def claim(self, worker: str, limit: int, lease_s: float) -> IndexBatch | None:
-        """Lease due outbox rows of one space that nobody else works on.
+    async def claim(
+        self, worker: str, limit: int, lease_s: float, held_back: Collection[tuple[str, int]] = ()
+    ) -> IndexBatch | None:
+        """Lease due outbox rows of one space that nobody else works on, and that is not ``held_back`` (tenant, number).
 
         ``worker`` is a UUID; rows that it leased before and did not finish are
         due at once, so a worker must have ended its last batch.

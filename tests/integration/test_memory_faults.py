@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from janus_api.memory.v1 import memory_service_pb2 as pb
 from janus_api.memory.v1 import recall_pb2, scope_pb2, space_pb2
 from janus_kit.channel import connect
 from janus_kit.errors import Unavailable
+from janus_memory.indexer import APPLY_TIMEOUT_S
 
 RYW = scope_pb2.CONSISTENCY_READ_YOUR_WRITES
 SERVICE = "janus.memory.v1.MemoryService"
@@ -226,6 +228,26 @@ async def test_without_postgres_calls_are_unavailable_and_say_which_part(
         await eventually(up)
         done = await ann.append("talk", "two", consistency=RYW)
         assert (done.last_position, done.searchable) == (2, True)
+
+
+async def test_a_chroma_that_hangs_holds_up_no_space_of_postgres(
+    postgres_url: str, redis_url: str, silent: SilentServer
+) -> None:
+    async with running(postgres_url, redis_url, chroma_url=silent.url, chroma_timeout_s=30) as memory:
+        hung = [memory.caller() for _ in range(8)]
+        for caller in hung:
+            space = space_pb2.Space(name="s", backend=space_pb2.VECTOR_BACKEND_CHROMA)
+            await caller.call("PutSpace", pb.PutSpaceRequest(space=space))
+            await caller.append("talk", "the heron", scope={"space": "s"})
+        began = time.monotonic()
+        for _ in range(8):
+            done = await memory.caller().append("talk", "the pond", consistency=RYW)
+            assert done.searchable
+        # One batch of a Chroma space is not given up before.
+        assert time.monotonic() - began < APPLY_TIMEOUT_S
+        for caller in hung:
+            stored = await caller.call("GetSpace", pb.GetSpaceRequest(name="s"))
+            assert stored.space.index_backlog == 1
 
 
 async def test_nothing_acknowledged_is_lost_when_everything_dies(own_stack: Any) -> None:

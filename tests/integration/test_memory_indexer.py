@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from uuid import uuid4
 
 import asyncpg
@@ -28,6 +30,26 @@ RYW = scope_pb2.CONSISTENCY_READ_YOUR_WRITES
 
 
 @dataclass
+class Hanging:
+    """A model that does not answer before it is told to."""
+
+    model: str = "hanging/model"
+    answers: asyncio.Event = field(default_factory=asyncio.Event)
+    calls: int = 0
+    most_at_once: int = 0
+    _now: int = 0
+
+    async def embed(self, texts: Sequence[str], dimensions: int, purpose: Purpose) -> list[list[float]]:
+        self.calls, self._now = self.calls + 1, self._now + 1
+        self.most_at_once = max(self.most_at_once, self._now)
+        try:
+            await self.answers.wait()
+            return await LexicalEmbedder().embed(texts, dimensions, purpose)
+        finally:
+            self._now -= 1
+
+
+@dataclass
 class Troubled:
     """The built-in embedder, until it is told to fail; `poison` fails for a text that holds it, and
     what holds `overflow` gets a vector of numbers whose squares are too large."""
@@ -38,9 +60,10 @@ class Troubled:
     unusable: str = "\x00"
     model: str = "janus/lexical-v1"
     calls: list[int] = field(default_factory=list)
+    hanging: Hanging = field(default_factory=lambda: Hanging())
 
     def named(self, model: str) -> Embedder:
-        return self
+        return self.hanging if model == self.hanging.model else self
 
     async def embed(self, texts: Sequence[str], dimensions: int, purpose: Purpose) -> list[list[float]]:
         self.calls.append(len(texts))
@@ -317,12 +340,84 @@ async def test_read_your_writes_counts_what_the_write_itself_took(bench: Bench, 
     assert not (await writing).searchable
 
 
+@asynccontextmanager
+async def at_work(indexer: Indexer) -> AsyncIterator[None]:
+    task = asyncio.create_task(indexer.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+
+
+async def test_a_model_that_hangs_holds_up_its_own_spaces_alone(bench: Bench) -> None:
+    hanging = bench.embedders.hanging
+    slow = [bench.memory.caller() for _ in range(5)]
+    for caller in slow:
+        await caller.append("talk", "the heron")
+        await bench.owner.execute("UPDATE memory.space SET model = $1 WHERE tenant = $2", hanging.model, caller.tenant)
+
+    async def indexed(*tenants: str) -> bool:
+        return not any([await bench.count("outbox", tenant) for tenant in tenants])
+
+    async with at_work(bench.another()):
+        await eventually(lambda: asyncio.sleep(0, hanging.calls > 0))
+        for _ in range(5):
+            ann = bench.memory.caller()
+            await ann.append("talk", "the pond")
+            await eventually(partial(indexed, ann.tenant))
+        assert [await bench.vectors(caller.tenant) for caller in slow] == [0] * 5
+        assert (hanging.calls, hanging.most_at_once) == (1, 1)
+        hanging.answers.set()
+        await eventually(partial(indexed, *(caller.tenant for caller in slow)))
+    assert [await bench.vectors(caller.tenant) for caller in slow] == [2] * 5
+    assert hanging.most_at_once == 1
+
+
+async def test_what_hangs_ends_with_the_indexer(bench: Bench) -> None:
+    hanging = bench.embedders.hanging
+    ann, bob = bench.memory.caller(), bench.memory.caller()
+    await ann.append("talk", "the heron")
+    await bench.owner.execute("UPDATE memory.space SET model = $1 WHERE tenant = $2", hanging.model, ann.tenant)
+
+    async def gone_on() -> bool:
+        return hanging.calls > 0 and await bench.count("outbox", bob.tenant) == 0
+
+    async with at_work(bench.another()):
+        await eventually(lambda: asyncio.sleep(0, hanging.calls > 0))
+        await bob.append("talk", "the pond")
+        await eventually(gone_on)
+        assert hanging._now == 1
+    assert hanging._now == 0
+    # What it had begun is another's when its lease is over.
+    hanging.answers.set()
+    await bench.owner.execute("UPDATE memory.outbox SET leased_until = now() - interval '1 s'")
+    await bench.drain()
+    assert await bench.vectors(ann.tenant) == 2
+
+
+async def test_spaces_that_are_held_back_are_not_claimed(bench: Bench) -> None:
+    ann, bob = bench.memory.caller(), bench.memory.caller()
+    await ann.append("talk", "the heron")
+    await bob.append("talk", "the pond")
+    spaces = {
+        row["tenant"]: row["space_no"] for row in await bench.owner.fetch("SELECT tenant, space_no FROM memory.outbox")
+    }
+    records = PostgresRecords(bench.pool)
+    first = await records.claim(str(uuid4()), 10, 30, {(ann.tenant, spaces[ann.tenant])})
+    assert first is not None
+    assert first.tenant == bob.tenant
+    assert await records.claim(str(uuid4()), 10, 30, {(ann.tenant, spaces[ann.tenant])}) is None
+    second = await records.claim(str(uuid4()), 10, 30)
+    assert second is not None
+    assert second.tenant == ann.tenant
+
+
 async def test_a_new_write_wakes_the_indexer(bench: Bench) -> None:
     ann = bench.memory.caller()
     # It would look again only in a minute.
-    indexer = bench.another(poll_s=60)
-    task = asyncio.create_task(indexer.run())
-    try:
+    async with at_work(bench.another(poll_s=60)):
         for i in range(3):
             await ann.append("talk", f"turn {i}")
 
@@ -330,9 +425,6 @@ async def test_a_new_write_wakes_the_indexer(bench: Bench) -> None:
                 return await bench.count("outbox", ann.tenant) == 0
 
             await eventually(done)
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_a_dead_row_keeps_nobody_waiting(bench: Bench) -> None:

@@ -9,8 +9,8 @@ from janus_api.inference.v1 import inference_service_pb2 as pb
 from janus_api.inference.v1 import inference_service_pb2_grpc as rpc
 from janus_kit.errors import InvalidArgument, JanusError, Unavailable
 from janus_kit.rpc_errors import from_rpc
-from janus_memory.adapters.onnx_embedder import PREFIX, OnnxModels
-from janus_memory.model import LEXICAL_MODEL
+from janus_memory.adapters.onnx_embedder import OnnxModels
+from janus_memory.model import LEXICAL_MODEL, ONNX_PREFIX
 from janus_memory.ports import Embedder, Purpose, UnusableEmbedding
 
 _BATCH = 256
@@ -75,7 +75,7 @@ class KnownEmbedders:
     def named(self, model: str) -> Embedder:
         if model == LEXICAL_MODEL:
             return self._built_in
-        if model.startswith(PREFIX):
+        if model.startswith(ONNX_PREFIX):
             return self._local.named(model)
         if self._stub is None:
             raise Unavailable("embedder", "no inference service is configured for embedding")

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from janus_kit.errors import InvalidArgument, Unavailable
 from janus_kit.libraries import imported
+from janus_memory.model import ONNX_PREFIX
 from janus_memory.ports import Purpose, UnusableEmbedding
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-PREFIX = "onnx/"
 _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _BATCH = 32
 _MODULES = frozenset({"Transformer", "Pooling", "Normalize"})
@@ -47,7 +47,7 @@ class OnnxModels:
 
     def named(self, model: str) -> "OnnxEmbedder":
         """Raises InvalidArgument / MODEL_NOT_FOUND for a name that cannot be a folder's."""
-        name = model.removeprefix(PREFIX)
+        name = model.removeprefix(ONNX_PREFIX)
         if not _FOLDER.fullmatch(name):
             raise InvalidArgument(
                 "space.embedding_model",

@@ -1,6 +1,6 @@
 """The records in Postgres: transactions of a tenant, and the outbox across tenants."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from uuid import UUID
 
@@ -62,22 +62,23 @@ class PostgresRecords:
             await connection.execute("SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off")
             yield PostgresSnapshot(connection)
 
-    async def claim(self, worker: str, limit: int, lease_s: float) -> IndexBatch | None:
+    async def claim(
+        self, worker: str, limit: int, lease_s: float, held_back: Collection[tuple[str, int]] = ()
+    ) -> IndexBatch | None:
         lease = UUID(worker)
         async with self._database.worker() as connection:
-            # MATERIALIZED: looked for once. A planner that last saw the outbox empty would look
-            # through all of it anew for every row.
+            # NOT IN makes a hash of the others once. A planner that last saw the outbox empty would
+            # look through all of them anew for every row of NOT EXISTS.
             due = await connection.fetchrow(
-                """WITH others AS MATERIALIZED (
-                       SELECT DISTINCT tenant, space_no FROM memory.outbox
-                       WHERE lease IS NOT NULL AND lease <> $1 AND leased_until >= now())
-                   SELECT tenant, space_no FROM memory.outbox o
+                """SELECT tenant, space_no FROM memory.outbox
                    WHERE dead_at IS NULL AND available_at <= now()
-                     AND NOT EXISTS (SELECT FROM others
-                                     WHERE others.tenant = o.tenant AND others.space_no = o.space_no)
+                     AND (tenant, space_no) NOT IN (
+                       SELECT tenant, space_no FROM memory.outbox
+                       WHERE lease IS NOT NULL AND lease <> $1 AND leased_until >= now()
+                       UNION ALL SELECT * FROM unnest($2::text[], $3::bigint[]))
                    ORDER BY available_at, id LIMIT 1 FOR UPDATE SKIP LOCKED""",
-                lease,
-            )
+                lease, [tenant for tenant, _ in held_back], [space_no for _, space_no in held_back],
+            )  # fmt: skip
             if due is None:
                 return None
             # One worker a space, so that what is written later is applied later;
