@@ -141,7 +141,11 @@ def turns(draw: st.DrawFn) -> record_pb2.Turn:
     turn = record_pb2.Turn(metadata_json=draw(metadata))
     turn.message.role = draw(st.sampled_from([content.ROLE_USER, content.ROLE_ASSISTANT, content.ROLE_TOOL]))
     turn.message.name = draw(st.sampled_from(["", "a", "é", "2024-02-29T12:00:00Z"]))
-    turn.message.parts.add().text = "a turn"
+    part = turn.message.parts.add()
+    if turn.message.role == content.ROLE_TOOL:
+        part.tool_result.call_id = "c1"
+        part = part.tool_result.parts.add()
+    part.text = "a turn"
     turn.occurred_at.FromDatetime(draw(st.sampled_from([NOON, NOON + timedelta(microseconds=500_000)])))
     return turn
 

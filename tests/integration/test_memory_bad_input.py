@@ -72,6 +72,11 @@ CASES: list[tuple[str, Any, str]] = [
     ("AppendMessages", append(message=content.Message()), "turns[0].message.role"),
     ("AppendMessages", append(message=message()), "turns[0].message.parts"),
     ("AppendMessages", append(message=message(content.Part())), "turns[0].message.parts[0]"),
+    (
+        "AppendMessages",
+        append(message=content.Message(role=content.ROLE_TOOL, parts=[content.Part(text="sunny")])),
+        "turns[0].message.parts[0]",
+    ),
     ("AppendMessages", append(message=message(SAID, role=99)), "turns[0].message.role"),
     ("AppendMessages", append(message=message(SAID, id="a b")), "turns[0].message.id"),
     ("AppendMessages", append(message=message(SAID, id="x" * 1_000_000)), "turns[0].message.id"),

@@ -46,7 +46,11 @@ def check_message(check: Violations, path: str, message: content.Message) -> Non
     check.length(f"{path}.name", message.name, at_most=128)
     check.id(f"{path}.id", message.id, optional=True)
     for place, part in enumerate(message.parts):
-        _check_part(check, f"{path}.parts[{place}]", part)
+        where = f"{path}.parts[{place}]"
+        _check_part(check, where, part)
+        if message.role == content.ROLE_TOOL and part.WhichOneof("kind") != "tool_result":
+            # A model could never be given a window with it.
+            check.add(where, "must be a tool result in a ROLE_TOOL message")
 
 
 def facts(message: content.Message) -> MessageFacts:

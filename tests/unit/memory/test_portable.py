@@ -26,9 +26,13 @@ _METADATA = st.just("") | st.dictionaries(_TEXT, _TEXT | st.integers() | st.none
 @st.composite
 def turns(draw: st.DrawFn) -> Turn:
     message = content.Message(role=draw(st.integers(1, 4)), id=draw(_IDS), name=draw(_TEXT))
-    for text in draw(st.lists(_TEXT, min_size=1, max_size=3)):
-        message.parts.add(text=text)
-    message.parts.add().opaque.CopyFrom(content.OpaquePart(issuer="x", data=draw(st.binary(max_size=9))))
+    texts = draw(st.lists(_TEXT, min_size=1, max_size=3))
+    if message.role == content.ROLE_TOOL:
+        result = content.ToolResult(call_id=draw(_IDS), parts=[content.Part(text=text) for text in texts])
+        message.parts.add().tool_result.CopyFrom(result)
+    else:
+        message.parts.extend(content.Part(text=text) for text in texts)
+        message.parts.add().opaque.CopyFrom(content.OpaquePart(issuer="x", data=draw(st.binary(max_size=9))))
     if said := draw(st.none() | _TIMES):
         message.created_at.FromDatetime(said)
     about = facts(message)

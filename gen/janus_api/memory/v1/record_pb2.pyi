@@ -315,7 +315,9 @@ class Provenance(_message.Message):
     QUOTE_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
     message_id: _builtins.str
-    """Id of a turn, 1 to 128 characters."""
+    """Id of a turn, 1 to 128 characters. Ids that the server gave are unique;
+    a client's own are within their thread.
+    """
     memory_id: _builtins.str
     """Id of another memory, 1 to 128 characters."""
     document: _builtins.str
