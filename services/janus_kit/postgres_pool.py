@@ -16,6 +16,7 @@ from janus_kit.errors import ResourceExhausted, Unavailable
 from janus_kit.postgres_errors import AWAY, UNREACHABLE, unreachable
 from janus_kit.settings import PostgresSettings
 from janus_kit.telemetry import metrics
+from janus_kit.waiting import within
 
 # Nobody needed it for so long.
 _IDLE_S = 300.0
@@ -151,12 +152,8 @@ class Pool:
             self._waited.observe(0.0)
             return
         began = time.monotonic()
-        # In two halves: a process that was paused still finds what became free meanwhile.
-        loop, half = asyncio.get_running_loop(), self._settings.pool_wait_s / 2
-        limit = asyncio.timeout(None)
-        second = loop.call_later(half, lambda: limit.reschedule(loop.time() + half))
         try:
-            async with limit:
+            async with within(self._settings.pool_wait_s):
                 await self._slots.acquire()
         except TimeoutError:
             raise ResourceExhausted(
@@ -167,7 +164,6 @@ class Pool:
                 quota=("postgres connections", f"{self.limit} at the same time"),
             ) from None
         finally:
-            second.cancel()
             self._waited.observe(time.monotonic() - began)
 
     async def _made(self) -> PooledConnection:

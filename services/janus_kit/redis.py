@@ -22,6 +22,7 @@ from janus_kit.cancellation import cancel_wins
 from janus_kit.errors import Unavailable
 from janus_kit.redis_line import LineClient
 from janus_kit.settings import RedisSettings
+from janus_kit.waiting import within
 
 RedisClient = Redis
 
@@ -87,7 +88,7 @@ class answering:  # noqa: N801 - is used as a function is
         self._away = away
 
     async def __aenter__(self) -> None:
-        self._limit = asyncio.timeout(self._timeout_s)
+        self._limit = within(self._timeout_s)
         await self._limit.__aenter__()
         # Giving a connection back can fail.
         self._cancels = cancel_wins()

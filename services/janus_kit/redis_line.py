@@ -23,6 +23,8 @@ from redis.asyncio.client import Pipeline
 from redis.exceptions import ConnectionError as Lost
 from redis.exceptions import ResponseError
 
+from janus_kit.waiting import within
+
 _BLOCKING = frozenset(
     {
         "BLPOP",
@@ -115,7 +117,7 @@ class Line:
 
     async def _wait_for_room(self) -> None:
         try:
-            async with asyncio.timeout(self._pool.timeout):
+            async with within(self._pool.timeout):
                 while self._is_full():
                     self._has_moved.clear()
                     await self._has_moved.wait()

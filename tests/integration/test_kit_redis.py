@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import time
 from contextlib import suppress
 
 import pytest
@@ -59,6 +60,21 @@ async def test_a_call_that_takes_too_long_is_given_up_as_away():
     with pytest.raises(LookupError, match="TimeoutError"):
         async with answering(0.01, LookupError):
             await asyncio.Event().wait()
+
+
+async def test_a_process_that_stood_still_takes_the_answer_that_came_meanwhile(redis_url):
+    async with redis(RedisSettings(url=SecretStr(redis_url))) as client:
+        await client.ping()
+
+        async def asked() -> bytes:
+            async with answering(0.2, LookupError):
+                return await client.echo("here")
+
+        asking = asyncio.create_task(asked())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        time.sleep(0.3)  # noqa: ASYNC251 - the stall itself
+        assert await asking == b"here"
 
 
 async def test_a_failure_while_a_call_is_cancelled_does_not_hide_the_cancellation():
