@@ -83,7 +83,8 @@ class Ownership:
         room = min(self._executions.room, _CLAIM_AT_ONCE)
         if not room:
             return
-        claims = await self._leases.claim(self._executions.owner, room, self._lease_s)
+        # After a pause of this process its own leases are over, and it works on their runs all the same.
+        claims = await self._leases.claim(self._executions.owner, room, self._lease_s, self._executions.ids())
         if len(claims) == room:
             self._look.set()
         for claim in claims:

@@ -464,8 +464,8 @@ class Leases(Protocol):
     async def renew(self, owner: str, run_ids: Sequence[str], lease_s: float) -> dict[str, bool]:
         """Keep these runs; those that are still ours, with whether a cancel was asked for."""
 
-    async def claim(self, owner: str, limit: int, lease_s: float) -> list[Claim]:
-        """Take runs that nobody works on, or whose owner was not heard of."""
+    async def claim(self, owner: str, limit: int, lease_s: float, works_on: Sequence[str] = ()) -> list[Claim]:
+        """Take runs that nobody works on, or whose owner was not heard of: none that ``owner`` ``works_on`` still."""
 
     async def release(self, owner: str) -> None:
         """Let all go at once, for other replicas to take."""

@@ -167,6 +167,16 @@ async def test_a_lease_that_ran_out_is_claimed_once(ground: Ground) -> None:
     assert await ground.leases.renew("one", [run.id], 30) == {}, "the old owner has lost it"
 
 
+async def test_an_owner_that_stood_still_keeps_what_it_works_on_unless_another_took_it(ground: Ground) -> None:
+    run, left = [await ground.run(await ground.thread()) for _ in range(2)]
+    await ground.leases.renew("one", [run.id, left.id], 0.0)
+    claims = await ground.leases.claim("one", 1000, 30, [run.id])
+    assert [claim.run_id for claim in claims if claim.tenant == ground.tenant] == [left.id]
+    assert await ground.leases.renew("one", [run.id], 0.0) == {run.id: False}
+    claims = await ground.leases.claim("two", 1000, 30, [run.id])
+    assert Claim(ground.tenant, run.id, 2, is_takeover=True) in claims
+
+
 async def test_the_turn_passes_to_the_run_that_waited_longest(ground: Ground) -> None:
     thread = await ground.thread()
     first = await ground.run(thread)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 import uuid
 
 import asyncpg
@@ -50,6 +51,31 @@ async def test_a_run_that_kills_whoever_works_on_it_is_given_up_and_says_so(
 
 def tenant() -> str:
     return f"t{uuid.uuid4().hex[:12]}"
+
+
+async def test_a_process_that_stood_still_for_longer_than_its_leases_goes_on_with_its_runs(
+    own_url: str, redis_url: str, peer: InferencePeer
+) -> None:
+    async with running(own_url, redis_url, inference_target=peer.target, lease_s=0.5) as service:
+        ann = service.caller()
+        stream = ann.converse(await ann.ready(), cancel=True)
+        call = await peer.call()
+        call.start()
+        call.text("half an ")
+        seen = await until_kind(stream, "model.text_delta")
+        time.sleep(0.8)  # noqa: ASYNC251 - the stall itself
+        owner = await asyncpg.connect(own_url)
+
+        async def is_held() -> bool:
+            return bool(await owner.fetchval("SELECT expires_at > clock_timestamp() FROM orchestration.run_lease"))
+
+        await eventually(is_held)
+        await owner.close()
+        call.text("answer")
+        call.finish()
+        events = [*seen, *await all_events(stream)]
+        assert (text_of(events), kinds(events)[-1]) == ("half an answer", "run_completed")
+        assert len(peer.calls) == 1
 
 
 async def test_a_run_whose_owner_is_killed_goes_on_elsewhere(replicas: list[Process], peer: InferencePeer) -> None:

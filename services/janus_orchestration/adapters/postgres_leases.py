@@ -24,17 +24,19 @@ class PostgresLeases:
         )
         return {row["run_id"]: row["cancel"] for row in found}
 
-    async def claim(self, owner: str, limit: int, lease_s: float) -> list[Claim]:
+    async def claim(self, owner: str, limit: int, lease_s: float, works_on: Sequence[str] = ()) -> list[Claim]:
         async with self._database.worker() as connection:
             found = await connection.fetch(
                 "WITH free AS (SELECT run_id, owner AS owner_before FROM orchestration.run_lease "
-                "WHERE expires_at < clock_timestamp() ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED) "
+                "WHERE expires_at < clock_timestamp() AND (owner IS DISTINCT FROM $1 OR run_id <> ALL($4::text[])) "
+                "ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED) "
                 "UPDATE orchestration.run_lease l SET owner = $1, epoch = l.epoch + 1, "
                 "expires_at = clock_timestamp() + make_interval(secs => $3) FROM free "
                 "WHERE l.run_id = free.run_id RETURNING l.run_id, l.tenant, l.epoch, free.owner_before",
                 owner,
                 limit,
                 lease_s,
+                list(works_on),
             )
         return [Claim(row["tenant"], row["run_id"], row["epoch"], row["owner_before"] is not None) for row in found]
 

@@ -22,7 +22,7 @@ class Leases:
         self.done = asyncio.Event()
         self._is_away = list(is_away)
 
-    async def claim(self, owner: str, limit: int, lease_s: float) -> list[Claim]:
+    async def claim(self, owner: str, limit: int, lease_s: float, works_on: Sequence[str] = ()) -> list[Claim]:
         self._answer("claim")
         return []
 
