@@ -21,6 +21,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from pydantic import SecretStr
 from tests.fakes.data_folder import data_folder, sweep
+from tests.fakes.stopwatch import RanFor, beating
 
 from janus_app.embedded import Addresses, Stack
 from janus_app.embedded import stack as embedded_stack
@@ -189,6 +190,13 @@ async def stores(postgres_url: str, redis_url: str) -> AsyncIterator["Stores"]:
 
     async with real_stores(postgres_url, redis_url) as opened:
         yield opened
+
+
+@pytest.fixture
+async def ran_for() -> AsyncIterator[RanFor]:
+    """Measures how long something took on a machine that may stand still meanwhile."""
+    async with beating() as measured:
+        yield measured
 
 
 @contextmanager

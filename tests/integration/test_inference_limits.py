@@ -53,9 +53,11 @@ class Replica:
 
 
 @asynccontextmanager
-async def replica(url: str, *, runs: bool = True, renew_s: float = 5.0, **store) -> AsyncIterator[Replica]:
+async def replica(
+    url: str, *, runs: bool = True, renew_s: float = 5.0, timeout_s: float = PATIENT_S, **store
+) -> AsyncIterator[Replica]:
     async with redis(RedisSettings(url=SecretStr(url))) as client:
-        holds = Holds(RedisLimits(client, **store), renew_s=renew_s)
+        holds = Holds(RedisLimits(client, timeout_s=timeout_s, **store), renew_s=renew_s)
         task = asyncio.create_task(holds.run()) if runs else None
         try:
             yield Replica(client, holds)
@@ -326,8 +328,7 @@ async def test_replicas_share_counters_and_a_rush_never_goes_over_the_limit(redi
         LimitSettings(name="slots", concurrent=23),
         LimitSettings(name="calls", requests_per_minute=1000, tokens_per_minute=100_000, spend_usd=100),
     )
-    patient = {"timeout_s": PATIENT_S}
-    async with replica(redis_url, **patient) as first, replica(redis_url, **patient) as second:
+    async with replica(redis_url) as first, replica(redis_url) as second:
         limiters = [first.limiter(*limits), second.limiter(*limits)]
         tries = await asyncio.gather(
             *(limiters[number % 2].reserve(caller, TARGET, SMALL) for number in range(200)), return_exceptions=True
@@ -349,8 +350,7 @@ async def test_replicas_share_counters_and_a_rush_never_goes_over_the_limit(redi
 
 
 async def test_a_rush_through_a_bucket_takes_no_more_than_it_holds(redis_url, caller):
-    options = {"script": CLOCK, "timeout_s": PATIENT_S}
-    async with replica(redis_url, **options) as first, replica(redis_url, **options) as second:
+    async with replica(redis_url, script=CLOCK) as first, replica(redis_url, script=CLOCK) as second:
         await first.set_clock(1_900_000_000)
         limit = LimitSettings(name="rush", tokens_per_minute=1000, spend_usd=0.5)
         limiters = [first.limiter(limit), second.limiter(limit)]
@@ -478,7 +478,7 @@ async def test_a_redis_that_hangs_holds_a_call_no_longer_than_its_limit_and_lose
 
 
 async def test_a_rush_takes_few_connections_and_is_not_sent_to_a_redis_that_hangs(own_stack, caller):
-    async with replica(own_stack.addresses.redis_url, runs=False) as here, asyncio.timeout(60):
+    async with replica(own_stack.addresses.redis_url, runs=False, timeout_s=1) as here, asyncio.timeout(60):
         limiter = here.limiter(LimitSettings(name="calls", requests_per_minute=1000))
         await limiter.reserve(caller, TARGET, SMALL)
         connected = (await here.client.info("clients"))["connected_clients"]
