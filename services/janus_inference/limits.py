@@ -28,6 +28,7 @@ from janus_kit.errors import ResourceExhausted, Unavailable
 from janus_kit.ids import new_id
 from janus_kit.telemetry import metrics
 from janus_kit.telemetry.logging import get_logger
+from janus_kit.waiting import within
 
 __all__ = ["Estimate", "Hold", "Holds", "Limiter"]
 
@@ -145,7 +146,7 @@ class Holds:
     async def catch_up(self) -> None:
         """Settle what waits, if that is quick."""
         with suppress(LimitsAway, TimeoutError):
-            async with asyncio.timeout(_PATIENCE_S):
+            async with within(_PATIENCE_S):
                 await self._flush()
 
     async def drain(self) -> None:

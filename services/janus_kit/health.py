@@ -10,6 +10,7 @@ from janus_kit.errors import JanusError
 from janus_kit.mount import Mount, Part
 from janus_kit.telemetry import metrics
 from janus_kit.telemetry.logging import get_logger
+from janus_kit.waiting import within
 
 _log = get_logger(__name__)
 
@@ -144,7 +145,7 @@ class HealthMonitor:
         began = time.monotonic()
         problem = ""
         try:
-            async with asyncio.timeout(CHECK_TIMEOUT_S):
+            async with within(CHECK_TIMEOUT_S):
                 await part.check()
         except JanusError as error:
             problem = error.message

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from janus_kit.clock import Clock
 from janus_kit.errors import InvalidArgument, JanusError, Unavailable, is_late
 from janus_kit.libraries import library
+from janus_kit.waiting import within
 from janus_memory import bm25, fusion
 from janus_memory.columns import Columns, joined
 from janus_memory.comparing import cosine
@@ -204,7 +205,7 @@ class Recall:
         # The other half is for what the lexical leg found.
         wait_s = self._dense_timeout_s if remaining is None else min(self._dense_timeout_s, remaining / 2)
         try:
-            async with asyncio.timeout(wait_s):
+            async with within(wait_s):
                 if time.monotonic() < self._resting_until.get(backend, 0.0):
                     part = backend
                     raise Unavailable(part)

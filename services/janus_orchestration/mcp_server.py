@@ -15,6 +15,7 @@ from typing import NamedTuple
 from janus_kit.cancellation import cancel_wins
 from janus_kit.errors import Unavailable
 from janus_kit.telemetry.logging import get_logger
+from janus_kit.waiting import within
 from janus_orchestration import state, telemetry
 from janus_orchestration.mcp_ports import Connect, McpLost, McpNotTaken, McpSession
 from janus_orchestration.model import Tool, ToolOutput, WhenNoWorker
@@ -192,7 +193,7 @@ class McpServer:
                 _log.warning("mcp_call_lost", server=self.name, step=call.task.step, attempt=call.attempt)
                 # Its end is about to be seen; or it goes on, and lost this one call only.
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(_FIRST_RETRY_S):
+                    async with within(_FIRST_RETRY_S):
                         while self._session is session:
                             await self._moved.wait()
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -51,6 +53,7 @@ class Session:
 
     async def call(self, tool: str, arguments: Mapping[str, Any], idempotency_key: str, tell: Progress) -> ToolOutput:
         self.shop.calls.append((tool, idempotency_key))
+        self.shop.called.append(self)
         outcome = await self.shop.outcomes.get()
         if isinstance(outcome, Exception):
             raise outcome
@@ -66,6 +69,7 @@ class Shop:
         self.is_away = False
         self.sessions: list[Session] = []
         self.calls: list[tuple[str, str]] = []
+        self.called: list[Session] = []
         self.outcomes: asyncio.Queue[str | Exception] = asyncio.Queue()
 
     @asynccontextmanager
@@ -125,6 +129,27 @@ async def test_a_call_that_never_got_there_is_made_again_and_counts_once() -> No
         assert (await server.call("brew", TASK, report)).text == "a cup"
     assert report.attempts == [1]
     assert len(shop.calls) == 5
+
+
+async def test_a_call_is_not_made_over_a_lost_connection_whose_end_a_process_that_stood_still_has_not_seen() -> None:
+    shop = Shop()
+    server = serving(shop)
+    task = replace(TASK, tool=replace(BREW, side_effect=SideEffect.READ_ONLY))
+    async with kept_connected([server]):
+        await server.tools()
+        call = asyncio.create_task(server.call("brew", task, Report()))
+        shop.outcomes.put_nowait(McpLost())
+        await until(lambda: shop.called)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        time.sleep(0.4)  # noqa: ASYNC251 - the stall itself
+        for _ in range(5):
+            await asyncio.sleep(0)
+        shop.sessions[0].is_lost.set()
+        shop.outcomes.put_nowait("a cup")
+        assert (await call).text == "a cup"
+    assert shop.called == shop.sessions
+    assert len(shop.sessions) == 2
 
 
 async def test_one_server_that_cannot_be_reached_keeps_no_other_waiting() -> None:
