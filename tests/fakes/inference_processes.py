@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from pydantic import SecretStr
+from tests.fakes.patience import patient_postgres
 from tests.fakes.providers import openai_wire
 from tests.fakes.providers.http_server import WireServer, serving
 from tests.fakes.service_process import ServiceProcess
@@ -19,7 +19,6 @@ from janus_api.inference.v1 import event_pb2, request_pb2
 from janus_api.inference.v1 import inference_service_pb2 as pb
 from janus_api.inference.v1 import inference_service_pb2_grpc as rpc
 from janus_kit.migrations import migrate
-from janus_kit.settings import PostgresSettings
 
 Event = event_pb2.GenerationEvent
 
@@ -59,7 +58,7 @@ async def inference_processes(
     count: int, postgres_url: str, redis_url: str
 ) -> AsyncIterator[tuple[list[InferenceProcess], WireServer]]:
     """So many replicas over the same stores, and the provider that they ask as `compatible`."""
-    await migrate(PostgresSettings(url=SecretStr(postgres_url)), ["janus_inference"])
+    await migrate(patient_postgres(postgres_url), ["janus_inference"])
     async with AsyncExitStack() as stack:
         wire = await stack.enter_async_context(serving(openai_wire.application))
         replicas = [InferenceProcess(postgres_url, redis_url, wire.url) for _ in range(count)]

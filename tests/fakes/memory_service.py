@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
+from tests.fakes.patience import patient_postgres
 from tests.fakes.service_process import ServiceProcess
 
 from janus_api.content.v1 import message_pb2 as content
@@ -23,7 +24,7 @@ from janus_kit.errors import JanusError
 from janus_kit.migrations import migrate
 from janus_kit.rpc_errors import from_rpc
 from janus_kit.server import Host, serve
-from janus_kit.settings import PostgresSettings, RedisSettings, ServerSettings
+from janus_kit.settings import RedisSettings, ServerSettings
 from janus_memory.app import mount
 from janus_memory.settings import MemorySettings
 
@@ -94,7 +95,7 @@ class Memory:
 @asynccontextmanager
 async def running(postgres_url: str, redis_url: str, **settings: Any) -> AsyncIterator[Memory]:
     """Migrate the database and serve memory over it."""
-    postgres = PostgresSettings(url=postgres_url)
+    postgres = patient_postgres(postgres_url)
     await migrate(postgres, ["janus_memory"])
     options = MemorySettings(**{"indexer_poll_s": 0.2, **settings})
     async with (

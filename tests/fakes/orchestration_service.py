@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from tests.fakes.patience import patient_postgres
 from tests.fakes.service_process import ServiceProcess
 
 from janus_api.content.v1 import message_pb2 as content
@@ -20,7 +21,7 @@ from janus_api.orchestration.v1 import orchestration_service_pb2_grpc as rpc
 from janus_kit.channel import connect
 from janus_kit.migrations import migrate
 from janus_kit.server import Host, serve
-from janus_kit.settings import PostgresSettings, RedisSettings, ServerSettings
+from janus_kit.settings import RedisSettings, ServerSettings
 from janus_orchestration.app import mount
 from janus_orchestration.settings import OrchestrationSettings
 
@@ -141,7 +142,7 @@ def options(**settings: Any) -> dict[str, Any]:
 @asynccontextmanager
 async def running(postgres_url: str, redis_url: str, **settings: Any) -> AsyncIterator[Orchestration]:
     """Migrate the database and serve orchestration over it, in this process."""
-    postgres = PostgresSettings(url=postgres_url)
+    postgres = patient_postgres(postgres_url)
     await migrate(postgres, ["janus_orchestration"])
     async with (
         mount(
@@ -179,7 +180,7 @@ class Process(ServiceProcess):
 @asynccontextmanager
 async def processes(count: int, postgres_url: str, redis_url: str, **settings: Any) -> AsyncIterator[list[Process]]:
     """So many replicas over the same stores."""
-    await migrate(PostgresSettings(url=postgres_url), ["janus_orchestration"])
+    await migrate(patient_postgres(postgres_url), ["janus_orchestration"])
     async with AsyncExitStack() as stack:
         replicas = [Process(postgres_url, redis_url, **settings) for _ in range(count)]
         for replica in replicas:

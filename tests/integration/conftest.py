@@ -11,10 +11,10 @@ from tests.fakes.mcp_shop import Shop
 from tests.fakes.memory_service import Memory
 from tests.fakes.memory_service import running as running_memory
 from tests.fakes.orchestration_service import Caller, Orchestration, Process, processes, running
+from tests.fakes.patience import patient_postgres
 from tests.fakes.peers.inference_peer import InferencePeer, inference_peer
 
 from janus_kit.postgres import Database, database
-from janus_kit.settings import PostgresSettings
 
 
 @pytest.fixture
@@ -70,5 +70,5 @@ async def owner(postgres_url: str) -> AsyncIterator[asyncpg.Connection]:
 @pytest.fixture
 async def db(postgres_url: str) -> AsyncIterator[Database]:
     """The module's database, as services see it."""
-    async with database(PostgresSettings(url=postgres_url), application="test") as opened:
+    async with database(patient_postgres(postgres_url), application="test") as opened:
         yield opened

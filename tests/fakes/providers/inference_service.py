@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 from pydantic import SecretStr
+from tests.fakes.patience import patient_postgres
 from tests.fakes.providers import anthropic_wire, openai_wire
 from tests.fakes.providers.http_server import WireServer, serving
 
@@ -20,7 +21,7 @@ from janus_inference.settings import InferenceSettings
 from janus_kit.migrations import migrate
 from janus_kit.mount import Mount
 from janus_kit.server import serve
-from janus_kit.settings import PostgresSettings, RedisSettings, ServerSettings
+from janus_kit.settings import RedisSettings, ServerSettings
 
 KEY = "sk-test-very-secret"
 
@@ -92,7 +93,7 @@ async def running(
 @asynccontextmanager
 async def inference_on(postgres_url: str, redis_url: str, settings: InferenceSettings) -> AsyncIterator[Mount]:
     """The service on these stores, which are brought up to date."""
-    postgres = PostgresSettings(url=SecretStr(postgres_url))
+    postgres = patient_postgres(postgres_url)
     await migrate(postgres, ["janus_inference"])
     async with mount(settings, postgres=postgres, redis=RedisSettings(url=SecretStr(redis_url))) as mounted:
         yield mounted

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import SecretStr
+from tests.fakes.patience import patient_postgres
 from tests.fakes.tasks import running_tasks
 
 from janus_inference.adapters.postgres_requests import PostgresRequests
@@ -37,7 +38,7 @@ from janus_kit.migrations import migrate
 from janus_kit.postgres import Database, database
 from janus_kit.redis import RedisClient
 from janus_kit.redis import redis as redis_client
-from janus_kit.settings import PostgresSettings, RedisSettings
+from janus_kit.settings import RedisSettings
 
 NAME = "upstream"
 CALLER = Caller("tenant", "tester")
@@ -103,7 +104,7 @@ class Stores:
 @asynccontextmanager
 async def real_stores(postgres_url: str, redis_url: str) -> AsyncIterator[Stores]:
     """Stores on a database that is brought up to date."""
-    postgres, redis = PostgresSettings(url=SecretStr(postgres_url)), RedisSettings(url=SecretStr(redis_url))
+    postgres, redis = patient_postgres(postgres_url), RedisSettings(url=SecretStr(redis_url))
     await migrate(postgres, ["janus_inference"])
     codec = ProtobufEvents()
     async with AsyncExitStack() as stack:
