@@ -66,11 +66,12 @@ async def test_a_generation_that_lingered_for_too_long_ends_once_it_is_on_record
     stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = slowly_written(stores, monkeypatch, 0.3)
-    using = stores.generation(falling_silent([TextDelta(0, "x" * 400)]))
+    provider = falling_silent([TextDelta(0, "x" * 400)])
+    using = stores.generation(provider)
     stream = using.run(prompt("y" * 400, resumable=True, linger=0.1), CALLER)
     first = [await anext(stream), await anext(stream)]
     await stream.aclose()
-    await asyncio.sleep(1.0)  # nobody reads it for longer than it may linger
+    await provider.left.wait()  # nobody reads it for longer than it may linger
     rest = await read(using.resume(first[0].event.generation_id, CALLER, 0))  # type: ignore[union-attr]
     end = rest[-1].event
     assert isinstance(end, Failed)
@@ -206,8 +207,7 @@ async def test_the_time_of_a_whole_call_is_up_also_while_nobody_reads(stores: St
     stream = using.run(prompt(timeouts=Timeouts(total=0.3)), CALLER)
     await anext(stream)
     await anext(stream)
-    await asyncio.sleep(0.6)
-    assert provider.closed == 1
+    await provider.left.wait()
     (end,) = await read(stream)
     assert isinstance(end.event, Failed)
     assert end.event.error.metadata["leg"] == "total"
@@ -252,19 +252,22 @@ async def test_a_resumable_request_that_is_still_being_begun_elsewhere_is_in_pro
     stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reserve = stores.holds.store.reserve
+    is_begun, goes_on = asyncio.Event(), asyncio.Event()
 
     async def slow(*arguments: Any) -> Any:
-        await asyncio.sleep(0.3)
+        is_begun.set()
+        await goes_on.wait()
         return await reserve(*arguments)
 
     monkeypatch.setattr(stores.holds.store, "reserve", slow)
     using = limited(stores, telling([TextDelta(0, "a"), STOP]), requests_per_minute=100)
     begun = prompt(resumable=True, request_id="begun")
     first = asyncio.create_task(read(using.run(begun, CALLER, digest=BODY)))
-    await asyncio.sleep(0.1)
+    await is_begun.wait()
     with pytest.raises(Aborted) as raised:
         await read(using.run(begun, CALLER, digest=BODY))
     assert raised.value.reason == "REQUEST_IN_PROGRESS"
+    goes_on.set()
     assert isinstance((await first)[-1].event, Finished)
 
 

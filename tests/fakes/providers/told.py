@@ -20,6 +20,7 @@ class Told:
         self._opening = opening
         self.opened = asyncio.Event()
         self.closed = 0
+        self.left = asyncio.Event()
 
     def dialect(self, ask: Ask) -> str:
         return "told"
@@ -35,6 +36,7 @@ class Told:
             yield self._tell(ask)
         finally:
             self.closed += 1
+            self.left.set()
 
     async def warm(self) -> None: ...
 
