@@ -119,7 +119,7 @@ async def test_a_script_that_the_server_does_not_know_is_given_to_it(client):
 async def test_a_server_that_does_not_answer_gets_only_so_much(own_stack, monkeypatch):
     monkeypatch.setattr(redis_line, "_MOST_ASKED", 10)
     url = SecretStr(own_stack.addresses.redis_url)
-    async with redis(RedisSettings(url=url, pool_wait_s=0.05, socket_timeout_s=1)) as client, asyncio.timeout(20):
+    async with redis(RedisSettings(url=url, pool_wait_s=0.05, socket_timeout_s=20)) as client, asyncio.timeout(20):
         await client.ping()
         pid = own_stack.stack.process_ids["redis"]
         os.kill(pid, signal.SIGSTOP)
