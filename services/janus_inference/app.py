@@ -66,7 +66,8 @@ async def mount(
         settling = Settling(
             replay, ledger.record, lambda *used: engine.current.generation.desk.prices.cost(*used), clock
         )
-        resumables, sweeper = Resumables(replay, settling), Sweeper(replay, settling)
+        resumables = Resumables(replay, settling)
+        sweeper = Sweeper(replay, settling, resumables.owned)
         process = Process(
             clock=clock,
             upstreams=Shared(Upstream.close),

@@ -20,7 +20,7 @@ from janus_inference.resuming.sweeper import OVERDUE_S
 from janus_inference.stored import ProtobufEvents
 from janus_kit.clock import SystemClock
 from janus_kit.errors import OutOfRange, Unavailable
-from janus_kit.redis import redis
+from janus_kit.redis import key, redis
 from janus_kit.settings import RedisSettings
 
 ANNA = Caller("anna", "a")
@@ -157,6 +157,33 @@ async def test_a_reader_that_was_far_behind_finds_all_that_redis_forgot(redis_ur
         async with asyncio.timeout(10):
             assert seen + await later == said
         await direct.aclose()
+
+
+async def test_a_process_that_stood_still_does_not_break_off_what_it_works_on(redis_url: str) -> None:
+    said = whole(2)
+    recorded: list[UsageRecord] = []
+
+    async def record(found: UsageRecord) -> None:
+        recorded.append(found)
+
+    async with replica(redis_url) as one:
+        settling = Settling(one.store, record, lambda *_: None, SystemClock())
+        speaker = speaker_of(said[:2])
+        stream = one.start("gen_stood", speaker)
+        seen = [await anext(stream), await anext(stream)]
+
+        async def is_kept() -> bool:
+            head = await one.store.head(ANNA.tenant, "gen_stood")
+            return head is not None and head.last == 2
+
+        await eventually(is_kept)
+        # As after a pause for longer than the lease.
+        await one.client.delete(key(ANNA.tenant, "generation", "gen_stood", "lease"))
+        await one.client.zadd("janus:generations", {f"{ANNA.tenant} gen_stood": 1})
+        await Sweeper(one.store, settling, one.resumables.owned).sweep()
+        speaker.say(*(each.event for each in said[2:]))
+        assert seen + await read(stream) == said
+    assert not [each for each in recorded if each.generation_id == "gen_stood"]
 
 
 async def test_being_told_again_that_redis_forgot_it_breaks_nothing(

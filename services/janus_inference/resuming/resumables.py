@@ -8,7 +8,7 @@ once it has ended.
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Container
 from contextlib import aclosing
 
 from janus_inference.events import Numbered
@@ -50,6 +50,11 @@ class Resumables:
         self._following: set[asyncio.Task[None]] = set()
         self._keeper = Keeper(store, self._name, self._owned, self._followed)
         self._closed = False
+
+    @property
+    def owned(self) -> Container[Key]:
+        """(tenant, generation) of those that are worked on here; it changes with them."""
+        return self._owned.keys()
 
     def start(
         self,

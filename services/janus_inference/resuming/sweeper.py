@@ -7,9 +7,10 @@ its end, and both write the same record.
 
 import asyncio
 import random
+from collections.abc import Container
 
 from janus_inference.ports import ReplayAway, ReplayStore
-from janus_inference.resuming.settling import Settling, break_off
+from janus_inference.resuming.settling import Key, Settling, break_off
 from janus_kit.telemetry.logging import get_logger
 
 _log = get_logger(__name__)
@@ -21,10 +22,11 @@ _MOST = 100
 
 
 class Sweeper:
-    """``run`` is its task."""
+    """``run`` is its task. It leaves ``mine`` alone, which this process works on: after a pause their leases are over
+    for a moment."""
 
-    def __init__(self, store: ReplayStore, settling: Settling) -> None:
-        self._store, self._settling = store, settling
+    def __init__(self, store: ReplayStore, settling: Settling, mine: Container[Key] = ()) -> None:
+        self._store, self._settling, self._mine = store, settling, mine
 
     async def run(self) -> None:
         """Until it is cancelled."""
@@ -42,7 +44,7 @@ class Sweeper:
         heads = await asyncio.gather(*(self._store.head(*key) for key in overdue))
         ended = []
         for key, head in zip(overdue, heads, strict=True):
-            if head is not None and head.is_owned:
+            if key in self._mine or (head is not None and head.is_owned):
                 continue
             if head is not None and not head.has_ended:
                 try:
