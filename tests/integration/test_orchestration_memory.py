@@ -203,8 +203,10 @@ async def test_a_space_that_is_not_there_fails_the_run(
 ) -> None:
     async with (
         memory_peer() as other,
-        running(own_url, redis_url, memory_target=other.target) as before,
-        running(own_url, redis_url, inference_target=peer.target, memory_target=memory.host.address) as service,
+        running(own_url, redis_url, memory_target=other.target, lease_s=30) as before,
+        running(
+            own_url, redis_url, inference_target=peer.target, memory_target=memory.host.address, lease_s=30
+        ) as service,
     ):
         ann = service.caller()
         # Where it was put, the space was there.

@@ -392,8 +392,8 @@ async def test_time_never_consents_to_another_try(bookings: Bookings, ann: Calle
 async def test_an_at_most_once_call_whose_owner_is_gone_is_asked_about(
     bookings: Bookings, own_url: str, redis_url: str, peer: InferencePeer
 ) -> None:
-    async with running(own_url, redis_url, inference_target=peer.target) as second:
-        async with running(own_url, redis_url, inference_target=peer.target) as first:
+    async with running(own_url, redis_url, inference_target=peer.target, lease_s=30) as second:
+        async with running(own_url, redis_url, inference_target=peer.target, lease_s=30) as first:
             ann = first.caller("ann")
             run = await ann.start(await ready(ann, BOOK))
             (await peer.call()).tools(("c1", "flight.book"))
@@ -876,8 +876,8 @@ async def test_the_next_message_takes_the_place_of_a_run_that_waits_with_any_rep
 
 async def test_a_watcher_elsewhere_sees_the_same(own_url: str, redis_url: str, peer: InferencePeer) -> None:
     async with (
-        running(own_url, redis_url, inference_target=peer.target) as one,
-        running(own_url, redis_url, inference_target=peer.target) as other,
+        running(own_url, redis_url, inference_target=peer.target, lease_s=30) as one,
+        running(own_url, redis_url, inference_target=peer.target, lease_s=30) as other,
     ):
         ann, there = one.caller("ann"), other.caller("ann")
         thread = await ready(ann, ASKED_FIRST)

@@ -564,7 +564,7 @@ async def test_a_server_that_stops_sends_its_workers_elsewhere(
     own_url: str, redis_url: str, peer: InferencePeer, kind: str
 ) -> None:
     name = f"t{uuid.uuid4().hex[:12]}"
-    options = {"inference_target": peer.target}
+    options = {"inference_target": peer.target, "lease_s": 30}
     once = tool(side_effect=pb.SideEffect.Value(kind))
     async with AsyncExitStack() as stack, running(own_url, redis_url, **options) as stays:
         ann = stays.caller(name)
