@@ -89,14 +89,22 @@ class HealthMonitor:
         parts = self._parts[self._mount_of[service]]
         return [watched.report for watched in parts if watched.report is not None]
 
-    async def refresh(self, service: str = "", *, max_age_s: float | None = None) -> None:
-        """Check again what was last checked longer ago than ``max_age_s``, by default a second."""
+    async def refresh(self, service: str = "", *, max_age_s: float | None = None, required: bool = False) -> None:
+        """Check again what was last checked longer ago than ``max_age_s``, by default a second.
+
+        With ``required`` only the parts without which nothing is served.
+        """
         oldest = FRESH_S if max_age_s is None else max_age_s
         names = [self._mount_of[service]] if service else list(self._parts)
         for name in names:
             self._renew(name)
         now = time.monotonic()
-        stale = [watched for name in names for watched in self._parts[name] if now - watched.checked_at > oldest]
+        stale = [
+            watched
+            for name in names
+            for watched in self._parts[name]
+            if now - watched.checked_at > oldest and (watched.part.required or not required)
+        ]
         await asyncio.gather(*(self._check(watched) for watched in stale))
         for name in names:
             self._settle(name)

@@ -23,7 +23,8 @@ class HealthServicer(rpc.HealthServicer):  # type: ignore[misc]  # the package h
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
         if not self._monitor.knows(request.service):
             raise NotFound("service", request.service)
-        await self._monitor.refresh(request.service)
+        # The others make it poorer, and may be slow to say so.
+        await self._monitor.refresh(request.service, required=True)
         return pb.HealthCheckResponse(status=self._status(request.service))
 
     async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802

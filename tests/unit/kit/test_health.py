@@ -118,6 +118,24 @@ async def test_a_check_that_hangs_counts_as_away(serving, monkeypatch):
         assert "did not answer" in (await status(probe)).parts[0].detail
 
 
+async def test_an_optional_part_that_hangs_does_not_keep_who_asks_whether_it_serves(serving, monkeypatch):
+    monkeypatch.setattr(health, "FRESH_S", -1.0)
+    hangs = asyncio.Event()
+
+    async def check_cache():
+        if hangs.is_set():
+            await asyncio.Event().wait()
+
+    async def well():
+        pass
+
+    parts = (Part("postgres", True, well), Part("chroma", False, check_cache))
+    async with serving(mount={"parts": parts}) as probe:
+        monkeypatch.setattr(health, "CHECK_TIMEOUT_S", 3600)
+        hangs.set()
+        assert await check(probe) == SERVING
+
+
 async def test_changes_are_logged_once_each(mesh, store, logs):
     store.is_away = True
     await check(mesh)
