@@ -45,8 +45,8 @@ class Recalling:
     async def ask(self, query: str, conversation: Sequence[ThreadMessage]) -> Changes:
         """Ask memory; a run goes on without one that is away or too slow.
 
-        What the conversation holds anyway is not recalled: some more are asked
-        for, so that enough others remain. What is returned is to be committed
+        What the conversation holds anyway is not recalled, nor what has no
+        words: some more are asked for, so that enough others remain. What is returned is to be committed
         together with the model call's start.
         """
         step = self._journal.begun(StepKind.RECALL)
@@ -68,7 +68,8 @@ class Recalling:
         return Changes(steps=(ended,), events=(MemoryRecalled(recalled),))
 
     async def _found(self, query: str, present: Set[str]) -> Recalled:
-        limit = min(self._policy.recall_limit + min(len(present), _MOST_SPARE_HITS), _MOST_HITS)
+        spare = min(len(present) + self._policy.recall_limit, _MOST_SPARE_HITS)
+        limit = min(self._policy.recall_limit + spare, _MOST_HITS)
         scope = scopes.to_recall(self._policy, self._journal.thread)
         async with self._interrupt.may_cut():
             found = await self._memory.recall(scope, query, limit, self._timeout_s)

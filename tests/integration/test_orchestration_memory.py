@@ -26,7 +26,7 @@ from tests.fakes.tcp_proxy import TcpProxy
 
 from janus_api.content.v1 import message_pb2 as content
 from janus_api.memory.v1 import memory_service_pb2 as memory_pb
-from janus_api.memory.v1 import scope_pb2
+from janus_api.memory.v1 import record_pb2, scope_pb2
 from janus_api.orchestration.v1 import agent_pb2
 from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
 from janus_inference.settings import InferenceSettings
@@ -75,6 +75,28 @@ async def test_a_new_thread_remembers_what_another_one_said(own_url: str, redis_
         events = await all_events(ann.converse(other, "What did Caroline do?"))
         recalled = next(event.memory_recalled for event in events if event.HasField("memory_recalled"))
         assert not recalled.hits
+
+
+async def test_what_has_no_words_to_show_takes_nobodys_place(
+    own_url: str, redis_url: str, memory: Memory, peer: InferencePeer
+) -> None:
+    async with running(own_url, redis_url, inference_target=peer.target, memory_target=memory.host.address) as service:
+        ann = service.caller()
+        await ann.agent(memory=agent_pb2.MemoryPolicy(recall_limit=2))
+        notes = memory.caller(ann.tenant)
+        result = content.ToolResult(call_id="c1", parts=[content.Part(text="otters: otters, otters")])
+        for number in range(3):
+            called = content.Message(role=content.ROLE_TOOL, parts=[content.Part(tool_result=result)])
+            await notes.append(f"tools-{number}", record_pb2.Turn(message=called))
+        await notes.append("talk", "There are otters in the river.", "Herons stand beside the otters all day long.")
+        await notes.indexed()
+        peer.always = ("I see",)
+        events = await all_events(ann.converse(await ann.thread(), "otters"))
+        recalled = next(event.memory_recalled for event in events if event.HasField("memory_recalled"))
+        assert sorted(said(hit.turn.message) for hit in recalled.hits) == [
+            "Herons stand beside the otters all day long.",
+            "There are otters in the river.",
+        ]
 
 
 async def window(memory: Memory, ann: Caller, thread: str) -> list[str]:

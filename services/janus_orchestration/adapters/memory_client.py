@@ -41,7 +41,8 @@ class MemoryClient:
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error, part="memory") from error
         return Recalled(
-            tuple(hit_from(hit) for hit in response.hits),
+            # A call of a tool, or its result, has no words that a prompt could show.
+            tuple(hit for hit in map(hit_from, response.hits) if hit.text.strip()),
             tuple(response.degraded),
             timedelta(seconds=self._clock.monotonic() - began),
         )
