@@ -9,7 +9,8 @@ goes on where it ended; only what is gone everywhere is receipted.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -95,21 +96,24 @@ class Erase:
     async def run_for_ever(self) -> None:
         """End erasures whose caller went away and did not come back."""
         while True:
-            try:
-                for tenant in await self._records.tenants_erasing(_LEFT_ALONE_S):
+            tenants: Sequence[str] = ()
+            with _waits():
+                tenants = await self._records.tenants_erasing(_LEFT_ALONE_S)
+            for tenant in tenants:
+                with _waits():
                     await self.resume(tenant, _LEFT_ALONE_S)
-            except JanusError as error:
-                # A store is away: the next round goes on.
-                _log.warning("erasure_waits", reason=error.reason, detail=error.message)
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def resume(self, tenant: str, older_than_s: float) -> int:
-        """End a tenant's erasures that were begun so long ago; how many."""
+        """End a tenant's erasures that were begun so long ago, as far as the stores are there; how many."""
         async with self._records.transaction(tenant) as tx:
             left = await tx.unfinished_erasures(older_than_s)
+        ended = 0
         for target in left:
-            await self._finish(tenant, target, "", None)
-        return len(left)
+            with _waits():
+                await self._finish(tenant, target, "", None)
+                ended += 1
+        return ended
 
     async def _finish(self, tenant: str, target: Target, reason: str, request: Request | None) -> Receipt:
         while True:
@@ -252,6 +256,15 @@ class Erase:
         if request:
             await tx.answer_request(request.method, request.id, _answer(receipt))
         return receipt
+
+
+@contextmanager
+def _waits() -> Iterator[None]:
+    """What is done for some goes on for the others when a store is away; the next round tries again."""
+    try:
+        yield
+    except JanusError as error:
+        _log.warning("erasure_waits", reason=error.reason, detail=error.message)
 
 
 def _full(removed: Mapping[str, int]) -> bool:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from janus_memory.extraction import Action, Origin, Proposal, Shown, Source, Step, home
-from janus_memory.model import Kind, Memory, Scope
+from janus_memory.model import FIRST_TIME, LAST_TIME, Kind, Memory, Scope
 from janus_memory.text import terms
 
 T = TypeVar("T")
@@ -246,12 +246,13 @@ def _refused(constant: str) -> None:
 
 
 def _moment(text: str) -> datetime | None:
-    """A date that a model wrote; None when it is none."""
+    """A date that a model wrote; None when it is none, or none that can be kept."""
     try:
         found = datetime.fromisoformat(text.strip())
-        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+        found = found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
     except (ValueError, OverflowError):
         return None
+    return found if FIRST_TIME <= found <= LAST_TIME else None
 
 
 def _said(source: Source) -> Mapping[str, Any]:

@@ -333,7 +333,7 @@ class _Storing:
 
 
 def _said(block: Block) -> tuple[str, int, str]:
-    """What a block is, whatever number and time its version has here."""
+    """What a block is, whatever number and time the version has that is here already."""
     return block.text, block.size_limit, block.description
 
 

@@ -18,7 +18,7 @@ from uuid import uuid4
 
 from janus_kit.errors import JanusError, Unavailable, is_late
 from janus_kit.telemetry.logging import get_logger
-from janus_memory.model import Backend, IndexBatch, IndexTask, made_here
+from janus_memory.model import Backend, Embeddable, IndexBatch, IndexTask, Space, made_here
 from janus_memory.parts import Parts
 from janus_memory.ports import Embedders, Records, UnusableEmbedding, VectorIndex
 from janus_memory.vectors import Vectors
@@ -129,9 +129,7 @@ class Indexer:
         if part is None:
             yield
             return
-        if part in self._waiting:
-            self._held_back.setdefault(part, set()).add((batch.tenant, batch.space_no))
-            raise _Busy(part)
+        self._require_free(part, batch)
         self._waiting[part] = batch
         try:
             yield
@@ -139,6 +137,11 @@ class Indexer:
             del self._waiting[part]
             if self._held_back.pop(part, None):
                 self._wake.set()
+
+    def _require_free(self, part: str | None, batch: IndexBatch) -> None:
+        if part in self._waiting:
+            self._held_back.setdefault(part, set()).add((batch.tenant, batch.space_no))
+            raise _Busy(part)
 
     async def _listen(self) -> None:
         async for _ in self._records.wakeups():
@@ -196,10 +199,13 @@ class Indexer:
             part = space.backend.name.lower()
             if index is None:
                 raise Unavailable(part)
-            with self._alone_at(None if made_here(space.model) else f"embedder:{space.model}", batch):
-                rows = await self._vectors.of(batch.tenant, space, found)
             # All wait for Postgres anyway.
-            with self._alone_at(None if space.backend == Backend.PGVECTOR else part, batch):
+            store = None if space.backend == Backend.PGVECTOR else part
+            # What could not be put in now is not embedded: that may cost money.
+            self._require_free(store, batch)
+            with self._alone_at(_model_asked(space, found), batch):
+                rows = await self._vectors.of(batch.tenant, space, found)
+            with self._alone_at(store, batch):
                 try:
                     try:
                         await index.upsert(batch.tenant, space, rows)
@@ -238,6 +244,13 @@ class Indexer:
             _log.error("indexer_gave_up", rows=dead, reason=error)
         elif delay:
             _log.warning("indexer_postponed", rows=len(ids), reason=error, delay_s=round(delay, 1))
+
+
+def _model_asked(space: Space, found: Sequence[Embeddable]) -> str | None:
+    """The part that makes vectors for these; None where nobody else is asked."""
+    if made_here(space.model) or all(each.own(space.dimensions) for each in found):
+        return None
+    return f"embedder:{space.model}"
 
 
 async def _ended(*tasks: asyncio.Task[None]) -> None:

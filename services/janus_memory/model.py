@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from math import hypot
 from typing import Any, NamedTuple
@@ -13,6 +13,8 @@ DEFAULT_SPACE = "default"
 LEXICAL_MODEL = "janus/lexical-v1"
 ONNX_PREFIX = "onnx/"
 """Of models in a local folder."""
+FIRST_TIME, LAST_TIME = datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)
+"""What every store and client agrees on, with a day's margin for time zones."""
 LEAST_NORM, MOST_NORM = 1e-9, 1e9
 """Norms of vectors that are compared: indexes reckon with squares, and products of two, in 32 bits."""
 
@@ -234,7 +236,7 @@ class MemoryVersion:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A block of core memory. As asked for, it has no version and no time yet."""
+    """A block of core memory. As asked for, it has no version and no time yet; as imported, those that it had."""
 
     scope: Scope
     name: str

@@ -201,6 +201,7 @@ class Recall:
         part = f"embedder:{space.model}"
         backend = space.backend.name.lower()
         asked_at = math.inf
+        legs: dict[str, list[Neighbour]] = {}
         remaining = self._remaining_s()
         # The other half is for what the lexical leg found.
         wait_s = self._dense_timeout_s if remaining is None else min(self._dense_timeout_s, remaining / 2)
@@ -231,7 +232,7 @@ class Recall:
             if is_late(error) and alone and time.monotonic() - asked_at >= _PATIENCE_S:
                 self._resting_until[backend] = time.monotonic() + _REST_S
             self._parts.away(part)
-            return _Dense({}, (part.split(":")[0],))
+            return _Dense(legs, (part.split(":")[0],))
 
     async def _embedded(self, space: Space, text: str) -> Sequence[float]:
         [vector] = await self._embedders.named(space.model).embed([text], space.dimensions, Purpose.QUERY)
@@ -242,19 +243,29 @@ class Recall:
     async def _scan(
         self, tenant: str, space: Space, vector: Sequence[float], units: Sequence[int], legs: dict[str, list[Neighbour]]
     ) -> None:
-        """Add units that are not indexed yet, compared one by one."""
+        """Add units that are not indexed yet, compared one by one: first those that need no model for it."""
         async with self._records.transaction(tenant) as tx:
             waiting = await tx.embeddables(space.number, units)
+        found = {leg: {neighbour.unit for neighbour in neighbours} for leg, neighbours in legs.items()}
+
+        def add(leg: str, unit: int, other: Sequence[float]) -> None:
+            if unit not in found[leg]:
+                legs[leg].append(Neighbour(unit, cosine(vector, other)))
+
+        others = []
+        for each in waiting:
+            if own := each.own(space.dimensions):
+                for leg in _VIEWS:
+                    add(leg, each.about.unit, own)
+            else:
+                others.append(each)
+        if not others:
+            return
         embedder = self._embedders.named(space.model)
         for leg, view in _VIEWS.items():
-            own = [each.own(space.dimensions) for each in waiting]
-            texts = [each.texts[view] for each, given in zip(waiting, own, strict=True) if not given]
-            made = iter(await embedder.embed(texts, space.dimensions, Purpose.DOCUMENT) if texts else [])
-            found = {neighbour.unit for neighbour in legs[leg]}
-            for each, given in zip(waiting, own, strict=True):
-                other: Sequence[float] = given if given else next(made)
-                if each.about.unit not in found:
-                    legs[leg].append(Neighbour(each.about.unit, cosine(vector, other)))
+            made = await embedder.embed([each.texts[view] for each in others], space.dimensions, Purpose.DOCUMENT)
+            for each, vector_of_text in zip(others, made, strict=True):
+                add(leg, each.about.unit, vector_of_text)
 
     async def _pool(
         self, tx: Transaction, space: Space, query: RecallQuery, matched: Columns, dense: _Dense

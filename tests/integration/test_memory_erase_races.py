@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import asyncpg
 import grpc
@@ -219,14 +220,22 @@ async def test_nothing_is_receipted_while_a_store_is_away(
 
 
 async def test_an_erasure_that_was_left_alone_is_ended_by_the_service(
-    memory: Memory, redis: TcpProxy, chroma: TcpProxy, postgres_url: str, redis_url: str, chroma_url: str
+    memory: Memory,
+    redis: TcpProxy,
+    chroma: TcpProxy,
+    postgres_url: str,
+    redis_url: str,
+    chroma_url: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from janus_kit.clock import SystemClock
     from janus_kit.redis import redis as redis_client
     from janus_kit.settings import RedisSettings
+    from janus_memory import erase as erasing
     from janus_memory.adapters.receipt_keys import ReceiptKeys
     from janus_memory.adapters.redis_windows import RedisWindows
     from janus_memory.erase import Erase
+    from janus_memory.erasure import EVERYWHERE, Target
 
     desk, subject = memory.caller(), "ann-left-alone"
     await desk.append("talk", "the heron", scope={"subject": subject})
@@ -248,6 +257,29 @@ async def test_an_erasure_that_was_left_alone_is_ended_by_the_service(
             Parts(),
             SystemClock(),
         )
-        assert await another.resume(desk.tenant, 0) == 1
-        assert desk.tenant not in await records.tenants_erasing(0)
+        # Those that wait for a store are no reason to leave others alone.
+        stuck = [f"{number}-{desk.tenant}" for number in range(5)]
+        for tenant in stuck:
+            async with records.transaction(tenant) as tx:
+                await tx.begin_erasure(Target("bob", EVERYWHERE))
+        monkeypatch.setattr(erasing, "_LEFT_ALONE_S", 0.0)
+        finish = Erase._finish
+
+        async def finishing(self: Erase, tenant: str, *rest: Any) -> Any:
+            if tenant in stuck:
+                raise Unavailable("chroma")
+            return await finish(self, tenant, *rest)
+
+        monkeypatch.setattr(Erase, "_finish", finishing)
+
+        async def ended() -> bool:
+            return desk.tenant not in await records.tenants_erasing(0)
+
+        task = asyncio.create_task(another.run_for_ever())
+        try:
+            await eventually(ended)
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+        assert set(stuck) <= set(await records.tenants_erasing(0))
     assert await traces(postgres_url, redis_url, chroma_url, subject) == []

@@ -11,10 +11,10 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
-from tests.fakes.memory_service import Memory, eventually, running, said
+from tests.fakes.memory_service import Memory, eventually, running, said, texts
 
 from janus_api.memory.v1 import memory_service_pb2 as pb
-from janus_api.memory.v1 import scope_pb2
+from janus_api.memory.v1 import record_pb2, scope_pb2
 from janus_kit.errors import InvalidArgument, Unavailable
 from janus_kit.postgres import Database, database
 from janus_kit.settings import PostgresSettings
@@ -22,9 +22,9 @@ from janus_memory.adapters.lexical_embedder import LexicalEmbedder
 from janus_memory.adapters.pgvector_index import PgvectorIndex
 from janus_memory.adapters.postgres_records import PostgresRecords
 from janus_memory.indexer import DEAD_AFTER, Indexer
-from janus_memory.model import Backend
+from janus_memory.model import Backend, Space, VectorRow
 from janus_memory.parts import Parts
-from janus_memory.ports import Embedder, Purpose, UnusableEmbedding
+from janus_memory.ports import Embedder, Purpose, UnusableEmbedding, VectorIndex
 
 RYW = scope_pb2.CONSISTENCY_READ_YOUR_WRITES
 
@@ -317,6 +317,27 @@ async def test_a_recall_with_a_token_sees_what_is_not_indexed(bench: Bench) -> N
     assert space.index_backlog == 1
 
 
+async def test_a_recall_with_a_token_finds_what_it_can_without_a_model(bench: Bench) -> None:
+    ann = bench.memory.caller()
+    await ann.append("talk", "filler")
+    await bench.drain()
+    dimensions = (await ann.call("GetSpace", pb.GetSpaceRequest())).space.dimensions
+
+    def fact(text: str, *numbers: float) -> record_pb2.Memory:
+        embedding = [*numbers, *[0.0] * (dimensions - 2)] if numbers else []
+        return record_pb2.Memory(kind=record_pb2.MEMORY_KIND_FACT, text=text, embedding=embedding)
+
+    await ann.remember(fact("indexed", 1.0, 0.1))
+    await bench.drain()
+    # Nobody makes vectors of this one.
+    await bench.owner.execute("UPDATE memory.space SET model = 'gone/model' WHERE tenant = $1", ann.tenant)
+    done = await ann.remember(fact("has a vector", 1.0, 0.0), fact("has none"))
+    asked = [1.0, *[0.0] * (dimensions - 1)]
+    answer = await ann.recall("zzz", query_embedding=asked, consistency_token=done.consistency_token)
+    assert texts(answer)[:2] == ["has a vector", "indexed"]
+    assert list(answer.degraded) == ["embedder"]
+
+
 async def test_read_your_writes_says_so_when_it_could_not(bench: Bench) -> None:
     ann = bench.memory.caller()
     request = pb.AppendMessagesRequest(scope=scope_pb2.Scope(thread="t"), turns=[said("x")], consistency=RYW)
@@ -373,6 +394,62 @@ async def test_a_model_that_hangs_holds_up_its_own_spaces_alone(bench: Bench) ->
         await eventually(partial(indexed, *(caller.tenant for caller in slow)))
     assert [await bench.vectors(caller.tenant) for caller in slow] == [2] * 5
     assert hanging.most_at_once == 1
+
+
+async def test_a_space_that_asks_no_model_does_not_wait_for_one(bench: Bench) -> None:
+    hanging = bench.embedders.hanging
+    ann, bob = bench.memory.caller(), bench.memory.caller()
+    await ann.append("talk", "the heron")
+    said_before = await bob.append("talk", "the heron")
+    await bench.drain()
+    await bench.owner.execute("UPDATE memory.space SET model = $1", hanging.model)
+    dimensions = (await bob.call("GetSpace", pb.GetSpaceRequest())).space.dimensions
+
+    async def indexed() -> bool:
+        return await bench.count("outbox", bob.tenant) == 0
+
+    await ann.append("talk", "the pond")
+    async with at_work(bench.another()):
+        await eventually(lambda: asyncio.sleep(0, hanging.calls > 0))
+        own = record_pb2.Memory(kind=record_pb2.MEMORY_KIND_FACT, text="an otter", embedding=[1.0] * dimensions)
+        await bob.remember(own)
+        await eventually(indexed)
+        assert await bench.count("outbox", ann.tenant) == 1
+        forget = pb.ForgetMessagesRequest(
+            scope=scope_pb2.Scope(thread="talk"), message_ids=list(said_before.message_ids)
+        )
+        await bob.call("ForgetMessages", forget)
+        await eventually(indexed)
+        assert await bench.vectors(bob.tenant) == 2
+    assert hanging.calls == 1
+
+
+class HangingIndex(PgvectorIndex):
+    """An index elsewhere that does not answer."""
+
+    async def upsert(self, tenant: str, space: Space, rows: Sequence[VectorRow]) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_nothing_is_embedded_for_an_index_that_hangs(bench: Bench) -> None:
+    callers = [bench.memory.caller() for _ in range(4)]
+    for caller in callers:
+        await caller.append("talk", "the heron")
+        await bench.owner.execute("UPDATE memory.space SET backend = 2 WHERE tenant = $1", caller.tenant)
+    indexes: dict[int, VectorIndex] = {
+        Backend.PGVECTOR: PgvectorIndex(bench.pool),
+        Backend.CHROMA: HangingIndex(bench.pool),
+    }
+    indexer = Indexer(PostgresRecords(bench.pool), indexes, bench.embedders, Parts(), poll_s=0.05)
+
+    async def held_back() -> bool:
+        query = "SELECT count(*) FROM memory.outbox WHERE error LIKE 'chroma is slow'"
+        return int(await bench.owner.fetchval(query)) == 3
+
+    async with at_work(indexer):
+        await eventually(held_back)
+        await eventually(lambda: asyncio.sleep(0, bool(indexer._held_back)))
+        assert bench.embedders.calls == [1]
 
 
 async def test_what_hangs_ends_with_the_indexer(bench: Bench) -> None:

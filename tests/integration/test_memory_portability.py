@@ -575,7 +575,7 @@ async def test_blocks_come_along_and_another_text_refuses_the_import(memory: Mem
     assert await import_(bob, to_import(exported)) == pb.ImportResponse(stored=2)
     there = (await bob.call("GetBlock", pb.GetBlockRequest(scope=scope, name="persona"))).block
     assert (there.text, there.size_limit, there.description) == ("likes otters", 100, "who she is")
-    assert there.updated_at == exported[1].block.updated_at
+    assert (there.version, there.updated_at) == (2, exported[1].block.updated_at)
     assert await import_(bob, to_import(exported)) == pb.ImportResponse(stored=0, unchanged=2)
     there.text = "likes geese"
     await bob.call("PutBlock", pb.PutBlockRequest(block=there, expected_version=there.version))

@@ -30,11 +30,12 @@ class BlockStatements:
         if not expected_version:
             row = await self._connection.fetchrow(
                 f"""INSERT INTO memory.block (space_no, name, subject, agent, text, size_limit, description,
-                                              updated_at)
-                    VALUES ($1, $2, $3, $4, $5, $6, $7, coalesce($8, now())) ON CONFLICT DO NOTHING
-                    RETURNING {COLUMNS}""",  # noqa: S608 - constant columns
+                                              updated_at, version)
+                    VALUES ($1, $2, $3, $4, $5, $6, $7, coalesce($8, now()), greatest($9::bigint, 1))
+                    ON CONFLICT DO NOTHING RETURNING {COLUMNS}""",  # noqa: S608 - constant columns
                 *values,
                 block.updated_at,
+                block.version,
             )
         else:
             row = await self._connection.fetchrow(

@@ -175,8 +175,10 @@ class PostgresRecords:
     async def tenants_erasing(self, older_than_s: float) -> list[str]:
         async with self._database.worker() as connection:
             rows = await connection.fetch(
-                """SELECT DISTINCT tenant FROM memory.erasure
-                   WHERE started_at < now() - make_interval(secs => $1::double precision) LIMIT 100""",
+                # In no order: those that wait for a store must not be all that is ever looked at.
+                """SELECT tenant FROM memory.erasure
+                   WHERE started_at < now() - make_interval(secs => $1::double precision)
+                   GROUP BY tenant ORDER BY random() LIMIT 100""",
                 older_than_s,
             )
         return [row["tenant"] for row in rows]

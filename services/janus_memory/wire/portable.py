@@ -158,8 +158,9 @@ class ImportStream:
         found = put_block_command(pb.PutBlockRequest(block=block)).block
         check = Violations()
         updated_at = time_of(check, f"{path}.updated_at", block, "updated_at")
+        check.require(block.version >= 0, f"{path}.version", "must be 0 or more")
         check.done()
-        return replace(found, updated_at=updated_at)
+        return replace(found, updated_at=updated_at, version=block.version)
 
     def _turn(self, turn: record_pb2.Turn, path: str, space: str) -> ImportedTurn:
         check = Violations()

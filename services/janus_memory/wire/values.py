@@ -12,15 +12,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from janus_api.memory.v1 import scope_pb2, space_pb2
 from janus_kit.json_schema.rules import BrokenRule, read
 from janus_kit.validate import Violations
-from janus_memory.model import DEFAULT_SPACE, LEAST_NORM, MOST_NORM, Scope, has_direction
+from janus_memory.model import DEFAULT_SPACE, FIRST_TIME, LAST_TIME, LEAST_NORM, MOST_NORM, Scope, has_direction
 
 MAX_METADATA_BYTES = 16 * 1024
 MAX_METADATA_DEPTH = 8
 _MAX_DECIMAL_PLACES = 16_383
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# Years 1 to 9999 are what every store and client agrees on; a day's margin for time zones.
-_FIRST_SECOND = -62_135_510_400
-_LAST_SECOND = 253_402_214_400
+_FIRST_SECOND, _LAST_SECOND = int(FIRST_TIME.timestamp()), int(LAST_TIME.timestamp())
 # What google.protobuf.Duration may say.
 _MOST_SECONDS = 315_576_000_000
 

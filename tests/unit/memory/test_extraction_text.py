@@ -64,7 +64,19 @@ def test_an_answer_is_read_as_it_was_meant() -> None:
     assert read(answer()) == []
 
 
-@pytest.mark.parametrize("since", ["", "yesterday", "2021-13-01", "0001-01-01T00:00+23:00", "9999-12-31T23:59-23:00"])
+@pytest.mark.parametrize(
+    "since",
+    [
+        "",
+        "yesterday",
+        "2021-13-01",
+        "0001-01-01T00:00+23:00",
+        "9999-12-31T23:59-23:00",
+        "0001-01-01",
+        "9999-12-31T12:00:00",
+        "9999-12-31T23:59:59.999999",
+    ],
+)
 def test_a_date_that_is_none_is_left_out(since: str) -> None:
     assert read(answer(entry(since=since)))[0].since is None
 
