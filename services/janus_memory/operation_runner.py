@@ -10,6 +10,7 @@ anywhere, and goes on from its cursor.
 import asyncio
 import random
 from collections.abc import Coroutine, Mapping
+from functools import partial
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -27,6 +28,9 @@ LEASE_S = 5.0
 GIVE_UP_AFTER = 5
 """Owners that died, or errors that nobody expected, without any progress between them."""
 _RENEW_S = 1.5
+_PATIENCE_S = 5.0
+"""Without progress for so long, an operation waits for something and keeps no place from others."""
+_MOST_WAITING = 16
 _FIRST_DELAY_S = 1.0
 _LONGEST_DELAY_S = 60.0
 _GIVE_BACK_S = 2.0
@@ -44,8 +48,36 @@ class _Asked(Exception):
     """Somebody asked for the operation to stop."""
 
 
+class _Place:
+    """One of the places for those that work at once; given up by whoever makes no progress."""
+
+    def __init__(self, places: asyncio.Semaphore) -> None:
+        self._places = places
+        self._is_taken = True
+        self._timer: asyncio.TimerHandle | None = None
+        self.keep()
+
+    def keep(self) -> None:
+        """There is progress."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._is_taken:
+            self._timer = asyncio.get_running_loop().call_later(_PATIENCE_S, self.give_up)
+
+    def give_up(self) -> None:
+        """Somebody else may have it."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._is_taken:
+            self._is_taken = False
+            self._places.release()
+
+
 class OperationRunner:
-    """Works on up to ``at_once`` operations of the kinds that have a handler."""
+    """Works on up to ``at_once`` operations of the kinds that have a handler, and keeps some more that wait.
+
+    What waits for a part that hangs thus keeps others, of other tenants first, for some seconds only.
+    """
 
     def __init__(
         self,
@@ -64,19 +96,22 @@ class OperationRunner:
         self._at_once = at_once
         self._poll_s = poll_s
         self._id = str(uuid4())
+        self._works_on: set[str] = set()
 
     async def run(self) -> None:
         """Work for ever: at once when there is something new, and every ``poll_s`` seconds regardless."""
-        slots = asyncio.Semaphore(self._at_once)
+        places, owned = asyncio.Semaphore(self._at_once), asyncio.Semaphore(self._at_once + _MOST_WAITING)
         waiting = False
         async with asyncio.TaskGroup() as group:
             with self._changes.due.watching("") as due:
                 while True:
                     due.clear()
-                    await slots.acquire()
+                    await owned.acquire()
+                    await places.acquire()
                     claim = None
                     try:
-                        claim = await self._operations.claim(self._id, list(self._handlers), LEASE_S)
+                        # After a pause of this process its own leases are over, and it works on all the same.
+                        claim = await self._operations.claim(self._id, list(self._handlers), LEASE_S, self._works_on)
                         waiting = False
                     except JanusError as error:
                         # Postgres is away, or busy; the next round will tell.
@@ -84,18 +119,21 @@ class OperationRunner:
                             _log.warning("operations_wait", reason=error.reason, detail=error.message)
                         waiting = True
                     if claim is None:
-                        slots.release()
+                        places.release()
+                        owned.release()
                         await woken(due, self._poll_s)
                     else:
-                        task = group.create_task(self._own(claim))
-                        task.add_done_callback(lambda _: slots.release())
+                        self._works_on.add(claim.id)
+                        place = _Place(places)
+                        task = group.create_task(self._own(claim, place))
+                        task.add_done_callback(partial(_left, place, owned))
 
-    async def _own(self, claim: Claim) -> None:
+    async def _own(self, claim: Claim, place: _Place) -> None:
         """Work on an operation until it ended, has to wait, or is ours no more. Never fails."""
         try:
             while True:
                 try:
-                    await self._settle(claim, await self._renewed(claim))
+                    await self._settle(claim, await self._renewed(claim), place)
                     break
                 except _Asked:
                     pass  # Read again, it says so.
@@ -107,11 +145,13 @@ class OperationRunner:
         except asyncio.CancelledError:
             await self._give_back(claim)
             raise
+        finally:
+            self._works_on.discard(claim.id)
 
-    async def _settle(self, claim: Claim, operation: Operation) -> None:
+    async def _settle(self, claim: Claim, operation: Operation, place: _Place) -> None:
         """One attempt, and what follows from how it ended."""
         try:
-            await self._attempt(claim, operation)
+            await self._attempt(claim, operation, place)
         except (_Lost, _Asked):
             raise
         except _NOT_NOW as error:
@@ -127,7 +167,7 @@ class OperationRunner:
                 claim, operation.failures, 0.0, f"failed and is tried again; incident {incident}", failures=1
             )
 
-    async def _attempt(self, claim: Claim, operation: Operation) -> None:
+    async def _attempt(self, claim: Claim, operation: Operation, place: _Place) -> None:
         handler = self._handlers[operation.kind]
         cancelled = operation.cancel_requested
         gives_up = operation.failures >= GIVE_UP_AFTER
@@ -136,7 +176,7 @@ class OperationRunner:
             await self._end(claim, state, None, None if cancelled else _given_up(operation))
             return
         try:
-            work = handler.run(claim.tenant, operation, _Saver(self._records, claim))
+            work = handler.run(claim.tenant, operation, _Saver(self._records, claim, place))
             result = await self._held(claim, work, stoppable=not cancelled)
         except JanusError as error:
             if isinstance(error, (*_NOT_NOW, Internal)):
@@ -211,9 +251,10 @@ class OperationRunner:
 class _Saver:
     """Implements ports.Progress for one owner."""
 
-    def __init__(self, records: Records, claim: Claim) -> None:
+    def __init__(self, records: Records, claim: Claim, place: _Place) -> None:
         self._records = records
         self._claim = claim
+        self._place = place
 
     async def save(
         self, cursor: Mapping[str, Any], *, done: int, total: int, phase: str, tx: Transaction | None = None
@@ -223,6 +264,13 @@ class _Saver:
                 await self.save(cursor, done=done, total=total, phase=phase, tx=own)
         elif not await tx.save_progress(self._claim, cursor, done, total, phase):
             raise _Lost
+        else:
+            self._place.keep()
+
+
+def _left(place: _Place, owned: asyncio.Semaphore, _: "asyncio.Task[None]") -> None:
+    place.give_up()
+    owned.release()
 
 
 def _given_up(operation: Operation) -> Internal:

@@ -676,11 +676,14 @@ class OperationChange(NamedTuple):
 class Operations(Protocol):
     """Long-running operations of every tenant, for their owners and watchers."""
 
-    async def claim(self, worker: str, kinds: Sequence[str], lease_s: float) -> Claim | None:
+    async def claim(
+        self, worker: str, kinds: Sequence[str], lease_s: float, works_on: Collection[str] = ()
+    ) -> Claim | None:
         """Own a due operation of one of the kinds, of a tenant that has the fewest running first.
 
         Due is one that nobody owns, and one whose owner's lease ran out: at
-        once, and later each time that it happens. ``worker`` is a UUID.
+        once, and later each time that it happens; but none that ``worker``, a
+        UUID, ``works_on`` still.
         """
         ...
 

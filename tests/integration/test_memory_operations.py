@@ -22,6 +22,7 @@ from janus_kit.ids import new_id
 from janus_kit.postgres import Database, database
 from janus_kit.rpc_errors import from_status
 from janus_kit.settings import PostgresSettings
+from janus_memory import operation_runner
 from janus_memory.adapters.postgres_operations import PostgresOperations
 from janus_memory.adapters.postgres_records import PostgresRecords
 from janus_memory.model import Claim, Operation, OperationState
@@ -400,6 +401,34 @@ async def test_an_erasure_removes_what_is_about_its_subject_and_stops_what_runs(
         assert isinstance(await refused(bench.ann.call("GetOperation", _get(name))), NotFound)
     for name in others:
         assert (await bench.get(name)).id == name
+
+
+async def test_what_makes_no_progress_keeps_no_place_from_others(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operation_runner, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(operation_runner, "_MOST_WAITING", 3)
+    hanging: set[str] = set()
+    go_on = asyncio.Event()
+
+    async def work(operation: Operation, progress: Progress) -> Mapping[str, Any]:
+        if operation.arguments.get("hangs"):
+            hanging.add(operation.id)
+            await go_on.wait()
+        return await three_steps(operation, progress)
+
+    async with bench.runner(Scripted(work), at_once=1, poll_s=0.1):
+        for many in (1, 2, 3):
+            await bench.start(hangs=True)
+            await eventually(lambda many=many: asyncio.sleep(0, len(hanging) == many))
+        done = await bench.ended(await bench.start())
+        assert done.state == operation_pb2.OPERATION_STATE_SUCCEEDED
+        # So many, and no more: what is owned is bounded.
+        names = [await bench.start(hangs=True), await bench.start(hangs=True)]
+        await eventually(lambda: asyncio.sleep(0, len(hanging) == 4))
+        last = await bench.get(await bench.start())
+        assert last.state == operation_pb2.OPERATION_STATE_PENDING
+        go_on.set()
+        for name in (*names, last.id):
+            assert (await bench.ended(name)).state == operation_pb2.OPERATION_STATE_SUCCEEDED
 
 
 async def test_a_process_that_ends_hands_its_operations_over_at_once(bench: Bench) -> None:

@@ -1,7 +1,7 @@
 """Long-running operations in Postgres: of a tenant's transaction, and across tenants."""
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -119,7 +119,9 @@ class PostgresOperations:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def claim(self, worker: str, kinds: Sequence[str], lease_s: float) -> Claim | None:
+    async def claim(
+        self, worker: str, kinds: Sequence[str], lease_s: float, works_on: Collection[str] = ()
+    ) -> Claim | None:
         async with self._database.worker() as connection:
             row = await connection.fetchrow(
                 f"""WITH running AS (
@@ -128,6 +130,7 @@ class PostgresOperations:
                    ), due AS (
                        SELECT o.tenant, o.id FROM memory.operation o LEFT JOIN running r USING (tenant)
                        WHERE o.ended_at IS NULL AND o.available_at <= now() AND o.kind = ANY($2::text[])
+                         AND (o.lease IS DISTINCT FROM $1 OR o.id <> ALL($4::text[]))
                          AND (o.lease IS NULL
                               OR o.leased_until < now() - make_interval(secs => o.failures * o.failures))
                        ORDER BY coalesce(r.many, 0), o.available_at, o.id LIMIT 1
@@ -139,7 +142,7 @@ class PostgresOperations:
                        failures = o.failures + (o.lease IS NOT NULL AND o.lease <> $1)::integer, {_CHANGED}
                    FROM due WHERE o.tenant = due.tenant AND o.id = due.id
                    RETURNING o.tenant, o.id, o.epoch""",  # noqa: S608 - constants
-                UUID(worker), list(kinds), lease_s,
+                UUID(worker), list(kinds), lease_s, list(works_on),
             )  # fmt: skip
             if row is None:
                 return None
