@@ -89,14 +89,18 @@ class Calls:
             result = await self._tools[call.tool].run(call, arguments_json, self._executor)
             _require_room(result)
             completed.result.CopyFrom(result)
-        except asyncio.CancelledError:
-            # Said so that the call's credit comes back.
-            completed.error.CopyFrom(status_pb2.Status(code=code_pb2.CANCELLED, message="the call was cancelled"))
         except ToolError as error:
             completed.result.CopyFrom(content.ToolResult(parts=[content.Part(text=str(error))], is_error=True))
-        except Exception:  # noqa: BLE001 - whatever it was, it is the tool's own, and the model is told
-            _log.exception("the tool '%s' failed in call %s", call.tool, call.id)
-            completed.error.CopyFrom(status_pb2.Status(code=code_pb2.INTERNAL, message="the tool failed"))
+        except KeyboardInterrupt:
+            # On the loop's own thread that is somebody's Ctrl-C.
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever it was, it is the tool's own, and the model is told
+            if isinstance(error, asyncio.CancelledError) and self._running[call.id][1].cancelling():
+                # Said so that the call's credit comes back.
+                completed.error.CopyFrom(status_pb2.Status(code=code_pb2.CANCELLED, message="the call was cancelled"))
+            else:
+                _log.exception("the tool '%s' failed in call %s", call.tool, call.id)
+                completed.error.CopyFrom(status_pb2.Status(code=code_pb2.INTERNAL, message="the tool failed"))
         finally:
             del self._running[call.id]
             if call.id in self._forgotten:

@@ -100,13 +100,26 @@ class Tool:
         if inspect.iscoroutinefunction(self.function):
             return _result(await self.function(**given))
         context = copy_context()
-        working = asyncio.get_running_loop().run_in_executor(executor, lambda: context.run(self.function, **given))
+
+        def work() -> tuple[Any, BaseException | None]:
+            # A Future cannot carry every exception, and changes some.
+            try:
+                return context.run(self.function, **given), None
+            except BaseException as error:  # noqa: BLE001 - raised below
+                return None, error
+
+        working = asyncio.get_running_loop().run_in_executor(executor, work)
         while not working.done():
             try:
                 await asyncio.shield(working)
             except asyncio.CancelledError:
                 call.cancel()
-        return _result(working.result())
+        value, raised = working.result()
+        if isinstance(raised, KeyboardInterrupt):
+            raise RuntimeError("the tool raised KeyboardInterrupt, on a thread that gets no Ctrl-C") from raised
+        if raised is not None:
+            raise raised
+        return _result(value)
 
 
 def _told(error: ValidationError) -> str:
