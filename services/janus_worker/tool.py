@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic.json_schema import GenerateJsonSchema, JsonRef, JsonSchemaValue
 from pydantic_core import to_json
 
 from janus_api.content.v1 import message_pb2 as content
@@ -28,6 +29,26 @@ class ToolError(Exception):
     """What the model is to read instead of a result. Other exceptions reach the log, and not the model."""
 
 
+class _WithoutNames(GenerateJsonSchema):
+    """Titles are those that the author set, and none made of the names of fields and classes.
+
+    Whoever writes the same tool's schema by hand has no others, and the two have to agree.
+    """
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+    def generate_inner(self, schema: Any) -> JsonSchemaValue:
+        made = super().generate_inner(schema)
+        named = schema.get("cls")
+        if isinstance(named, type):
+            told = self.get_schema_from_definitions(JsonRef(made["$ref"])) if "$ref" in made else made
+            config = getattr(named, "model_config", None) or getattr(named, "__pydantic_config__", {})
+            if told is not None and told.get("title") == named.__name__ and not config.get("title"):
+                del told["title"]
+        return made
+
+
 @dataclass(frozen=True)
 class Tool:
     """A function that the model may call. ``call_parameter`` is the name of the parameter that gets the Call."""
@@ -36,6 +57,7 @@ class Tool:
     description: str
     function: Callable[..., Any]
     arguments: type[BaseModel]
+    schema: dict[str, Any]
     call_parameter: str
     side_effect: SideEffect
     timeout: timedelta | None
@@ -60,24 +82,35 @@ class Tool:
         for parameter in inspect.signature(function).parameters.values():
             if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
                 raise TypeError(f"the tool '{name}' must have named parameters only, not '{parameter}'")
+            if parameter.name in ("self", "cls") and parameter.name not in hints:
+                raise TypeError(
+                    f"the tool '{name}' is a method without its object: "
+                    f"make one of the bound method, worker.tool(shop.{function.__name__})"
+                )
+            if parameter.name.startswith("_") or parameter.name == "model_config":
+                raise TypeError(
+                    f"the tool '{name}' must not have a parameter '{parameter.name}': "
+                    "no argument's name begins with '_' or is 'model_config'"
+                )
             hint = hints.get(parameter.name, Any)
             if hint is Call:
                 call_parameter = parameter.name
                 continue
             fields[parameter.name] = (hint, ... if parameter.default is parameter.empty else parameter.default)
-        arguments = create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
+        try:
+            arguments = create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
+            schema = arguments.model_json_schema(schema_generator=_WithoutNames)
+        except Exception as error:
+            raise TypeError(f"the tool '{name}' has a parameter that cannot be an argument: {error}") from error
         words = description or inspect.getdoc(function) or ""
-        return cls(name, words, function, arguments, call_parameter, side_effect, timeout)
+        return cls(name, words, function, arguments, schema, call_parameter, side_effect, timeout)
 
     def registered(self) -> pb.Tool:
         """As the server is told of it."""
-        schema = self.arguments.model_json_schema()
-        for extra in ("title", "description"):
-            schema.pop(extra, None)
         tool = pb.Tool(
             name=self.name,
             description=self.description,
-            parameters_schema_json=json.dumps(schema, ensure_ascii=False),
+            parameters_schema_json=json.dumps(self.schema, ensure_ascii=False),
             side_effect=pb.SideEffect.Value(f"SIDE_EFFECT_{self.side_effect.upper()}"),
         )
         if self.timeout is not None:

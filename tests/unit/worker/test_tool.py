@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
-from collections.abc import Iterator
+import typing
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import date, timedelta
+from enum import StrEnum
 from typing import Annotated, Any
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from janus_api.content.v1 import message_pb2 as content
 from janus_api.tools.v1 import tool_worker_service_pb2 as pb
@@ -26,6 +30,30 @@ class Place(BaseModel):
 
     city: str
     country: str = "DE"
+
+
+class Size(StrEnum):
+    SMALL = "small"
+
+
+class Order(BaseModel):
+    model_config = ConfigDict(title="Order")
+    size: Size
+    note: Annotated[str, Field(title="What else")] = ""
+
+
+@dataclass
+class Parcel:
+    orders: list[Order]
+
+
+class Old(typing.TypedDict):
+    city: str
+
+
+class Shop:
+    def reserve(self, item: str) -> str:
+        return f"one {item}"
 
 
 def tool(function: Any, **options: Any) -> Tool:
@@ -65,6 +93,46 @@ def test_a_tool_is_told_to_the_model_by_its_hints_and_its_docstring() -> None:
     assert problem(good, schema) is None
     for bad in ({}, good | {"days": 8}, good | {"call": "x"}, good | {"place": {}}):
         assert problem(bad, schema) is not None
+
+
+def test_a_schema_has_the_titles_that_its_author_set_and_no_others() -> None:
+    def send(parcel: Parcel, to: Place, title: str, how: Annotated[str | None, Field(title="How")] = None) -> None: ...
+
+    assert json.loads(tool(send, name="parcel.send").registered().parameters_schema_json) == {
+        "type": "object",
+        "properties": {
+            "parcel": {"$ref": "#/$defs/Parcel"},
+            "to": {"$ref": "#/$defs/Place"},
+            "title": {"type": "string"},
+            "how": {"anyOf": [{"type": "string"}, {"type": "null"}], "default": None, "title": "How"},
+        },
+        "required": ["parcel", "to", "title"],
+        "additionalProperties": False,
+        "$defs": {
+            "Parcel": {
+                "type": "object",
+                "properties": {"orders": {"type": "array", "items": {"$ref": "#/$defs/Order"}}},
+                "required": ["orders"],
+                "additionalProperties": False,
+            },
+            "Order": {
+                "title": "Order",
+                "type": "object",
+                "properties": {
+                    "size": {"$ref": "#/$defs/Size"},
+                    "note": {"type": "string", "default": "", "title": "What else"},
+                },
+                "required": ["size"],
+            },
+            "Size": {"type": "string", "enum": ["small"]},
+            "Place": {
+                "description": "Where.",
+                "type": "object",
+                "properties": {"city": {"type": "string"}, "country": {"type": "string", "default": "DE"}},
+                "required": ["city"],
+            },
+        },
+    }
 
 
 async def test_a_function_gets_what_its_hints_say(executor: Executor) -> None:
@@ -116,6 +184,14 @@ async def test_a_function_without_async_runs_on_a_thread_and_may_see_that_it_was
     assert seen.is_set()
 
 
+def underscored(_item: str) -> None: ...
+def configured(model_config: str) -> None: ...
+def named_as_pydantic_does(model_validate: str) -> None: ...
+def sometimes_called(call: Call | None) -> None: ...
+def with_a_function(how: Callable[[], int]) -> None: ...
+def with_an_old_dict(place: Old) -> None: ...
+
+
 @pytest.mark.parametrize(
     ("function", "options", "why"),
     [
@@ -123,11 +199,31 @@ async def test_a_function_without_async_runs_on_a_thread_and_may_see_that_it_was
         (lambda **more: 0, {"name": "more"}, "named parameters only"),
         (lambda: 0, {}, "no name for a tool"),
         (lambda: 0, {"name": "a b"}, "no name for a tool"),
+        (underscored, {}, "'underscored' must not have a parameter '_item': no argument's name begins with '_'"),
+        (configured, {}, "'configured' must not have a parameter 'model_config': no argument's name"),
+        (
+            named_as_pydantic_does,
+            {},
+            "'named_as_pydantic_does' has a parameter that cannot be an argument: .*conflicts",
+        ),
+        (sometimes_called, {}, "'sometimes_called' has a parameter that cannot be an argument: .*Call"),
+        (with_a_function, {}, "'with_a_function' has a parameter that cannot be an argument"),
+        (Shop.reserve, {}, r"'reserve' is a method without its object: .* worker\.tool\(shop\.reserve\)"),
     ],
 )
 def test_what_cannot_be_a_tool_is_refused_when_it_is_made(function: Any, options: dict[str, Any], why: str) -> None:
     with pytest.raises(TypeError, match=why):
         tool(function, **options)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="pydantic takes it there")
+def test_a_typed_dict_that_pydantic_does_not_take_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"cannot be an argument: .*typing_extensions\.TypedDict"):
+        tool(with_an_old_dict)
+
+
+async def test_a_method_of_an_object_is_a_tool(executor: Executor) -> None:
+    assert await run(Shop().reserve, executor, '{"item": "tea"}') == ["one tea"]
 
 
 def test_a_name_is_given_once() -> None:
