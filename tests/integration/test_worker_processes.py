@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import uuid
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
@@ -343,6 +344,19 @@ def example(language: str) -> list[str]:
     return [node, str(EXAMPLES / "node" / "worker.js")]
 
 
+@asynccontextmanager
+async def example_process(
+    command: list[str], environ: dict[str, str], **streams: Any
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(*command, env=environ, **streams)
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
 @pytest.mark.parametrize("language", ["python", "node"])
 async def test_an_example_worker_does_what_its_tools_say(
     own_url: str, redis_url: str, peer: InferencePeer, language: str
@@ -351,8 +365,7 @@ async def test_an_example_worker_does_what_its_tools_say(
     async with running(own_url, redis_url, inference_target=peer.target) as service:
         ann = service.caller()
         environ = {**os.environ, "JANUS_TARGET": service.address, "JANUS_TENANT": ann.tenant}
-        process = await asyncio.create_subprocess_exec(*command, env=environ)
-        try:
+        async with example_process(command, environ) as process:
             thread = await ready(ann, ("shop.stock", "shop.reserve", "shop.brew"))
             stream = ann.converse(thread)
             (await peer.call()).tools(
@@ -375,10 +388,6 @@ async def test_an_example_worker_does_what_its_tools_say(
             assert told(history[4]) == [("4", False)]
             process.terminate()
             assert await asyncio.wait_for(process.wait(), 20) == 0
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
 
 
 @pytest.mark.parametrize("language", ["python", "node"])
@@ -390,8 +399,7 @@ async def test_an_example_worker_that_was_cut_off_comes_back_with_what_it_did(
         ann = service.caller()
         with closing(TcpProxy.to(f"grpc://{service.address}")) as proxy:
             environ = {**os.environ, "JANUS_TARGET": f"127.0.0.1:{proxy.port}", "JANUS_TENANT": ann.tenant}
-            process = await asyncio.create_subprocess_exec(*command, env=environ)
-            try:
+            async with example_process(command, environ):
                 stream = ann.converse(await ready(ann, ("shop.brew",)))
                 (await peer.call()).tools(asking("c1", "shop.brew", item="tea"))
                 seen = await until_kind(stream, "tool_call_progress")
@@ -405,9 +413,40 @@ async def test_an_example_worker_that_was_cut_off_comes_back_with_what_it_did(
                 assert json.loads(completed.result.parts[0].text)["cup"] == "tea"
                 attempts = [event.tool_call_started.attempt for event in events if event.HasField("tool_call_started")]
                 assert attempts == [1]
-            finally:
-                process.kill()
-                await process.wait()
+
+
+async def test_the_example_workers_in_python_and_node_offer_the_same_tools(own_url: str, redis_url: str) -> None:
+    one, other = example("python"), example("node")
+    async with running(own_url, redis_url) as service:
+        ann = service.caller()
+        environ = {**os.environ, "JANUS_TARGET": service.address, "JANUS_TENANT": ann.tenant}
+        async with example_process(one, environ):
+            await ready(ann, ("shop.stock", "shop.reserve", "shop.brew"))
+            async with example_process(other, environ, stdout=PIPE) as process:
+                assert process.stdout is not None
+                # A worker that is refused says why in its place, and tries again.
+                line = await asyncio.wait_for(process.stdout.readline(), 20)
+                assert line.startswith(b"registered as "), line.decode()
+
+
+@pytest.mark.parametrize("language", ["python", "node"])
+async def test_a_cancelled_call_of_an_example_worker_is_no_failure(
+    own_url: str, redis_url: str, peer: InferencePeer, language: str
+) -> None:
+    command = example(language)
+    async with running(own_url, redis_url, inference_target=peer.target) as service:
+        ann = service.caller()
+        environ = {**os.environ, "JANUS_TARGET": service.address, "JANUS_TENANT": ann.tenant}
+        async with example_process(command, environ, stderr=PIPE) as process:
+            stream = ann.converse(await ready(ann, ("shop.brew",)))
+            (await peer.call()).tools(asking("c1", "shop.brew", item="tea"))
+            seen = await until_kind(stream, "tool_call_progress")
+            await ann.cancel(seen[0].run_id)
+            assert kinds(await rest_of(stream))[-1] == "run_cancelled"
+            process.terminate()
+            _, said = await asyncio.wait_for(process.communicate(), 20)
+            assert process.returncode == 0
+            assert b"failed" not in said, said.decode()
 
 
 async def rest_of(stream: Any) -> list[Any]:

@@ -108,8 +108,11 @@ export class Worker {
       });
       outcome = { result: { parts: [{ text: typeof answer === "string" ? answer : JSON.stringify(answer ?? null) }] } };
     } catch (error) {
-      if (!(error instanceof ToolError)) console.error(`${call.tool} failed:`, error);
-      const text = error instanceof ToolError ? error.message : "the tool failed";
+      let text = "the tool failed";
+      if (error instanceof ToolError) text = error.message;
+      // A tool that heeds its signal throws; nobody waits for what it would have answered.
+      else if (abort.signal.aborted) text = "the call was cancelled";
+      else console.error(`${call.tool} failed:`, error);
       outcome = { result: { parts: [{ text }], is_error: true } };
     }
     // Nobody waits for the result of a call that was dropped meanwhile.
