@@ -120,7 +120,11 @@ def main() -> None:
         return await slow(word, seconds)
 
     @worker.tool(side_effect="read_only")
-    def on_a_thread(call: Call) -> str:
+    def on_a_thread(call: Call, how: str = "") -> str:
+        if how == "stops":
+            raise StopIteration
+        if how == "quits":
+            sys.exit(1)
         call.progress(0.5, "half")
         time.sleep(0.2)
         return "from a thread"

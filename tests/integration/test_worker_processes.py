@@ -105,16 +105,18 @@ async def test_functions_are_called_and_what_they_raise_is_told_as_it_should_be(
 ) -> None:
     async with running(own_url, redis_url, inference_target=peer.target) as service:
         ann = service.caller()
-        async with serving(service.address, ann.tenant, tmp_path / "marks"):
+        async with serving(service.address, ann.tenant, tmp_path / "marks") as process:
             thread = await ready(ann)
             stream = ann.converse(thread)
             (await peer.call()).tools(
-                asking("c1", "once", word="a"),
+                asking("c1", "once", word="a", seconds=0.5),
                 asking("c2", "on_a_thread"),
                 asking("c3", "broken", how="told"),
                 asking("c4", "broken", how="large"),
                 asking("c5", "broken", how="badly"),
-                asking("c6", "once", word=7),
+                asking("c6", "on_a_thread", how="stops"),
+                asking("c7", "on_a_thread", how="quits"),
+                asking("c8", "once", word=7),
             )
             (await peer.call()).answer("done")
             events = await all_events(stream)
@@ -122,14 +124,16 @@ async def test_functions_are_called_and_what_they_raise_is_told_as_it_should_be(
                 "half"
             ]
             answers = told((await ann.messages(thread))[2])
-            assert answers[:5] == [
+            assert answers[:7] == [
                 ("a is done", False),
                 ("from a thread", False),
                 ("this is for the model", True),
                 ("the tool ran, but its result is too large", True),
-                ("INTERNAL: the tool failed", True),
+                *[("INTERNAL: the tool failed", True)] * 3,
             ]
-            assert "$.word: must be string" in answers[5][0]
+            assert "$.word: must be string" in answers[7][0]
+            process.signal(signal.SIGTERM)
+            assert await process.ended() == 0
 
 
 async def test_a_worker_that_is_asked_to_stop_finishes_what_it_has(
