@@ -68,7 +68,7 @@ def search(
         typer.Option(help="turn, fact, preference, event, summary or document_chunk; may be repeated. Default: all."),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=200, help="Most hits.")] = 10,
-    where: Annotated[str, typer.Option("--filter", help="A Filter of the contract as JSON.")] = "",
+    where: Annotated[str | None, typer.Option("--filter", help="A Filter of the contract as JSON.")] = None,
     explain: Annotated[bool, typer.Option(help="Show how each score came about.")] = False,
     as_json: Json = False,
     timeout: Timeout = 30.0,

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from janus_api.memory.v1 import recall_pb2, record_pb2, scope_pb2
+from janus_api.memory.v1 import filter_pb2, recall_pb2, record_pb2, scope_pb2
 from janus_app.terminal import plain, print_json, when
 
 
@@ -25,7 +25,7 @@ def recall_request(
     thread: str,
     kinds: Sequence[str],
     limit: int,
-    where: str,
+    where: str | None,
     explain: bool,
 ) -> recall_pb2.RecallRequest:
     """Raises BadParameter for a kind or filter that is none."""
@@ -40,12 +40,26 @@ def recall_request(
         if kind not in known:
             raise typer.BadParameter(f"There is no kind '{kind}'. There are {', '.join(known)}.")
         request.kinds.append(recall_pb2.RecordKind.ValueType(known[kind]))
-    if where:
-        try:
-            json_format.Parse(where, request.filter)
-        except json_format.ParseError as error:
-            raise typer.BadParameter(f"The filter is no Filter of the contract: {error}") from None
+    if where is not None:
+        request.filter.CopyFrom(_filter(where))
     return request
+
+
+def _filter(text: str) -> filter_pb2.Filter:
+    """A filter that names a condition: one that names none would be no filter at all. Raises BadParameter."""
+    try:
+        value = json.loads(text)
+        # protobuf takes an empty list and an empty text for an empty message.
+        if not isinstance(value, dict):
+            raise typer.BadParameter("The filter is no Filter of the contract: it must be a JSON object.")
+        # The text, not the value: it tells keys that stand twice.
+        found: filter_pb2.Filter = json_format.Parse(text, filter_pb2.Filter())
+    except (ValueError, RecursionError, json_format.ParseError) as error:
+        raise typer.BadParameter(f"The filter is no Filter of the contract: {error}") from None
+    if found.WhichOneof("node") is None:
+        names = ", ".join(field.json_name for field in found.DESCRIPTOR.fields)
+        raise typer.BadParameter(f"The filter names no condition. There are {names}.")
+    return found
 
 
 def show_hits(console: Console, found: recall_pb2.RecallResponse, *, explain: bool, as_json: bool) -> None:
