@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from google.protobuf import json_format
@@ -46,6 +46,7 @@ def print_table(console: Console, columns: Sequence[Column], rows: Sequence[Sequ
     On a terminal, columns that fold share what is left, and columns are left
     out where that is not enough. For a pipe or a file a row is a line.
     """
+    rows = [[_laid_out(console, cell) for cell in row] for row in rows]
     full = [max(_widths(cells), default=0) for cells in _columns(columns, rows)]
     least = list(full)
     for place, column in enumerate(columns):
@@ -74,6 +75,32 @@ def print_table(console: Console, columns: Sequence[Column], rows: Sequence[Sequ
     # Else the table is squeezed into what the console has.
     table.width = total
     console.print(table, crop=False)
+
+
+def print_facts(console: Console, facts: Iterable[tuple[str, Text]]) -> None:
+    """A name and a value each. Nothing is cut; on a terminal, long values fold."""
+    rows = [(Text(name), _expanded(console, value)) for name, value in facts]
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    if not console.is_terminal:
+        table.width = sum(max(_widths(cells), default=0) for cells in zip(*rows, strict=True)) + _GAP
+    console.print(table, crop=False)
+
+
+def _laid_out(console: Console, cell: Text) -> Text:
+    """A cell of a table as wide as it is shown; outside of terminals a line."""
+    line = cell if console.is_terminal else Text(" ").join(cell.split("\n"))
+    return _expanded(console, line)
+
+
+def _expanded(console: Console, text: Text) -> Text:
+    """Without tabs, whose width depends on where they stand."""
+    copy = text.copy()
+    copy.expand_tabs(console.tab_size)
+    return copy
 
 
 def _columns(columns: Sequence[Column], rows: Sequence[Sequence[Text]]) -> list[list[Text]]:

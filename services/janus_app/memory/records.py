@@ -10,11 +10,27 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from janus_api.memory.v1 import filter_pb2, recall_pb2, record_pb2, scope_pb2
-from janus_app.terminal import plain, print_json, when
+from janus_app.terminal import Column, plain, print_facts, print_json, print_table, when
+
+_HITS = (
+    Column("score"),
+    Column("kind", left_out=2),
+    Column("when", left_out=3),
+    Column("who", left_out=1),
+    Column("id"),
+    Column("text", folds=True),
+)
+_VERSIONS = (
+    Column("version"),
+    Column("change"),
+    Column("recorded", left_out=2),
+    Column("by", left_out=3),
+    Column("text", folds=True),
+    Column("reason", folds=True, left_out=1),
+)
 
 
 def recall_request(
@@ -70,16 +86,12 @@ def show_hits(console: Console, found: recall_pb2.RecallResponse, *, explain: bo
     if not found.hits:
         console.print("Nothing was found.")
     else:
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        for name in ("score", "kind", "when", "who"):
-            table.add_column(name, no_wrap=True)
-        table.add_column("text", overflow="fold", ratio=1)
-        table.add_column("id", overflow="fold")
+        rows: list[tuple[Text, ...]] = []
         for hit in found.hits:
-            table.add_row(f"{hit.score:.3f}", *_hit(hit))
+            rows.append(_hit(hit))
             if explain:
-                table.add_row("", "", "", "", Text(_details(hit), style="dim"), "")
-        console.print(table)
+                rows.append((*[Text("")] * (len(_HITS) - 1), Text(_details(hit), style="dim")))
+        print_table(console, _HITS, rows)
     if found.degraded:
         console.print(f"Without {', '.join(found.degraded)}, which did not answer.", style="yellow")
 
@@ -89,13 +101,11 @@ def show_memory(console: Console, memory: record_pb2.Memory, *, as_json: bool) -
     if as_json:
         print_json(memory)
         return
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
+    facts = []
     for field, value in memory.ListFields():
         shown = [value] if not field.is_repeated else list(value)
-        table.add_row(field.name, plain("\n".join(_shown(field.name, each) for each in shown)))
-    console.print(table)
+        facts.append((field.name, plain("\n".join(_shown(field.name, each) for each in shown))))
+    print_facts(console, facts)
 
 
 def show_history(console: Console, versions: Iterable[record_pb2.MemoryVersion], *, as_json: bool) -> None:
@@ -104,23 +114,7 @@ def show_history(console: Console, versions: Iterable[record_pb2.MemoryVersion],
         for version in versions:
             print_json(version)
         return
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("version", "change", "recorded", "by"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("text", overflow="fold", ratio=1)
-    table.add_column("reason", overflow="fold")
-    for version in versions:
-        memory = version.memory
-        change = record_pb2.Change.Name(version.change).removeprefix("CHANGE_").lower()
-        table.add_row(
-            str(memory.version),
-            change,
-            when(memory.recorded_at),
-            plain(version.changed_by),
-            plain(memory.text),
-            plain(version.reason),
-        )
-    console.print(table)
+    print_table(console, _VERSIONS, [_version(version) for version in versions])
 
 
 def _shown(field: str, value: object) -> str:
@@ -133,16 +127,25 @@ def _shown(field: str, value: object) -> str:
     return str(value)
 
 
-def _hit(hit: recall_pb2.RecallHit) -> tuple[str, str, Text, Text, Text]:
+def _version(version: record_pb2.MemoryVersion) -> tuple[Text, ...]:
+    memory = version.memory
+    change = record_pb2.Change.Name(version.change).removeprefix("CHANGE_").lower()
+    said = (version.changed_by, memory.text, version.reason)
+    return (Text(str(memory.version)), Text(change), Text(when(memory.recorded_at)), *map(plain, said))
+
+
+def _hit(hit: recall_pb2.RecallHit) -> tuple[Text, ...]:
     if hit.WhichOneof("record") == "turn":
         turn = hit.turn
+        kind, at = "turn", turn.occurred_at
         said = " ".join(part.text for part in turn.message.parts if part.text)
-        return "turn", when(turn.occurred_at), plain(turn.message.name), plain(said), plain(turn.message.id)
-    memory = hit.memory
-    kind = record_pb2.MemoryKind.Name(memory.kind).removeprefix("MEMORY_KIND_").lower()
-    who = memory.scope.subject
-    at = memory.valid_from if memory.HasField("valid_from") else memory.recorded_at
-    return kind, when(at), plain(who), plain(memory.text), plain(memory.id)
+        words = (turn.message.name, turn.message.id, said)
+    else:
+        memory = hit.memory
+        kind = record_pb2.MemoryKind.Name(memory.kind).removeprefix("MEMORY_KIND_").lower()
+        at = memory.valid_from if memory.HasField("valid_from") else memory.recorded_at
+        words = (memory.scope.subject, memory.id, memory.text)
+    return (Text(f"{hit.score:.3f}"), Text(kind), Text(when(at)), *map(plain, words))
 
 
 def _details(hit: recall_pb2.RecallHit) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 
 from google.protobuf import json_format
 from rich.console import Console
-from rich.table import Table
 
 from janus_api.memory.v1 import memory_service_pb2 as pb
 from janus_api.memory.v1 import scope_pb2
@@ -19,7 +18,16 @@ from janus_app.memory.calls import Calls
 from janus_app.memory.transfer import whole
 from janus_app.refusals import Refused
 from janus_app.settings import load_settings
-from janus_app.terminal import plain, print_json, when
+from janus_app.terminal import Column, plain, print_json, print_table, when
+
+_COUNTS = (Column("store"), Column("removed", right=True), Column("remaining", right=True))
+_LETTERS = (
+    Column("tenant"),
+    Column("space"),
+    Column("records", right=True),
+    Column("since", left_out=1),
+    Column("reason", folds=True),
+)
 
 
 def erase(
@@ -38,10 +46,8 @@ def erase(
     if as_json:
         print_json(receipt)
         return
-    table = Table("store", "removed", "remaining", box=None, header_style="bold", pad_edge=False)
-    for count in receipt.counts:
-        table.add_row(count.store, str(count.removed), str(count.remaining))
-    console.print(table)
+    counts = [(each.store, str(each.removed), str(each.remaining)) for each in receipt.counts]
+    print_table(console, _COUNTS, [[*map(plain, row)] for row in counts])
     try:
         verify_receipt(receipt, receipt.key_id)
         signed = f"signed with the key {receipt.key_id}"
@@ -65,7 +71,7 @@ def verify(
     from janus_memory.verify import verify as compare
 
     loaded = load_settings(config, _stores_of(data, environ))
-    table = Table(*COLUMNS, box=None, header_style="bold", pad_edge=False)
+    rows = []
 
     async def work() -> bool:
         well = True
@@ -77,12 +83,12 @@ def verify(
             space=space,
             repair=repair,
         ):
-            table.add_row(*map(plain, cells(findings)))
+            rows.append([*map(plain, cells(findings))])
             well = well and not findings.wrong and not findings.away
         return well
 
     well = asyncio.run(work())
-    console.print(table)
+    print_table(console, [Column(name) for name in COLUMNS], rows)
     return well
 
 
@@ -110,13 +116,11 @@ def dead_letters(
             if not found:
                 console.print("There are none.")
                 return
-            table = Table(
-                "tenant", "space", "records", "since", "reason", box=None, header_style="bold", pad_edge=False
-            )
-            for each in found:
-                row = (each.tenant, each.space, str(each.rows), f"{each.oldest:%Y-%m-%d %H:%M:%S}", each.reason)
-                table.add_row(*map(plain, row))
-            console.print(table)
+            rows = [
+                (each.tenant, each.space, str(each.rows), f"{each.oldest:%Y-%m-%d %H:%M:%S}", each.reason)
+                for each in found
+            ]
+            print_table(console, _LETTERS, [[*map(plain, row)] for row in rows])
             if replay:
                 replayed = await letters.run(tenant, space)
                 console.print(f"{replayed} replayed: those that fail again come back here.", highlight=False)

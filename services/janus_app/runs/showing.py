@@ -8,7 +8,6 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from janus_api.content.v1 import usage_pb2
@@ -16,7 +15,7 @@ from janus_api.orchestration.v1 import agent_pb2, run_pb2
 from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
 from janus_app.calls import Calls
 from janus_app.refusals import Refused
-from janus_app.terminal import Column, decision_word, plain, print_json, print_table, when
+from janus_app.terminal import Column, decision_word, plain, print_facts, print_json, print_table, when
 
 _LIST = (
     Column("id"),
@@ -72,12 +71,7 @@ def show(console: Console, run: run_pb2.Run, *, as_json: bool, whose: str = "") 
         print_json(run)
         return
     console.print(Text.assemble(run.id, "  ", _shown_state(run.state)))
-    facts = Table(box=None, show_header=False, pad_edge=False)
-    facts.add_column(style="bold", no_wrap=True)
-    facts.add_column(overflow="fold")
-    for name, value in _facts(run):
-        facts.add_row(name, value)
-    console.print(facts)
+    print_facts(console, _facts(run))
     if run.steps:
         console.print()
         print_table(console, _TIMELINE, _timeline(run))
