@@ -92,7 +92,16 @@ def test_an_erasure_is_asked_for_and_receipted(mesh: Mesh, run: Any, tmp_path: P
     told = run("erase", "bea", "--tenant", "cli-e", "--yes", "--receipt", str(file)).stdout
     assert "postgres.memory" in told
     assert "signed with the key ed25519:" in told
-    assert json.loads(file.read_text())["key_id"].startswith("ed25519:")
+    kept = file.read_text()
+    assert json.loads(kept)["key_id"].startswith("ed25519:")
+    # An earlier receipt is evidence: it is not replaced unasked, and nothing is erased without another.
+    remember(mesh, "cli-e", "Bea keeps bees again.", subject="bea")
+    again = ("erase", "bea", "--tenant", "cli-e", "--yes", "--receipt", str(file))
+    assert "is there already; --force replaces it" in run(*again, code=1).stderr
+    assert "Bea keeps" in run("search", "bees", "--tenant", "cli-e").stdout
+    assert file.read_text() == kept
+    run(*again, "--force")
+    assert json.loads(file.read_text())["id"] != json.loads(kept)["id"]
     left = run("search", "bees", "--tenant", "cli-e").stdout
     assert "Bea keeps" not in left
     assert "Ada counts" in left

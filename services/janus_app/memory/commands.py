@@ -162,6 +162,7 @@ def erase(
     reason: Annotated[str, typer.Option(help="For the receipt.")] = "",
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     receipt: Annotated[Path | None, typer.Option(help="Write the receipt to this file, as JSON.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the receipt's file if it is there.")] = False,
     as_json: Json = False,
     timeout: Timeout = 600.0,
 ) -> None:
@@ -171,7 +172,7 @@ def erase(
     if not yes:
         typer.confirm(f"Erase everything of '{subject}' in {space or 'every space'}? This cannot be undone", abort=True)
     with _calls(data, address, tenant, timeout) as calls:
-        work(Console(), calls, subject, space, reason, receipt, as_json=as_json)
+        work(Console(), calls, subject, space, reason, receipt, force, as_json=as_json)
 
 
 @memory_app.command()

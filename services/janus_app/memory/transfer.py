@@ -39,15 +39,13 @@ def export(
     force: bool,
 ) -> None:
     """Raises Refused, and leaves nothing, when the export did not come to its end."""
-    if str(file) != "-" and file.exists() and not force:
-        raise Refused(f"{file} is there already; --force replaces it.")
     request = pb.ExportRequest(
         scope=scope_pb2.Scope(space=space, subject=subject),
         include_history=with_history,
         include_vectors=with_vectors,
     )
     completed = None
-    with whole(file) as out, _progress(console) as progress:
+    with whole(file, force=force) as out, _progress(console) as progress:
         task = progress.add_task("exported", total=None, records=0)
         out.write(MAGIC)
         for answer in calls.stream("Export", request):
@@ -114,8 +112,12 @@ def _must_be_whole(source: BinaryIO, file: Path) -> None:
 
 
 @contextmanager
-def whole(file: Path) -> Iterator[BinaryIO]:
-    """A file that is there when the block ends well, and otherwise as before."""
+def whole(file: Path, *, force: bool) -> Iterator[BinaryIO]:
+    """A file that is there when the block ends well, and otherwise as before.
+
+    Raises Refused, before the block begins, when it cannot be written, or is
+    there and is not to be replaced.
+    """
     if str(file) == "-":
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
@@ -124,6 +126,8 @@ def whole(file: Path) -> Iterator[BinaryIO]:
         raise Refused(f"The folder {file.parent} does not exist.")
     if file.is_dir():
         raise Refused(f"{file} is a folder.")
+    if file.exists() and not force:
+        raise Refused(f"{file} is there already; --force replaces it.")
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
         try:

@@ -31,14 +31,22 @@ _LETTERS = (
 
 
 def erase(
-    console: Console, calls: Calls, subject: str, space: str, reason: str, file: Path | None, *, as_json: bool
+    console: Console,
+    calls: Calls,
+    subject: str,
+    space: str,
+    reason: str,
+    file: Path | None,
+    force: bool,
+    *,
+    as_json: bool,
 ) -> None:
     """Show the receipt, and write it where that is asked for."""
     from janus_memory.receipts import ReceiptError, verify_receipt
 
     request = pb.EraseRequest(scope=scope_pb2.Scope(space=space, subject=subject), reason=reason)
     # Nothing is erased where its receipt could not be written.
-    with whole(file) if file is not None else nullcontext() as out:
+    with whole(file, force=force) if file is not None else nullcontext() as out:
         receipt = calls.unary("Erase", request).receipt
         if out is not None:
             text = json_format.MessageToJson(receipt, preserving_proto_field_name=True)
