@@ -53,7 +53,7 @@ class Transcript:
         elif kind == "model":
             self._model(event.model)
         elif kind == "tool_call_requested":
-            self._tool_call(event.tool_call_requested.call)
+            self._tool_call(event.tool_call_requested)
         elif kind == "tool_call_completed" and event.tool_call_completed.result.is_error:
             said = " ".join(part.text for part in event.tool_call_completed.result.parts)
             self._line(f"[yellow]⚙ failed: {escape(_short(said))}[/]")
@@ -123,17 +123,23 @@ class Transcript:
 
     def _recalled(self, recalled: event_pb2.MemoryRecalled) -> None:
         self.hits = list(recalled.hits)
+        shown = [hit for hit in self.hits if text(hit).strip()]
         if recalled.degraded:
             self._line(f"[yellow]memory is poorer for now: {', '.join(recalled.degraded)} away[/]")
-        for hit in self.hits[:3]:
+        for hit in shown[:3]:
             self._line(f"[dim]↺ {escape(source(hit))}: {escape(_short(text(hit)))}[/]")
-        if len(self.hits) > 3:
-            self._line(f"[dim]↺ and {len(self.hits) - 3} more[/]")
+        if len(shown) > 3:
+            self._line(f"[dim]↺ and {len(shown) - 3} more[/]")
 
-    def _tool_call(self, call: content.ToolCall) -> None:
+    def _tool_call(self, requested: event_pb2.ToolCallRequested) -> None:
         # What was said before a call is not the answer.
         self.answer = ""
-        self._line(f"[dim]⚙ {escape(call.name)} {escape(_short(call.arguments_json))}[/]")
+        call = requested.call
+        if requested.client_side:
+            # In full: whoever looks on may have to do what it asks.
+            self._notice(f"⚙ waits for its client: {call.name} {call.arguments_json}")
+        else:
+            self._line(f"[dim]⚙ {escape(call.name)} {escape(_short(call.arguments_json))}[/]")
 
     def _model(self, event: event_pb2.ModelEvent) -> None:
         delta = event.event.text_delta.text

@@ -43,6 +43,15 @@ def test_recalled_memories_are_shown_with_their_source(transcript: Transcript, s
     assert "Lovell, 14 April 1970, thread loop: It's a gas [of] some sort." in screen.getvalue()
 
 
+def test_recalled_records_without_a_text_are_not_shown(transcript: Transcript, screen: io.StringIO) -> None:
+    hits = [hit(""), hit("one"), hit(" \n"), hit("two"), hit("three"), hit("four")]
+    transcript.show(pb.RunEvent(memory_recalled=pb.MemoryRecalled(hits=hits)))
+    *shown, more = screen.getvalue().splitlines()
+    assert [line.split(": ")[1] for line in shown] == ["one", "two", "three"]
+    assert more == "↺ and 1 more"
+    assert len(transcript.hits) == 6
+
+
 def test_tokens_are_shown_as_they_are_and_kept_as_the_answer(transcript: Transcript, screen: io.StringIO) -> None:
     for token in ("[bold]", "not ", "markup"):
         transcript.show(said(token))
@@ -88,6 +97,18 @@ def test_tools_are_shown_and_what_was_said_before_them_is_not_the_answer(
     assert '⚙ time.now {"time_zone": "[UTC]"}' in screen.getvalue()
     assert "⚙ failed: no such zone" in screen.getvalue()
     assert transcript.answer == "I do not know"
+
+
+def test_a_call_that_waits_for_the_client_says_so_and_is_shown_whole(
+    transcript: Transcript, screen: io.StringIO
+) -> None:
+    call = content.ToolCall(
+        call_id="c1", name="where.am_i", arguments_json='{"of": "[red]me\x9b", "x": "' + "x" * 500 + '"}'
+    )
+    transcript.show(said("let me ask"))
+    transcript.show(pb.RunEvent(tool_call_requested=pb.ToolCallRequested(call=call, client_side=True)))
+    assert '\n⚙ waits for its client: where.am_i {"of": "[red]me�", "x": "' + "x" * 500 + '"}\n' in screen.getvalue()
+    assert transcript.answer == ""
 
 
 @pytest.mark.parametrize("ending", [{"run_failed": pb.RunFailed()}, {"run_cancelled": pb.RunCancelled()}])
