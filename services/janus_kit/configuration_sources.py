@@ -50,7 +50,7 @@ def read_file(sections: Sections, file: Path | None, problems: list[str]) -> Map
             problems.append(f"{file}: is empty")
             return {}
         # YAML would let the last one win without a word.
-        repeated = [f"{file} line {line}: '{key}' is there twice" for key, line in _repeated_keys(text)]
+        repeated = [f"{file} line {line}: '{key}' is there twice" for key, line in repeated_keys(text)]
         if repeated:
             problems += repeated
             return {}
@@ -71,7 +71,7 @@ def read_file(sections: Sections, file: Path | None, problems: list[str]) -> Map
     return {str(name): {} if section is None else section for name, section in data.items()}
 
 
-def _repeated_keys(text: str) -> Iterator[tuple[str, int]]:
+def repeated_keys(text: str) -> Iterator[tuple[str, int]]:
     """Keys that a mapping has more than once, with the line where they are repeated. Raises YAMLError."""
     seen = set[int]()
     follow = [yaml.compose(text, Loader=yaml.SafeLoader)]

@@ -16,6 +16,7 @@ from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
 from janus_app.calls import Calls
 from janus_app.refusals import Refused
 from janus_app.terminal import Column, plain, print_json, print_table, when
+from janus_kit.configuration_sources import repeated_keys
 
 _COLUMNS = (
     Column("name"),
@@ -44,10 +45,14 @@ def read(file: str) -> agent_pb2.Agent:
         text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
         # Every JSON text is YAML.
         value = yaml.safe_load(text)
+        # YAML would let the last one win without a word.
+        repeated = next(repeated_keys(text), None)
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(f"{file} cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise Refused(f"{file} is neither YAML nor JSON: {error}") from None
+    if repeated is not None:
+        raise Refused(f"{file} line {repeated[1]}: '{repeated[0]}' is there twice.")
     if not isinstance(value, dict):
         raise Refused(f"{file} describes no agent: it must be an object with a name.")
     unknown = _unknown(value, agent_pb2.Agent.DESCRIPTOR, "agent")

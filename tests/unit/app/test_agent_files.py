@@ -31,6 +31,22 @@ def test_a_key_that_is_not_known_is_named_with_those_that_are(tmp_path: Path, te
     assert "Available" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("name: a\nmodel: b\nname: c\n", "line 3: 'name' is there twice"),
+        ("name: a\ntools:\n  - name: b\n    timeout: 5s\n    timeout: 50s\n", "line 5: 'timeout' is there twice"),
+        ('{"name": "a",\n"name": "b"}', "line 2: 'name' is there twice"),
+    ],
+)
+def test_a_key_that_stands_twice_is_named_with_its_line(tmp_path: Path, text: str, told: str) -> None:
+    file = tmp_path / "agent.yaml"
+    file.write_text(text)
+    with pytest.raises(Refused) as refused:
+        read(str(file))
+    assert str(refused.value) == f"{file} {told}."
+
+
 def test_names_are_taken_as_the_contract_and_as_json_write_them(tmp_path: Path) -> None:
     file = tmp_path / "agent.yaml"
     file.write_text(
