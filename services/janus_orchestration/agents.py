@@ -103,7 +103,8 @@ class Agents:
         async with self._store.tenant(tenant) as records:
             agent = await (records.agent(name, version) if version else agent_or_default(records, name, self._clock))
         if agent is None:
-            raise NotFound("agent", name)
+            message = f"version {version} of agent '{name}' was not found" if version else None
+            raise NotFound("agent", name, message=message)
         return agent
 
     async def delete(self, tenant: str, name: str, key: Once[None]) -> None:

@@ -8,14 +8,15 @@ person that the run is with answers it.
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from datetime import datetime, timedelta, tzinfo
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import ZoneInfo
 
 from janus_kit.clock import Clock
 from janus_orchestration import scopes
 from janus_orchestration.model import NewMemory, PendingKind, RecalledHit, SideEffect, Tool, ToolOutput
 from janus_orchestration.ports import Memory, ToolReport, ToolTask
+from janus_orchestration.timetable import ZONES
 from janus_orchestration.tools import LONGEST_WAIT
 
 PREFIXES = ("agent.", "memory.", "time.", "user.")
@@ -60,7 +61,7 @@ class BuiltInTools:
 
     async def _now(self, task: ToolTask) -> ToolOutput:
         name = task.arguments.get("time_zone") or "UTC"
-        zone = _zone(name)
+        zone = ZoneInfo(name) if name in ZONES else None
         if zone is None:
             return ToolOutput(f"there is no time zone '{name[:64]}'", is_error=True)
         now = self._clock.now().astimezone(zone)
@@ -102,13 +103,6 @@ def _shown(hit: RecalledHit) -> dict[str, Any]:
 
 def _date(moment: datetime) -> str:
     return moment.date().isoformat()
-
-
-def _zone(name: str) -> tzinfo | None:
-    try:
-        return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        return None
 
 
 def _output(answer: dict[str, Any]) -> ToolOutput:

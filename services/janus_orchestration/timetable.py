@@ -14,8 +14,8 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from cronsim import CronSim, CronSimError
 
-# Read once at start, since it walks folders.
-ZONES = frozenset(available_timezones())
+# Read once at start, since it walks folders. What a machine has set as its own, and the name of none, are no zones.
+ZONES = frozenset(available_timezones()) - {"localtime", "Factory"}
 DEFAULT_WINDOW = timedelta(hours=24)
 _FIELDS = 5
 

@@ -315,7 +315,9 @@ async def test_what_is_not_there_is_not_found(ann: Caller, service: Orchestratio
         ):
             assert isinstance(await refused(call), NotFound)
     assert isinstance(await refused(ann.call("GetAgent", pb.GetAgentRequest(name="nobody"))), NotFound)
-    assert isinstance(await refused(ann.call("GetAgent", pb.GetAgentRequest(name="helper", version=9))), NotFound)
+    ninth = await refused(ann.call("GetAgent", pb.GetAgentRequest(name="helper", version=9)))
+    assert isinstance(ninth, NotFound)
+    assert ninth.message == "version 9 of agent 'helper' was not found"
     assert isinstance(await refused(ann.thread("nobody")), NotFound)
     assert isinstance(await refused(ann.start(thread, agent="nobody")), NotFound)
 

@@ -173,6 +173,7 @@ async def test_a_call_that_is_not_allowed_or_not_right_goes_back_to_the_model(
         ("c6", "memory.search", "[]"),
         ("c7", "time.now", '{"time_zone": "Moon/Crater"}'),
         ("c8", "time.now", '{"time_zone": "../../etc/passwd"}'),
+        ("c9", "time.now", '{"time_zone": "localtime"}'),
     )
     (await peer.call()).answer("sorry")
     events = await all_events(stream)
@@ -181,12 +182,13 @@ async def test_a_call_that_is_not_allowed_or_not_right_goes_back_to_the_model(
     assert_pairs(history)
     told = results(history[2])
     assert all(is_error for _, is_error in told.values())
-    assert [told[f"c{place}"][0] for place in (1, 2, 5, 6, 7)] == [
+    assert [told[f"c{place}"][0] for place in (1, 2, 5, 6, 7, 9)] == [
         "there is no tool named 'memory.remember'",
         "there is no tool named 'delete_all'",
         "the arguments must be valid JSON",
         "the arguments must be a JSON object",
         "there is no time zone 'Moon/Crater'",
+        "there is no time zone 'localtime'",
     ]
     assert "$.query: must be string" in told["c3"][0]
     assert "'tenant' is not a known property" in told["c4"][0]
