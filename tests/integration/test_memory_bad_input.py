@@ -49,6 +49,10 @@ def remember(**memory: Any) -> pb.RememberRequest:
     return pb.RememberRequest(memories=[record_pb2.Memory(**{"kind": FACT, "text": "x", **memory})])
 
 
+def quoted(words: str) -> record_pb2.Provenance:
+    return record_pb2.Provenance(document="d", quote=words)
+
+
 def timestamp(seconds: int, nanos: int = 0) -> dict[str, int]:
     return {"seconds": seconds, "nanos": nanos}
 
@@ -136,6 +140,8 @@ CASES: list[tuple[str, Any, str]] = [
     ("Remember", remember(embedding=[3.4e38] * 384), "memories[0].embedding"),
     ("Remember", remember(embedding=[1.0, 2.0]), "memories[0].embedding"),
     ("Remember", remember(provenance=[record_pb2.Provenance()]), "memories[0].provenance[0]"),
+    ("Remember", remember(provenance=[quoted("é" * 2_049)]), "memories[0].provenance[0].quote"),
+    ("Remember", remember(provenance=[quoted("a\x00")]), "memories[0].provenance[0].quote"),
     ("Remember", remember(valid_from=timestamp(5), valid_to=timestamp(5)), "memories[0].valid_to"),
     ("Remember", remember(scope=scope_pb2.Scope(subject="a\x00")), "memories[0].scope.subject"),
     ("Recall", recall_pb2.RecallRequest(), "query"),

@@ -22,6 +22,7 @@ _MAX_ITEMS = 256
 _MAX_PARTS = 16_384
 _MAX_REQUEST_BYTES = 4 * KiB * KiB
 _MAX_MEMORY_BYTES = 256 * KiB
+_MAX_QUOTE_BYTES = 4 * KiB
 _MAX_DIMENSIONS = 4_096
 _MAX_PROVENANCE = 64
 # A role that this version does not know was reported already.
@@ -277,7 +278,12 @@ def _provenance(check: Violations, path: str, memory: record_pb2.Memory) -> str:
             check.length(f"{inside}.client", value, at_most=1_024)
         else:
             check.id(f"{inside}.{kind}", value)
-        check.length(f"{inside}.quote", source.quote, at_most=4_096)
+        check.require("\x00" not in source.quote, f"{inside}.quote", "must not contain NUL characters")
+        check.require(
+            len(source.quote.encode()) <= _MAX_QUOTE_BYTES,
+            f"{inside}.quote",
+            f"must be at most {_MAX_QUOTE_BYTES} bytes of UTF-8",
+        )
         check.require(source.origin in record_pb2.Origin.values(), f"{inside}.origin", "must be a value of the enum")
         found.append({kind: value, "quote": source.quote, "origin": source.origin})
     return json.dumps(found)

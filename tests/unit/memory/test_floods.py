@@ -90,5 +90,8 @@ def test_a_recall_of_too_much_is_one_violation(fields: dict[str, Any], field: st
 
 
 def test_a_request_at_its_limits_is_taken() -> None:
+    quoted = record_pb2.Provenance(document="d", quote="é" * 2_048)
+    memory = record_pb2.Memory(kind=record_pb2.MEMORY_KIND_FACT, text="x", provenance=[quoted])
+    assert writes.remember_command(pb.RememberRequest(memories=[memory]))
     request = append(*[said([content.Part(text="x")] * 64)] * 256)
     assert len(writes.append_command(request).turns) == 256

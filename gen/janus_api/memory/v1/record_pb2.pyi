@@ -219,8 +219,8 @@ class Memory(_message.Message):
     """
     predicate: _builtins.str
     """What the fact says about the subject, e.g. `lives_in`; at most 128
-    characters. Empty: none. A new fact of the same subject and predicate
-    supersedes the old one when the writer says so.
+    characters. Empty: none. Extract may supersede a memory by a new one of the
+    same subject and predicate; what Remember stores supersedes none.
     """
     importance: _builtins.float
     """0 (least) to 1 (most). Unset: 0.5."""
@@ -328,7 +328,7 @@ class Provenance(_message.Message):
     Output only, except in Import: left out of what others send.
     """
     quote: _builtins.str
-    """The words it rests on, at most 4 KiB; may be empty."""
+    """The words it rests on, at most 4 KiB of UTF-8; may be empty."""
     origin: Global___Origin.ValueType
     """Who said it. Unspecified in a request: not known."""
     def __init__(
