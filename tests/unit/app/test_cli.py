@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from janus_app.cli import app
+from janus_app.commands import app
 
 KEY = "sk-never-to-be-printed"
 
@@ -25,6 +27,26 @@ def test_version_names_the_distribution(runner: CliRunner) -> None:
     result = runner.invoke(app, ["version"])
     assert result.exit_code == 0
     assert result.stdout.startswith("janus 0.")
+
+
+def test_a_ctrl_c_while_the_command_loads_ends_it_quietly() -> None:
+    interrupted = """
+import os, signal, sys
+class Interrupts:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupts())
+from janus_app.cli import main
+main()
+"""
+    left = subprocess.run([sys.executable, "-c", interrupted], capture_output=True, text=True, timeout=60, check=False)
+    assert (left.returncode, left.stdout, left.stderr) == (130, "", "")
+
+
+def test_a_command_that_is_called_in_a_wrong_way_exits_with_2(runner: CliRunner) -> None:
+    for command in (["run", "list", "--nonsense"], ["run", "show"], ["memory", "search", "x", "--limit", "0"]):
+        assert runner.invoke(app, command).exit_code == 2
 
 
 @pytest.mark.parametrize("command", [["chat"], ["chat", "--address", "127.0.0.1:1"]])
