@@ -38,6 +38,8 @@ class Column:
 _GAP = 2
 # A column that folds is no narrower than can be read, and than its words, unless they are very long.
 _NARROWEST, _LONGEST_WORD = 20, 32
+# Of letters and emoji: nothing is shown for them, and they tell a terminal nothing.
+_JOINERS = "\u200c\u200d"
 
 
 def print_table(console: Console, columns: Sequence[Column], rows: Sequence[Sequence[Text]]) -> None:
@@ -115,6 +117,11 @@ def _widths(cells: Sequence[Text]) -> list[int]:
 def plain(text: str) -> Text:
     """A text with nothing in it that a terminal would act on."""
     return Text("".join(character if _is_shown(character) else "�" for character in text))
+
+
+def spoken(text: str) -> str:
+    """What somebody said, without what a terminal would act on; letters and emoji stay joined."""
+    return "".join(each if each in _JOINERS or _is_shown(each) else "�" for each in text)
 
 
 def decision_word(decision: agent_pb2.ApprovalDecision.ValueType) -> str:

@@ -10,7 +10,7 @@ from rich.markup import escape
 from janus_api.content.v1 import message_pb2 as content
 from janus_api.memory.v1 import recall_pb2
 from janus_api.orchestration.v1 import event_pb2, run_pb2
-from janus_app.terminal import decision_word, plain
+from janus_app.terminal import decision_word, plain, spoken
 
 SHOWN_CHARS = 110
 
@@ -56,7 +56,7 @@ class Transcript:
             self._tool_call(event.tool_call_requested)
         elif kind == "tool_call_completed" and event.tool_call_completed.result.is_error:
             said = " ".join(part.text for part in event.tool_call_completed.result.parts)
-            self._line(f"[yellow]⚙ failed: {escape(_short(said))}[/]")
+            self._line(f"[yellow]⚙ failed: {_safe(_short(said))}[/]")
         elif kind == "attempt_restarted":
             self._line("[yellow]the model call begins again; what it had said is dropped[/]")
             self.answer = ""
@@ -73,7 +73,7 @@ class Transcript:
             self._notice(f"? {event.input_requested.input.question}")
         elif kind == "handoff":
             self.goes_on = event.handoff.child_run_id
-            self._line(f"[dim]→ {escape(event.handoff.to_agent)} goes on[/]")
+            self._line(f"[dim]→ {_safe(event.handoff.to_agent)} goes on[/]")
         elif kind == "run_completed":
             self._end()
         elif kind == "run_failed":
@@ -100,7 +100,7 @@ class Transcript:
             said = "".join(part.text for part in message.parts)
             if said:
                 self.answer = said
-                self._line(escape(said))
+                self._line(_safe(said))
             self._has_gap = False
         if committed.degraded:
             self._line(f"[yellow]stored, will catch up: {', '.join(committed.degraded)}[/]")
@@ -115,7 +115,7 @@ class Transcript:
         word = decision_word(resolved.decision)
         told = f"{word} by {resolved.decided_by}" if resolved.decided_by else f"{word}, since nobody decided in time"
         comment = f": {_short(resolved.comment)}" if resolved.comment else ""
-        self._line(f"[dim]⚙ {escape(told + comment)}[/]")
+        self._line(f"[dim]⚙ {_safe(told + comment)}[/]")
 
     def _end(self) -> None:
         self.ended = True
@@ -127,7 +127,7 @@ class Transcript:
         if recalled.degraded:
             self._line(f"[yellow]memory is poorer for now: {', '.join(recalled.degraded)} away[/]")
         for hit in shown[:3]:
-            self._line(f"[dim]↺ {escape(source(hit))}: {escape(_short(text(hit)))}[/]")
+            self._line(f"[dim]↺ {_safe(source(hit))}: {_safe(_short(text(hit)))}[/]")
         if len(shown) > 3:
             self._line(f"[dim]↺ and {len(shown) - 3} more[/]")
 
@@ -139,14 +139,14 @@ class Transcript:
             # In full: whoever looks on may have to do what it asks.
             self._notice(f"⚙ waits for its client: {call.name} {call.arguments_json}")
         else:
-            self._line(f"[dim]⚙ {escape(call.name)} {escape(_short(call.arguments_json))}[/]")
+            self._line(f"[dim]⚙ {_safe(call.name)} {_safe(_short(call.arguments_json))}[/]")
 
     def _model(self, event: event_pb2.ModelEvent) -> None:
         delta = event.event.text_delta.text
         if delta:
             self._in_answer = True
             self.answer += delta
-            self._console.out(delta, end="", highlight=False)
+            self._console.out(spoken(delta), end="", highlight=False)
 
     def _notice(self, text: str) -> None:
         self._line("")
@@ -163,6 +163,11 @@ class Transcript:
 def _cancelled(event: event_pb2.RunCancelled) -> str:
     told = f"the run was cancelled: {event.reason}" if event.reason else "the run was cancelled"
     return f"{told}; its messages are gone from the thread" if event.rolled_back else told
+
+
+def _safe(said: str) -> str:
+    """Within markup."""
+    return escape(spoken(said))
 
 
 def _short(said: str) -> str:

@@ -14,8 +14,8 @@ from typer.testing import CliRunner, Result
 
 from janus_api.memory.v1 import memory_service_pb2 as pb
 from janus_api.memory.v1 import record_pb2, scope_pb2
-from janus_app.commands import app
 from janus_app.client import Mesh
+from janus_app.commands import app
 from janus_app.embedded import read_state
 
 

@@ -17,8 +17,8 @@ from typer.testing import CliRunner, Result
 
 from janus_api.orchestration.v1 import agent_pb2, run_pb2, thread_pb2
 from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
-from janus_app.commands import app
 from janus_app.client import Mesh
+from janus_app.commands import app
 
 SLOW = "/pace 300 /long 200"
 

@@ -43,6 +43,23 @@ def test_recalled_memories_are_shown_with_their_source(transcript: Transcript, s
     assert "Lovell, 14 April 1970, thread loop: It's a gas [of] some sort." in screen.getvalue()
 
 
+def test_nothing_that_was_said_acts_on_the_terminal(transcript: Transcript, screen: io.StringIO) -> None:
+    bad = "\x1b[2Jgone\x07\r"
+    family = "👩\u200d👧"
+    transcript.show(pb.RunEvent(memory_recalled=pb.MemoryRecalled(hits=[hit(f"recalled {bad}")])))
+    call = content.ToolCall(call_id="c", name="t", arguments_json=f"called {bad}")
+    transcript.show(pb.RunEvent(tool_call_requested=pb.ToolCallRequested(call=call)))
+    failed = content.ToolResult(call_id="c", is_error=True, parts=[content.Part(text=f"failed {bad}")])
+    transcript.show(pb.RunEvent(tool_call_completed=pb.ToolCallCompleted(result=failed)))
+    transcript.show(said(f"said {bad} {family}\nand more"))
+    shown = screen.getvalue()
+    assert not {"\x1b", "\x07", "\r"} & set(shown)
+    for word in ("recalled", "called", "failed", "said"):
+        assert f"{word} �[2Jgone�" in shown
+    assert family in shown
+    assert "\nand more" in shown
+
+
 def test_recalled_records_without_a_text_are_not_shown(transcript: Transcript, screen: io.StringIO) -> None:
     hits = [hit(""), hit("one"), hit(" \n"), hit("two"), hit("three"), hit("four")]
     transcript.show(pb.RunEvent(memory_recalled=pb.MemoryRecalled(hits=hits)))
