@@ -249,7 +249,13 @@ def _mcp_servers(settings: OrchestrationSettings) -> list[McpServer]:
         McpServer(
             name,
             connector(name, each),
-            McpLimits(each.max_concurrency, each.connect_timeout_s, each.refresh_s, each.longest_retry_s),
+            McpLimits(
+                each.max_concurrency,
+                each.connect_timeout_s,
+                each.refresh_s,
+                each.longest_retry_s,
+                settings.worker_lease_s,
+            ),
         )
         for name, each in settings.mcp_servers.items()
     ]

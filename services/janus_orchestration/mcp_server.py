@@ -7,8 +7,8 @@ not come and go with a server's restarts.
 import asyncio
 import random
 import time
-from collections.abc import Callable, Collection, Mapping
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager, suppress
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -27,10 +27,16 @@ _log = get_logger(__name__)
 # A call that takes its server down does not do so for ever.
 _MOST_ATTEMPTS = 3
 _FIRST_RETRY_S = 0.25
+# Longest wait between tries to connect while a call that may have run waits for it.
+_HURRIED_RETRY_S = 1.0
+# A further try of which one hears nothing for so long has got there.
+_TAKEN_AFTER_S = 0.5
 # A server that says all the time that its tools have changed is not asked all the time.
 _BETWEEN_LISTS_S = 0.5
 # A connection that lasted so long was well: the next loss begins the back-off anew.
 _WELL_AFTER_S = 30.0
+# Told to the model, so that it looks before it asks anew.
+_UNKNOWN = "whether it did anything is not known"
 
 
 class Standing(StrEnum):
@@ -44,12 +50,13 @@ class Standing(StrEnum):
 
 
 class McpLimits(NamedTuple):
-    """Times in seconds; see the settings."""
+    """Times in seconds; see the settings. A call that may have run waits for ``lease_s`` for its server to be back."""
 
     max_concurrency: int
     connect_s: float
     refresh_s: float
     longest_retry_s: float
+    lease_s: float
 
 
 class McpServer:
@@ -67,6 +74,9 @@ class McpServer:
         self._session: McpSession | None = None
         self._moved = asyncio.Event()
         self._calls = 0
+        # Calls that may have run and wait for a connection; the event is set while there are any.
+        self._waiting = 0
+        self._hurry = asyncio.Event()
 
     # -- the connection ------------------------------------------------------------------
 
@@ -85,7 +95,10 @@ class McpServer:
             if was_connected and time.monotonic() - began > _WELL_AFTER_S:
                 wait_s = _FIRST_RETRY_S
             self._stands(Standing.CONNECTING if was_connected else Standing.AWAY)
-            await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s * random.uniform(0.5, 1.0)):  # noqa: S311
+                    await self._hurry.wait()
+                    await asyncio.sleep(_HURRIED_RETRY_S)
             wait_s = min(wait_s * 2, self._limits.longest_retry_s)
 
     async def _connected(self) -> None:
@@ -158,6 +171,8 @@ class McpServer:
             outcome = "timed_out"
             if call.may_have_run and call.must_not_repeat:
                 raise OutcomeUnknown(f"the tool did not answer within {task.timeout_s:g} s") from None
+            if self._session is None and call.was_begun:
+                return self._not_back()
             raise
         except OutcomeUnknown:
             outcome = "lost"
@@ -172,8 +187,11 @@ class McpServer:
     async def _run(self, call: "_Call") -> ToolOutput:
         async with self._room:
             while True:
-                session = await self._session_for(call.task)
+                session = await self._session_for(call)
                 if session is None:
+                    if call.was_begun:
+                        call.outcome = "lost"
+                        return self._not_back()
                     call.outcome = "away"
                     return ToolOutput(f"the tool's server '{self.name}' is not connected", is_error=True)
                 self._calls += 1
@@ -186,7 +204,7 @@ class McpServer:
                         raise OutcomeUnknown("the tool's server was lost before it answered") from None
                     if call.attempt >= _MOST_ATTEMPTS:
                         call.outcome = "lost"
-                        why = f"the tool's server was lost before it answered, {call.attempt} times"
+                        why = f"the tool's server was lost before it answered, {call.attempt} times; {_UNKNOWN}"
                         return ToolOutput(why, is_error=True)
                 finally:
                     self._calls -= 1
@@ -197,13 +215,37 @@ class McpServer:
                         while self._session is session:
                             await self._moved.wait()
 
-    async def _session_for(self, task: ToolTask) -> McpSession | None:
-        """A connection; None when the server is away and is not waited for."""
+    async def _session_for(self, call: "_Call") -> McpSession | None:
+        """A connection; None when the server is away and is not waited for.
+
+        With a call that was begun it has time to come back: a restart is no reason to give up.
+        """
+        if self._session is None and call.was_begun:
+            with suppress(TimeoutError), self._hurried():
+                async with within(self._limits.lease_s):
+                    while self._session is None:
+                        await self._moved.wait()
         while self._session is None:
-            if self._standing is Standing.AWAY and task.when_no_worker is WhenNoWorker.FAIL:
+            if self._standing is Standing.AWAY and call.task.when_no_worker is WhenNoWorker.FAIL:
                 return None
             await self._moved.wait()
         return self._session
+
+    @contextmanager
+    def _hurried(self) -> Iterator[None]:
+        """Have it tried often to connect."""
+        self._waiting += 1
+        self._hurry.set()
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self._hurry.clear()
+
+    def _not_back(self) -> ToolOutput:
+        why = f"the call was begun, but the tool's server '{self.name}' is not connected any more; {_UNKNOWN}"
+        return ToolOutput(why, is_error=True)
 
 
 class _Call:
@@ -219,28 +261,51 @@ class _Call:
         self._report = report
         self._told = 0
 
+    @property
+    def was_begun(self) -> bool:
+        """Whether it may have done something, in a try of ours or of an earlier owner."""
+        return self.may_have_run or self.task.attempt > 1
+
     async def over(self, session: McpSession) -> ToolOutput:
         """Try it over a connection."""
         self.attempt += 1
-        if self.attempt > self._told:
-            self._told = self.attempt
-            # A run that was taken over goes on counting.
-            await self._report.started(attempt=self.task.attempt + self.attempt - 1)
+        if self.attempt == 1:
+            await self._tell_started()
         before, self.may_have_run = self.may_have_run, True
         latest = _Latest()
         telling = asyncio.create_task(self._tell(latest), name=f"mcp-progress-{self.task.run_id}-{self.task.step}")
+        was_taken = False
         try:
-            return await session.call(self._name, self.task.arguments, self.task.idempotency_key, latest.put)
+            output = await session.call(self._name, self.task.arguments, self.task.idempotency_key, latest.put)
+            was_taken = True
+            return output
         except McpNotTaken:
             self.attempt, self.may_have_run = self.attempt - 1, before
+            raise
+        except McpLost:
+            was_taken = True
             raise
         finally:
             telling.cancel()
             await asyncio.gather(telling, return_exceptions=True)
+            if was_taken:
+                await self._tell_started()
 
     async def _tell(self, latest: "_Latest") -> None:
+        if self.attempt > self._told:
+            with suppress(TimeoutError):
+                async with within(_TAKEN_AFTER_S):
+                    await latest.wait()
+            await self._tell_started()
         while True:
             await self._report.progress(*await latest.next())
+
+    async def _tell_started(self) -> None:
+        """Once for each try; a further one may never get to the server, and is told of when it has."""
+        if self.attempt > self._told:
+            # A run that was taken over goes on counting.
+            await self._report.started(attempt=self.task.attempt + self.attempt - 1)
+            self._told = self.attempt
 
 
 class _Latest:
@@ -253,6 +318,10 @@ class _Latest:
     def put(self, fraction: float | None, message: str) -> None:
         self._news = (fraction, message)
         self._there.set()
+
+    async def wait(self) -> None:
+        """Until there is one."""
+        await self._there.wait()
 
     async def next(self) -> tuple[float | None, str]:
         await self._there.wait()

@@ -22,7 +22,7 @@ from janus_api.content.v1 import message_pb2 as content
 from janus_kit.errors import Unavailable
 from janus_kit.telemetry import logging
 from janus_orchestration.adapters.mcp_connector import connector
-from janus_orchestration.mcp_server import McpLimits, McpServer
+from janus_orchestration.mcp_server import McpLimits, McpServer, Standing
 from janus_orchestration.mcp_settings import McpServerSettings
 from janus_orchestration.mcp_tools import McpTools, kept_connected
 from janus_orchestration.model import MemoryPolicy, SideEffect, Thread, ToolCall, ToolOutput, WhenNoWorker
@@ -89,9 +89,9 @@ class Client:
 
 
 @asynccontextmanager
-async def connected(settings: McpServerSettings) -> AsyncIterator[Client]:
+async def connected(settings: McpServerSettings, *, lease_s: float = PATIENCE_S) -> AsyncIterator[Client]:
     limits = McpLimits(
-        settings.max_concurrency, settings.connect_timeout_s, settings.refresh_s, settings.longest_retry_s
+        settings.max_concurrency, settings.connect_timeout_s, settings.refresh_s, settings.longest_retry_s, lease_s
     )
     server = McpServer("shop", connector("shop", settings), limits)
     async with kept_connected([server]):
@@ -185,6 +185,40 @@ async def test_a_server_that_dies_in_a_call_is_started_again_and_the_call_as_wel
         text, failed = said(await call)
         assert (text[:8], failed) == ("survived", False)
         assert report.attempts == [1, 2]
+
+
+@pytest.fixture(params=["http", "http of 2025"])
+async def far_shop(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Shop]:
+    made = Shop(tmp_path, LEGACY="1" if "2025" in request.param else "")
+    async with made.serving():
+        yield made
+
+
+async def test_a_call_that_was_begun_waits_for_its_server_to_be_back(far_shop: Shop) -> None:
+    async with connected(far_shop.http()) as client:
+        report = Report()
+        call = asyncio.create_task(client.call("die", report, lives=1))
+        await far_shop.until("die")
+        await eventually(_holds(lambda: client.server._standing is Standing.AWAY), PATIENCE_S)
+        # One that was not begun does not wait, and no try is told of that never got there.
+        assert said(await client.call("brew", item="tea")) == ("the tool's server 'shop' is not connected", True)
+        assert report.attempts == [1]
+        await far_shop.open()
+        text, failed = said(await call)
+        assert (text[:8], failed) == ("survived", False)
+        assert report.attempts == [1, 2]
+
+
+async def test_of_a_call_that_was_begun_and_whose_server_stays_away_nothing_is_known(far_shop: Shop) -> None:
+    async with connected(far_shop.http(), lease_s=0.5) as client:
+        report = Report()
+        assert said(await client.call("die", report, lives=1)) == (
+            "the call was begun, but the tool's server 'shop' is not connected any more; "
+            "whether it did anything is not known",
+            True,
+        )
+        assert report.attempts == [1]
+    assert len(far_shop.saw("die")) == 1
 
 
 async def test_a_call_that_must_not_be_repeated_is_not_when_its_server_dies(
@@ -326,7 +360,7 @@ async def test_a_call_that_takes_every_server_down_is_given_up(shop: Shop) -> No
     async with connected(shop.stdio()) as client:
         report = Report()
         assert said(await client.call("die", report, when=WhenNoWorker.WAIT, lives=100)) == (
-            "the tool's server was lost before it answered, 3 times",
+            "the tool's server was lost before it answered, 3 times; whether it did anything is not known",
             True,
         )
         assert report.attempts == [1, 2, 3]

@@ -10,6 +10,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+
+from janus_orchestration import mcp_server
 from janus_orchestration.mcp_ports import McpLost, McpNotTaken, McpSession, Progress
 from janus_orchestration.mcp_server import McpLimits, McpServer
 from janus_orchestration.mcp_tools import McpTools, kept_connected
@@ -22,6 +25,8 @@ TASK = ToolTask(
     BREW, ToolCall("c1", BREW.name, "{}"), {}, 1, 1, 2, 60, WhenNoWorker.FAIL, "m", "run",
     Thread("t", "a", "", "", "", NOW, NOW), MemoryPolicy(),
 )  # fmt: skip
+
+READING = replace(TASK, tool=replace(BREW, side_effect=SideEffect.READ_ONLY))
 
 
 class Report:
@@ -64,6 +69,7 @@ class Shop:
     """All connections to one server."""
 
     def __init__(self) -> None:
+        self.tries = 0
         self.lists = 0
         self.is_mute = False
         self.is_away = False
@@ -74,6 +80,7 @@ class Shop:
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[McpSession]:
+        self.tries += 1
         if self.is_away:
             raise ConnectionError
         session = Session(self)
@@ -89,7 +96,9 @@ async def until(condition: Any) -> None:
 
 def serving(shop: Shop, **limits: float) -> McpServer:
     return McpServer(
-        "shop", shop.connect, McpLimits(8, **{"connect_s": 20, "refresh_s": 300, "longest_retry_s": 1} | limits)
+        "shop",
+        shop.connect,
+        McpLimits(8, **{"connect_s": 20, "refresh_s": 300, "longest_retry_s": 1, "lease_s": 15} | limits),
     )
 
 
@@ -134,10 +143,9 @@ async def test_a_call_that_never_got_there_is_made_again_and_counts_once() -> No
 async def test_a_call_is_not_made_over_a_lost_connection_whose_end_a_process_that_stood_still_has_not_seen() -> None:
     shop = Shop()
     server = serving(shop)
-    task = replace(TASK, tool=replace(BREW, side_effect=SideEffect.READ_ONLY))
     async with kept_connected([server]):
         await server.tools()
-        call = asyncio.create_task(server.call("brew", task, Report()))
+        call = asyncio.create_task(server.call("brew", READING, Report()))
         shop.outcomes.put_nowait(McpLost())
         await until(lambda: shop.called)
         for _ in range(5):
@@ -152,10 +160,75 @@ async def test_a_call_is_not_made_over_a_lost_connection_whose_end_a_process_tha
     assert len(shop.sessions) == 2
 
 
+NOT_BACK = (
+    "the call was begun, but the tool's server 'shop' is not connected any more; whether it did anything is not known"
+)
+
+
+async def test_a_further_try_is_told_of_once_it_got_there() -> None:
+    shop = Shop()
+    server = serving(shop)
+    report = Report()
+    async with kept_connected([server]):
+        await server.tools()
+        call = asyncio.create_task(server.call("brew", READING, report))
+        for outcome in (McpLost(), McpNotTaken()):
+            shop.outcomes.put_nowait(outcome)
+        await until(lambda: len(shop.calls) == 3)
+        assert report.attempts == [1]
+        # The tool works, and says nothing yet.
+        await until(lambda: report.attempts == [1, 2])
+        shop.outcomes.put_nowait("a cup")
+        assert (await call).text == "a cup"
+    assert report.attempts == [1, 2]
+
+
+@pytest.mark.parametrize("when", WhenNoWorker)
+async def test_a_call_that_was_begun_waits_no_longer_than_its_own_time(when: WhenNoWorker) -> None:
+    shop = Shop()
+    server = serving(shop)
+    async with kept_connected([server]):
+        await server.tools()
+        shop.is_away = True
+        call = asyncio.create_task(server.call("brew", replace(READING, timeout_s=1.5, when_no_worker=when), Report()))
+        await until(lambda: shop.called)
+        shop.outcomes.put_nowait(McpLost())
+        shop.sessions[0].is_lost.set()
+        async with asyncio.timeout(10):
+            output = await call
+    assert (output.text, output.is_error) == (NOT_BACK, True)
+
+
+async def test_a_call_that_an_earlier_owner_may_have_begun_waits_as_well() -> None:
+    shop = Shop()
+    shop.is_away = True
+    server = serving(shop, lease_s=0.2)
+    async with kept_connected([server]):
+        output = await server.call("brew", replace(READING, attempt=2), Report())
+        assert (output.text, output.is_error) == (NOT_BACK, True)
+        output = await server.call("brew", READING, Report())
+        assert (output.text, output.is_error) == ("the tool's server 'shop' is not connected", True)
+
+
+async def test_a_server_that_a_begun_call_waits_for_is_tried_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    # It has been away for long.
+    monkeypatch.setattr(mcp_server, "_FIRST_RETRY_S", 3_600)
+    shop = Shop()
+    shop.is_away = True
+    server = serving(shop)
+    async with kept_connected([server]):
+        assert not await server.tools()
+        call = asyncio.create_task(server.call("brew", replace(READING, attempt=2), Report()))
+        await until(lambda: shop.tries >= 2)
+        shop.is_away = False
+        shop.outcomes.put_nowait("a cup")
+        assert (await call).text == "a cup"
+
+
 async def test_one_server_that_cannot_be_reached_keeps_no_other_waiting() -> None:
     near, far = Shop(), Shop()
     far.is_away = True
-    servers = [serving(near), McpServer("far", far.connect, McpLimits(8, 20, 300, 1))]
+    servers = [serving(near), McpServer("far", far.connect, McpLimits(8, 20, 300, 1, 15))]
     tools = McpTools(servers, {})
     async with kept_connected(servers):
         async with asyncio.timeout(10):
