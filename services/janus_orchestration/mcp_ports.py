@@ -11,7 +11,10 @@ Progress = Callable[[float | None, str], None]
 
 
 class McpLost(Exception):
-    """The connection ended; whether the server had begun what was asked is not known."""
+    """The connection ended; whether the server had begun what was asked is not known.
+
+    Its text says why, without a word of the server's and without secrets; empty: that is not known.
+    """
 
 
 class McpNotTaken(Exception):

@@ -71,6 +71,8 @@ class McpServer:
         self._room = asyncio.Semaphore(limits.max_concurrency)
         self._tools: Mapping[str, Tool] = {}
         self._standing = Standing.CONNECTING
+        # What went wrong last, to be shown to anybody.
+        self._why = ""
         self._session: McpSession | None = None
         self._moved = asyncio.Event()
         self._calls = 0
@@ -89,8 +91,8 @@ class McpServer:
                 with cancel_wins():
                     await self._connected()
             except Exception as error:  # noqa: BLE001 - whatever a server does, it is tried again
-                # The error's text may be the server's own words, or have a secret in it.
-                _log.warning("mcp_server_lost", server=self.name, error=type(_first(error)).__name__)
+                self._why = _why(error)
+                _log.warning("mcp_server_lost", server=self.name, why=self._why)
             was_connected = self._standing is Standing.CONNECTED
             if was_connected and time.monotonic() - began > _WELL_AFTER_S:
                 wait_s = _FIRST_RETRY_S
@@ -148,7 +150,8 @@ class McpServer:
     async def check(self) -> None:
         """Raises Unavailable unless it is connected."""
         if self._session is None:
-            raise Unavailable(f"mcp-{self.name}", f"the MCP server '{self.name}' is not connected")
+            why = self._why and f": {self._why}"
+            raise Unavailable(f"mcp-{self.name}", f"the MCP server '{self.name}' is not connected{why}")
 
     # -- its tools -----------------------------------------------------------------------
 
@@ -330,8 +333,13 @@ class _Latest:
         return self._news
 
 
-def _first(error: BaseException) -> BaseException:
-    """What is within a group."""
+def _why(error: BaseException) -> str:
+    """What may be shown of an error, whose text may be the server's own words, or have a secret in it."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return error
+    match error:
+        case McpLost():
+            return str(error) or "its connection ended"
+        case TimeoutError():
+            return "it does not answer in time"
+    return type(error).__name__

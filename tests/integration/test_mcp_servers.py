@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from tests.fakes.mcp_shop import Shop, is_alive
 from tests.fakes.orchestration_service import eventually
 
@@ -402,6 +404,68 @@ async def test_headers_reach_the_server_and_no_log(shop: Shop, logs: io.StringIO
         await client.call("brew", item="tea")
     assert seen["headers"]["authorization"] == "Bearer h-secret"
     assert "secret" not in logs.getvalue()
+
+
+# -- why a server is away -----------------------------------------------------------------
+
+
+async def why_away(settings: McpServerSettings, logs: io.StringIO) -> str:
+    """What is said of a server that cannot be reached, which the log and the part agree about."""
+    async with connected(settings) as client:
+        assert not await client.offered("shop.brew")
+        with pytest.raises(Unavailable) as raised:
+            await client.server.check()
+    said, _, why = raised.value.message.partition(": ")
+    assert said == "the MCP server 'shop' is not connected"
+    lost = [json.loads(line) for line in logs.getvalue().splitlines() if "mcp_server_lost" in line]
+    assert {line["why"] for line in lost} == {why}
+    assert "secret" not in logs.getvalue() + why
+    return why
+
+
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [
+        ("import sys; print('secret', file=sys.stderr); sys.exit(3)", "its program ended with exit code 3; "),
+        ("import secret", "its program ended with exit code 1; "),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "its program was ended by SIGKILL; "),
+    ],
+)
+async def test_how_a_program_ended_is_said(program: str, why: str, logs: io.StringIO) -> None:
+    settings = McpServerSettings(command=(sys.executable, "-c", program), env={"KEY": "secret"}, longest_retry_s=0.3)
+    assert await why_away(settings, logs) == why + "`stderr: true` shows what it writes to stderr"
+
+
+async def test_why_a_program_cannot_be_started_is_said(tmp_path: Path, logs: io.StringIO) -> None:
+    why = await why_away(McpServerSettings(command=(str(tmp_path / "secret"),)), logs)
+    assert why == "its program cannot be started: No such file or directory"
+
+
+async def test_that_nobody_listens_is_said(shop: Shop, logs: io.StringIO) -> None:
+    assert await why_away(shop.http(headers={"Key": "secret"}), logs) == "the connection is refused"
+
+
+async def test_the_status_of_an_answer_that_is_none_is_said(logs: io.StringIO) -> None:
+    async def refuse(request: web.Request) -> web.Response:
+        assert request.headers["Authorization"] == "Bearer secret"
+        return web.Response(status=401, text="secret")
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", refuse)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}/mcp"
+        settings = McpServerSettings(url=url, headers={"Authorization": "Bearer secret"})
+        assert await why_away(settings, logs) == "it answered with HTTP 401"
+    finally:
+        await runner.cleanup()
+
+
+async def test_that_a_server_does_not_answer_is_said(logs: io.StringIO) -> None:
+    settings = McpServerSettings(command=("sleep", "300"), connect_timeout_s=0.3)
+    assert await why_away(settings, logs) == "it does not answer in time"
 
 
 # -- ends ---------------------------------------------------------------------------------

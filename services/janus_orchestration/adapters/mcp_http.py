@@ -1,10 +1,13 @@
 """HTTP to an MCP server, with bounds, and with what never got there told apart."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import httpx2
+
+from janus_orchestration.adapters.mcp_ended import Ended
 
 NOT_TAKEN = -32_098
 """JSON-RPC error of a request that the server never had."""
@@ -14,9 +17,7 @@ _CLOSE_S = 2.0
 _MOST_CONNECTIONS = 1_000
 
 
-def client(
-    headers: Mapping[str, str], *, connect_s: float, most_bytes: int, ended: asyncio.Event
-) -> httpx2.AsyncClient:
+def client(headers: Mapping[str, str], *, connect_s: float, most_bytes: int, ended: Ended) -> httpx2.AsyncClient:
     """``ended`` is set when the server is not there, or does not know our session any more."""
     limits = httpx2.Limits(max_connections=_MOST_CONNECTIONS)
     return httpx2.AsyncClient(
@@ -28,7 +29,7 @@ def client(
 
 
 class _Watched(httpx2.AsyncBaseTransport):
-    def __init__(self, inner: httpx2.AsyncBaseTransport, most_bytes: int, ended: asyncio.Event) -> None:
+    def __init__(self, inner: httpx2.AsyncBaseTransport, most_bytes: int, ended: Ended) -> None:
         self._inner = inner
         self._most_bytes = most_bytes
         self._ended = ended
@@ -40,10 +41,18 @@ class _Watched(httpx2.AsyncBaseTransport):
                 return await self._inner.handle_async_request(request)
         try:
             response = await self._inner.handle_async_request(request)
-        except (httpx2.ConnectError, httpx2.ConnectTimeout):
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            self._ended.why = _why(error)
             self._ended.set()
             return _not_taken()
+        except httpx2.TransportError as error:
+            self._ended.why = f"the connection broke off ({type(error).__name__})"
+            raise
+        if request.method == "POST":
+            # Some have nothing to say to a GET, and say so.
+            self._ended.why = "" if response.is_success else f"it answered with HTTP {response.status_code}"
         if response.status_code == 404 and _SESSION_HEADER in request.headers:
+            self._ended.why = "it does not know its session any more"
             self._ended.set()
             await response.aclose()
             return _not_taken()
@@ -59,6 +68,26 @@ class _Watched(httpx2.AsyncBaseTransport):
 def _not_taken() -> httpx2.Response:
     error: dict[str, Any] = {"code": NOT_TAKEN, "message": "not reached"}
     return httpx2.Response(503, json={"jsonrpc": "2.0", "id": None, "error": error})
+
+
+def _why(error: BaseException) -> str:
+    """Why there is no connection, without the address."""
+    found: BaseException | None = error
+    while found is not None:
+        match found:
+            case httpx2.ConnectTimeout():
+                return "no connection within the time for it"
+            case ConnectionRefusedError():
+                return "the connection is refused"
+            case ssl.SSLError():
+                return f"TLS fails ({found.reason})"
+            case OSError(strerror=str(words)):
+                return f"no connection: {words}"
+            case BaseExceptionGroup():
+                found = found.exceptions[0]
+            case _:
+                found = found.__cause__ or found.__context__
+    return "no connection"
 
 
 class _Bounded(httpx2.AsyncByteStream):

@@ -20,6 +20,7 @@ from janus_kit.telemetry import tracing
 from janus_kit.telemetry.logging import get_logger
 from janus_kit.version import version
 from janus_orchestration.adapters import mcp_http, mcp_stdio
+from janus_orchestration.adapters.mcp_ended import Ended
 from janus_orchestration.mcp_ports import McpLost, McpNotTaken, McpSession, Progress
 from janus_orchestration.mcp_settings import McpServerSettings
 from janus_orchestration.model import Tool, ToolOutput
@@ -51,8 +52,30 @@ for _name in ("mcp", "client"):
 
 @asynccontextmanager
 async def connection(name: str, settings: McpServerSettings) -> AsyncIterator[McpSession]:
-    """Connect to a server."""
+    """Connect to a server. Raises McpLost with why it is not, or no longer, where that is known."""
     session = _Session(name, settings)
+    try:
+        async with _connected(name, settings, session):
+            yield session
+    except Exception as error:
+        if why := session.ended.why or _refused(error):
+            raise McpLost(why) from error
+        raise
+
+
+def _refused(error: BaseException) -> str:
+    """Why a server is not one that we can use, without its own words."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if not isinstance(error, MCPError) or error.code == types.CONNECTION_CLOSED:
+        return ""
+    if error.code == types.REQUEST_TIMEOUT:
+        return "it does not answer in time"
+    return f"it answered with the error {error.code} of the protocol"
+
+
+@asynccontextmanager
+async def _connected(name: str, settings: McpServerSettings, session: "_Session") -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(
             Client(
@@ -66,13 +89,13 @@ async def connection(name: str, settings: McpServerSettings) -> AsyncIterator[Mc
         )
         session.opened(client)
         try:
-            yield session
+            yield
         finally:
             await session.close()
 
 
 async def _transport(
-    stack: AsyncExitStack, name: str, settings: McpServerSettings, ended: asyncio.Event
+    stack: AsyncExitStack, name: str, settings: McpServerSettings, ended: Ended
 ) -> AbstractAsyncContextManager[Any]:
     if settings.command:
         return mcp_stdio.program(
@@ -94,7 +117,7 @@ class _Session:
     """An ``McpSession``."""
 
     def __init__(self, name: str, settings: McpServerSettings) -> None:
-        self.ended = asyncio.Event()
+        self.ended = Ended()
         self._name = name
         self._settings = settings
         self._client: Client

@@ -24,6 +24,7 @@ from mcp.shared.message import SessionMessage
 
 from janus_kit.settings import MiB
 from janus_kit.telemetry.logging import get_logger
+from janus_orchestration.adapters.mcp_ended import Ended
 
 _log = get_logger(__name__)
 
@@ -58,20 +59,24 @@ async def program(
     cwd: str | None,
     stderr: bool,
     most_bytes: int,
-    ended: asyncio.Event,
+    ended: Ended,
 ) -> AsyncIterator[tuple[Read, Write]]:
     """Run it; ``ended`` is set once nothing more will be heard of it. Raises OSError."""
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=PIPE,
-        stdout=PIPE,
-        stderr=None if stderr else DEVNULL,
-        env=get_default_environment() | dict(env),
-        cwd=cwd,
-        limit=most_bytes,
-        # A group of its own, so that a signal reaches all of it, and Ctrl-C at Janus none.
-        start_new_session=True,
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=None if stderr else DEVNULL,
+            env=get_default_environment() | dict(env),
+            cwd=cwd,
+            limit=most_bytes,
+            # A group of its own, so that a signal reaches all of it, and Ctrl-C at Janus none.
+            start_new_session=True,
+        )
+    except OSError as error:
+        ended.why = f"its program cannot be started: {error.strerror}"
+        raise
     heard, read = anyio.create_memory_object_stream[SessionMessage | Exception](0)
     write, to_say = anyio.create_memory_object_stream[SessionMessage](_WAITING_MESSAGES)
     pumps = [
@@ -81,11 +86,13 @@ async def program(
     try:
         yield read, write
     finally:
+        had_ended = ended.is_set()
         for pump in pumps:
             pump.cancel()
         try:
             await asyncio.gather(*pumps, return_exceptions=True)
-            await _ask_to_end(process)
+            if await _ask_to_end(process) and had_ended and not ended.why:
+                ended.why = _how_it_ended(process, stderr)
         finally:
             # Without a wait, since this may be all that a second cancel leaves time for.
             _signal(process, signal.SIGKILL)
@@ -98,7 +105,7 @@ async def _listen(
     process: asyncio.subprocess.Process,
     heard: MemoryObjectSendStream[SessionMessage | Exception],
     name: str,
-    ended: asyncio.Event,
+    ended: Ended,
 ) -> None:
     assert process.stdout is not None
     was_garbage = False
@@ -109,6 +116,7 @@ async def _listen(
                 refused = line.refused()
                 if refused is None:
                     # Who waits for it, if anybody does, cannot be told.
+                    ended.why = "it wrote a message that is too long"
                     break
                 await heard.send(SessionMessage(refused))
                 continue
@@ -167,7 +175,7 @@ async def _line(stdout: asyncio.StreamReader) -> bytes | _TooLong:
 
 
 async def _speak(
-    process: asyncio.subprocess.Process, to_say: MemoryObjectReceiveStream[SessionMessage], ended: asyncio.Event
+    process: asyncio.subprocess.Process, to_say: MemoryObjectReceiveStream[SessionMessage], ended: Ended
 ) -> None:
     assert process.stdin is not None
     try:
@@ -175,13 +183,17 @@ async def _speak(
             process.stdin.write(said.message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n")
             async with asyncio.timeout(_WRITE_S):
                 await process.stdin.drain()
-    except (OSError, TimeoutError):
+    except TimeoutError:
+        ended.why = "its program does not read what it is told"
+        ended.set()
+    except OSError:
         ended.set()
     finally:
         to_say.close()
 
 
-async def _ask_to_end(process: asyncio.subprocess.Process) -> None:
+async def _ask_to_end(process: asyncio.subprocess.Process) -> bool:
+    """Whether it ended without a signal of ours."""
     assert process.stdin is not None
     process.stdin.close()
     for number in (signal.SIGTERM, signal.SIGKILL, None):
@@ -190,9 +202,25 @@ async def _ask_to_end(process: asyncio.subprocess.Process) -> None:
             async with asyncio.timeout(_GRACE_S):
                 while process.returncode is None:  # noqa: ASYNC110 - what is waited for is not of this loop
                     await asyncio.sleep(_POLL_S)
-                return
+                return number is signal.SIGTERM
         if number is not None:
             _signal(process, number)
+    return False
+
+
+def _how_it_ended(process: asyncio.subprocess.Process, stderr: bool) -> str:
+    code = process.returncode
+    assert code is not None
+    how = f"ended with exit code {code}" if code >= 0 else f"was ended by {_signal_name(-code)}"
+    where = "what it wrote to stderr is in Janus's" if stderr else "`stderr: true` shows what it writes to stderr"
+    return f"its program {how}; {where}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from janus_orchestration.adapters import mcp_http
+from janus_orchestration.adapters.mcp_ended import Ended
 
 MOST_BYTES = 1_000
 
@@ -49,12 +50,12 @@ async def served() -> AsyncIterator[str]:
 
 
 @pytest.fixture
-def ended() -> asyncio.Event:
-    return asyncio.Event()
+def ended() -> Ended:
+    return Ended()
 
 
 @pytest.fixture
-async def http(ended: asyncio.Event) -> AsyncIterator[httpx2.AsyncClient]:
+async def http(ended: Ended) -> AsyncIterator[httpx2.AsyncClient]:
     async with mcp_http.client({"Authorization": "secret"}, connect_s=5, most_bytes=MOST_BYTES, ended=ended) as client:
         yield client
 
@@ -71,22 +72,38 @@ async def test_a_body_is_read_as_far_as_the_bound_and_a_stream_for_as_long_as_it
         assert len((await http.post(f"{url}/text/{MOST_BYTES + 1}")).content) == MOST_BYTES + 1
 
 
-async def test_a_server_that_is_not_there_has_taken_nothing(http: httpx2.AsyncClient, ended: asyncio.Event) -> None:
+async def test_a_server_that_is_not_there_has_taken_nothing(http: httpx2.AsyncClient, ended: Ended) -> None:
     async with served() as url:
         pass
     assert was_not_taken(await http.post(f"{url}/application/1"))
     assert ended.is_set()
+    assert ended.why == "the connection is refused"
+
+
+async def test_what_went_wrong_last_is_known(http: httpx2.AsyncClient, ended: Ended) -> None:
+    async with served() as url:
+        await http.post(f"{url}/refused")
+        assert ended.why == "it answered with HTTP 400"
+        await http.post(f"{url}/application/1")
+        assert not ended.why
+        # Not every server has something to say to a GET.
+        assert (await http.get(f"{url}/application/1")).status_code == 405
+        assert not ended.why
+        await http.post(f"{url.replace('http:', 'https:')}/application/1")
+        assert ended.why.startswith("TLS fails (")
 
 
 async def test_a_server_that_does_not_know_the_session_has_taken_nothing(
-    http: httpx2.AsyncClient, ended: asyncio.Event
+    http: httpx2.AsyncClient, ended: Ended
 ) -> None:
     async with served() as url:
         # Without a session it is only an address where nothing is.
         assert (await http.post(f"{url}/gone")).status_code == 404
         assert not ended.is_set()
+        assert ended.why == "it answered with HTTP 404"
         assert was_not_taken(await http.post(f"{url}/gone", headers={"Mcp-Session-Id": "s"}))
         assert ended.is_set()
+        assert ended.why == "it does not know its session any more"
 
 
 async def test_a_goodbye_that_nobody_answers_is_not_waited_for(

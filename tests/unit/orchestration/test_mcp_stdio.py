@@ -14,6 +14,7 @@ import mcp_types
 import pytest
 
 from janus_orchestration.adapters import mcp_stdio
+from janus_orchestration.adapters.mcp_ended import Ended
 
 MOST_BYTES = 4_096
 SHORT = '{"jsonrpc": "2.0", "method": "notifications/tools/list_changed"}'
@@ -22,11 +23,11 @@ LONG = json.dumps({"content": [{"id": 9, "text": '","id":9}' * 2_000, "result": 
 
 
 @asynccontextmanager
-async def says(folder: Path, *lines: str, end: str = "\n") -> AsyncIterator[tuple[Any, asyncio.Event]]:
+async def says(folder: Path, *lines: str, end: str = "\n") -> AsyncIterator[tuple[Any, Ended]]:
     """What is read of a program that writes these lines and goes on living until it is told to end."""
     (folder / "lines").write_text("\n".join(lines) + end)
     script = "import sys; sys.stdout.write(open('lines').read()); sys.stdout.flush(); sys.stdin.read()"
-    ended = asyncio.Event()
+    ended = Ended()
     async with mcp_stdio.program(
         [sys.executable, "-c", script],
         name="shop",
