@@ -15,7 +15,7 @@ from janus_kit.clock import SystemClock
 from janus_kit.errors import Unavailable
 from janus_kit.ids import new_id
 from janus_kit.mount import Mount, Part
-from janus_kit.postgres import database
+from janus_kit.postgres import Database, database
 from janus_kit.redis import ping
 from janus_kit.redis import redis as redis_client
 from janus_kit.settings import PostgresSettings, RedisSettings, SettingsError
@@ -26,6 +26,7 @@ from janus_orchestration.adapters.mcp_connector import connector, is_installed
 from janus_orchestration.adapters.memory_client import MemoryClient
 from janus_orchestration.adapters.postgres_journal import PostgresStore
 from janus_orchestration.adapters.postgres_leases import PostgresLeases, PostgresOutbox
+from janus_orchestration.adapters.postgres_offers import PostgresOffer
 from janus_orchestration.adapters.postgres_schedules import PostgresTimetable
 from janus_orchestration.adapters.postgres_tools import PostgresDispatches, PostgresWorkers
 from janus_orchestration.adapters.postgres_webhooks import PostgresDeliveryQueue
@@ -110,7 +111,7 @@ async def mount(
         tools_codec = ProtobufTools()
         workers = PostgresWorkers(db, retention_s=settings.tool_retention_s)
         worker_tools = WorkerTools(PostgresDispatches(db), poll_s=_CALLS_POLL_S, lease_s=settings.worker_lease_s)
-        mcp_servers = _mcp_servers(settings)
+        mcp_servers = _mcp_servers(settings, db)
         tenants = {name: each.tenants for name, each in settings.mcp_servers.items()}
         mcp_tools = McpTools(mcp_servers, tenants)
         sessions = WorkerSessions(workers, _session_limits(settings), mcp_tools)
@@ -242,7 +243,7 @@ async def mount(
         )
 
 
-def _mcp_servers(settings: OrchestrationSettings) -> list[McpServer]:
+def _mcp_servers(settings: OrchestrationSettings, db: Database) -> list[McpServer]:
     if settings.mcp_servers and not is_installed():
         raise SettingsError(["orchestration.mcp_servers: needs the packages of janus-mesh[mcp]"])
     return [
@@ -256,6 +257,7 @@ def _mcp_servers(settings: OrchestrationSettings) -> list[McpServer]:
                 each.longest_retry_s,
                 settings.worker_lease_s,
             ),
+            PostgresOffer(db, name, each.origin),
         )
         for name, each in settings.mcp_servers.items()
     ]

@@ -38,5 +38,15 @@ class McpSession(Protocol):
         """
 
 
+class McpOffer(Protocol):
+    """What a server offered last, however often Janus was started anew since. Raises what its store does."""
+
+    async def read(self) -> Sequence[Tool]:
+        """Its tools; none where it never answered as it is set up now."""
+
+    async def write(self, tools: Sequence[Tool]) -> None:
+        """Keep them in place of those before."""
+
+
 Connect = Callable[[], AbstractAsyncContextManager[McpSession]]
 """A new connection to one server. Entering raises whatever went wrong; leaving it leaves nothing behind."""

@@ -1,13 +1,13 @@
 """One MCP server: a task that keeps it connected, what it offers, and the calls to it.
 
 The last list of its tools is kept while it is away, so that an agent's tools do
-not come and go with a server's restarts.
+not come and go with a server's restarts, nor with ours.
 """
 
 import asyncio
 import random
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from enum import StrEnum
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from janus_kit.errors import Unavailable
 from janus_kit.telemetry.logging import get_logger
 from janus_kit.waiting import within
 from janus_orchestration import state, telemetry
-from janus_orchestration.mcp_ports import Connect, McpLost, McpNotTaken, McpSession
+from janus_orchestration.mcp_ports import Connect, McpLost, McpNotTaken, McpOffer, McpSession
 from janus_orchestration.model import Tool, ToolOutput, WhenNoWorker
 from janus_orchestration.ports import OutcomeUnknown, ToolReport, ToolTask
 from janus_orchestration.state import AfterUnknown
@@ -35,6 +35,8 @@ _TAKEN_AFTER_S = 0.5
 _BETWEEN_LISTS_S = 0.5
 # A connection that lasted so long was well: the next loss begins the back-off anew.
 _WELL_AFTER_S = 30.0
+# Longest wait for the records of what it offers.
+_RECORDS_S = 5.0
 # Told to the model, so that it looks before it asks anew.
 _UNKNOWN = "whether it did anything is not known"
 
@@ -62,7 +64,7 @@ class McpLimits(NamedTuple):
 class McpServer:
     """A server by its configured name."""
 
-    def __init__(self, name: str, connect: Connect, limits: McpLimits) -> None:
+    def __init__(self, name: str, connect: Connect, limits: McpLimits, offer: McpOffer) -> None:
         self.name = name
         # Told the names of tools that it did not offer before.
         self.on_tools: Callable[[Collection[str]], None] = lambda names: None
@@ -70,6 +72,9 @@ class McpServer:
         self._limits = limits
         self._room = asyncio.Semaphore(limits.max_concurrency)
         self._tools: Mapping[str, Tool] = {}
+        self._offer = offer
+        # As the records have it; None until that is known.
+        self._recorded: Mapping[str, Tool] | None = None
         self._standing = Standing.CONNECTING
         # What went wrong last, to be shown to anybody.
         self._why = ""
@@ -93,6 +98,7 @@ class McpServer:
             except Exception as error:  # noqa: BLE001 - whatever a server does, it is tried again
                 self._why = _why(error)
                 _log.warning("mcp_server_lost", server=self.name, why=self._why)
+            await self._recall()
             was_connected = self._standing is Standing.CONNECTED
             if was_connected and time.monotonic() - began > _WELL_AFTER_S:
                 wait_s = _FIRST_RETRY_S
@@ -115,6 +121,7 @@ class McpServer:
             telemetry.mcp_connections.labels(self.name).inc()
             try:
                 while True:
+                    await self._record()
                     await self._refreshed(session)
             finally:
                 self._session = None
@@ -134,13 +141,42 @@ class McpServer:
                 raise
 
     async def _list(self, session: McpSession) -> None:
-        tools = {tool.name: tool for tool in await session.tools()}
+        self._offers(await session.tools())
+
+    def _offers(self, offered: Sequence[Tool]) -> None:
+        tools = {tool.name: tool for tool in offered}
         before, self._tools = self._tools, tools
         if tools == before:
             return
         if before:
             _log.info("mcp_tools_changed", server=self.name, tools=len(tools))
         self.on_tools(tools.keys() - before.keys())
+
+    async def _recall(self) -> None:
+        """What it offered before we began, where it has not been reached since."""
+        if self._tools or self._recorded is not None:
+            return
+        try:
+            async with within(_RECORDS_S):
+                tools = await self._offer.read()
+        except Exception as error:  # noqa: BLE001 - they are asked again after the next try
+            _log.warning("mcp_tools_not_recalled", server=self.name, error=type(error).__name__)
+            return
+        self._offers(tools)
+        self._recorded = self._tools
+
+    async def _record(self) -> None:
+        """For those who begin while it is away."""
+        tools = self._tools
+        if tools == self._recorded:
+            return
+        try:
+            async with within(_RECORDS_S):
+                await self._offer.write(list(tools.values()))
+        except Exception as error:  # noqa: BLE001 - it is tried again with the next list
+            _log.warning("mcp_tools_not_recorded", server=self.name, error=type(error).__name__)
+        else:
+            self._recorded = tools
 
     def _stands(self, standing: Standing, session: McpSession | None = None) -> None:
         self._standing, self._session = standing, session
@@ -156,7 +192,7 @@ class McpServer:
     # -- its tools -----------------------------------------------------------------------
 
     async def tools(self) -> Mapping[str, Tool]:
-        """What it offered last; waits for the first try to reach it."""
+        """What it offered last, maybe to our predecessor; waits for the first try to reach it."""
         while not self._tools and self._standing is Standing.CONNECTING:
             await self._moved.wait()
         return self._tools

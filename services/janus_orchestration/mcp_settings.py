@@ -4,6 +4,7 @@ They are the operator's alone: a server that is a command is a process on this
 machine, with Janus's rights.
 """
 
+import hashlib
 import re
 from typing import Annotated, Self
 from urllib.parse import urlsplit
@@ -74,6 +75,12 @@ class McpServerSettings(Settings):
     """The list of tools is read again after so long, also where the server would say that it has changed."""
     longest_retry_s: Seconds = 30.0
     """Longest wait between tries to connect; the first is 0.25 s, and each doubles it."""
+
+    @property
+    def origin(self) -> str:
+        """Changes when a list of tools that was read before is no longer to be believed."""
+        said = self.model_dump_json(include={"command", "cwd", "url", "tools", "timeout_s"})
+        return hashlib.sha256(said.encode()).hexdigest()
 
     @field_validator("url")
     @classmethod

@@ -6,7 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
@@ -17,6 +17,7 @@ from janus_kit.migrations import migrate
 from janus_kit.postgres import Database, database
 from janus_kit.settings import PostgresSettings
 from janus_orchestration.adapters.postgres_journal import PostgresStore
+from janus_orchestration.adapters.postgres_offers import PostgresOffer
 from janus_orchestration.adapters.postgres_tools import PostgresDispatches, PostgresWorkers
 from janus_orchestration.dispatching import (
     Answer,
@@ -302,6 +303,26 @@ async def test_what_a_tenant_wrote_is_out_of_reach_across_tenants(ground: Ground
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         async with ground.db.worker() as connection:
             await connection.execute(query)
+
+
+async def test_what_an_mcp_server_offered_is_known_by_its_settings(ground: Ground) -> None:
+    name = uuid.uuid4().hex
+    before, now = (PostgresOffer(ground.db, name, origin) for origin in ("before", "now"))
+    tools = [tool(f"{name}.brew"), replace(tool(f"{name}.odd"), description="a\x00b \u2028", schema_json="")]
+    assert await before.read() == []
+    await before.write(tools)
+    assert await before.read() == tools
+    assert await now.read() == []
+    await now.write(tools[:1])
+    assert await now.read() == tools[:1]
+    assert await before.read() == []
+    assert await PostgresOffer(ground.db, "another", "now").read() == []
+
+
+async def test_what_mcp_servers_offered_is_out_of_a_tenants_reach(ground: Ground) -> None:
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        async with ground.db.tenant(ground.tenant) as connection:
+            await connection.execute("SELECT * FROM orchestration.mcp_server")
 
 
 async def test_workers_that_are_long_gone_are_forgotten(own_url: str) -> None:

@@ -7,14 +7,16 @@ import json
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.fakes.orchestration_service import eventually
 
+from janus_kit.errors import Unavailable
 from janus_orchestration.mcp_settings import McpServerSettings
+from janus_orchestration.model import Tool
 
 _PROGRAM = str(Path(__file__).with_name("mcp_server.py"))
 
@@ -89,6 +91,26 @@ class Shop:
             yield
         finally:
             await self.kill()
+
+
+class Offer:
+    """An ``McpOffer`` in memory, or one that is away."""
+
+    def __init__(self, *tools: Tool) -> None:
+        self.tools: Sequence[Tool] = tools
+        self.is_away = False
+        self.writes = 0
+
+    async def read(self) -> Sequence[Tool]:
+        if self.is_away:
+            raise Unavailable("postgres")
+        return self.tools
+
+    async def write(self, tools: Sequence[Tool]) -> None:
+        if self.is_away:
+            raise Unavailable("postgres")
+        self.writes += 1
+        self.tools = tools
 
 
 def is_alive(pid: int) -> bool:

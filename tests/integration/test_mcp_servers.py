@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from tests.fakes.mcp_shop import Shop, is_alive
+from tests.fakes.mcp_shop import Offer, Shop, is_alive
 from tests.fakes.orchestration_service import eventually
 
 from janus_api.content.v1 import message_pb2 as content
@@ -95,7 +95,7 @@ async def connected(settings: McpServerSettings, *, lease_s: float = PATIENCE_S)
     limits = McpLimits(
         settings.max_concurrency, settings.connect_timeout_s, settings.refresh_s, settings.longest_retry_s, lease_s
     )
-    server = McpServer("shop", connector("shop", settings), limits)
+    server = McpServer("shop", connector("shop", settings), limits, Offer())
     async with kept_connected([server]):
         yield Client(McpTools([server], {"shop": settings.tenants}), server)
 

@@ -6,6 +6,7 @@ import io
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import asyncpg
 import grpc
 import pytest
 from tests.fakes.mcp_shop import Shop, is_alive
@@ -198,6 +199,54 @@ async def test_a_server_that_is_away_degrades_the_service_and_says_so(service: O
             return (parts["mcp-shop"], parts["mcp-gone"]) == (True, False)
 
         await eventually(is_told, 60)
+
+
+async def test_tools_of_a_server_that_is_away_are_known_after_a_restart(
+    own_url: str, redis_url: str, peer: InferencePeer, shop: Shop
+) -> None:
+    def served(**settings: Any) -> Any:
+        servers = {"shop": shop.http(longest_retry_s=0.3, **settings)}
+        return running(own_url, redis_url, inference_target=peer.target, mcp_servers=servers)
+
+    async def is_on_record() -> bool:
+        connection = await asyncpg.connect(own_url)
+        try:
+            return bool(await connection.fetchval("SELECT count(*) FROM orchestration.mcp_server"))
+        finally:
+            await connection.close()
+
+    async with shop.serving(), served(tenants=("ann",)) as service:
+        await ready(service.caller("ann"), "shop.brew")
+        await eventually(is_on_record)
+
+    async with served(tenants=("ann",)) as service:
+        ann = service.caller("ann")
+        thread = await ready(ann, "shop.brew", "shop.reserve")
+        # Who may use it is in the settings, whatever is on record.
+        with pytest.raises(grpc.aio.AioRpcError, match="must name a tool"):
+            await ready(service.caller("bob"), "shop.brew")
+        with pytest.raises(grpc.aio.AioRpcError, match="must name a tool"):
+            await ready(ann, "shop.fly")
+
+        stream = ann.converse(thread)
+        (await peer.call()).tools(("c1", "shop.brew", '{"item": "tea"}'))
+        (await peer.call()).answer("done")
+        await all_events(stream)
+        assert results((await ann.messages(thread))[-2]) == [("the tool's server 'shop' is not connected", True)]
+
+        waits = [agent_pb2.AgentTool(name="shop.brew", when_no_worker=agent_pb2.WHEN_NO_WORKER_WAIT)]
+        thread = await ann.ready(memory=ALONE, tools=waits)
+        stream = ann.converse(thread)
+        (await peer.call()).tools(("c1", "shop.brew", '{"item": "tea"}'))
+        async with shop.serving():
+            (await peer.call()).answer("done")
+            await all_events(stream)
+        assert results((await ann.messages(thread))[-2]) == [("a cup of tea", False)]
+
+    # What was said under other settings is not believed.
+    async with served(tools={"brew": {"side_effect": "read_only"}}) as service:
+        with pytest.raises(grpc.aio.AioRpcError, match="must name a tool"):
+            await ready(service.caller("ann"), "shop.brew")
 
 
 async def test_servers_without_the_package_are_refused_at_the_start(

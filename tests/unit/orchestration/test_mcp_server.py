@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from tests.fakes.mcp_shop import Offer
 
 from janus_orchestration import mcp_server
 from janus_orchestration.mcp_ports import McpLost, McpNotTaken, McpSession, Progress
@@ -94,12 +95,9 @@ async def until(condition: Any) -> None:
             await asyncio.sleep(0.005)
 
 
-def serving(shop: Shop, **limits: float) -> McpServer:
-    return McpServer(
-        "shop",
-        shop.connect,
-        McpLimits(8, **{"connect_s": 20, "refresh_s": 300, "longest_retry_s": 1, "lease_s": 15} | limits),
-    )
+def serving(shop: Shop, offer: Offer | None = None, **limits: float) -> McpServer:
+    defaults = {"connect_s": 20, "refresh_s": 300, "longest_retry_s": 1, "lease_s": 15}
+    return McpServer("shop", shop.connect, McpLimits(8, **defaults | limits), offer or Offer())
 
 
 async def test_a_server_that_answers_nothing_is_left_only_once_no_call_is_under_way() -> None:
@@ -225,10 +223,51 @@ async def test_a_server_that_a_begun_call_waits_for_is_tried_often(monkeypatch: 
         assert (await call).text == "a cup"
 
 
+async def test_what_a_server_offered_before_a_restart_is_known_while_it_is_away() -> None:
+    shop, offer = Shop(), Offer()
+    async with kept_connected([server := serving(shop, offer, refresh_s=0.01)]):
+        await until(lambda: offer.writes)
+        assert await server.tools() == {BREW.name: BREW}
+        await until(lambda: shop.lists > 3)
+    # What has not changed is not written again.
+    assert (offer.tools, offer.writes) == ([BREW], 1)
+
+    shop.is_away = True
+    told: list[str] = []
+    server = serving(shop, offer, longest_retry_s=0.1)
+    server.on_tools = told.extend
+    async with kept_connected([server]):
+        assert await server.tools() == {BREW.name: BREW}
+        assert told == [BREW.name]
+        output = await server.call("brew", TASK, Report())
+        assert (output.text, output.is_error) == ("the tool's server 'shop' is not connected", True)
+        call = asyncio.create_task(server.call("brew", replace(TASK, when_no_worker=WhenNoWorker.WAIT), Report()))
+        shop.is_away = False
+        shop.outcomes.put_nowait("a cup")
+        assert (await call).text == "a cup"
+
+
+async def test_records_that_are_away_keep_no_server_from_being_used() -> None:
+    shop, offer = Shop(), Offer(BREW)
+    offer.is_away = shop.is_away = True
+    server = serving(shop, offer, longest_retry_s=0.1, refresh_s=0.01)
+    async with kept_connected([server]):
+        assert not await server.tools()
+        offer.is_away = False
+        async with asyncio.timeout(20):
+            while not await server.tools():  # noqa: ASYNC110 - what is waited for is not of this loop
+                await asyncio.sleep(0.005)
+        offer.is_away, shop.is_away = True, False
+        offer.tools = []
+        shop.outcomes.put_nowait("a cup")
+        assert (await server.call("brew", replace(TASK, when_no_worker=WhenNoWorker.WAIT), Report())).text == "a cup"
+    assert not offer.writes
+
+
 async def test_one_server_that_cannot_be_reached_keeps_no_other_waiting() -> None:
     near, far = Shop(), Shop()
     far.is_away = True
-    servers = [serving(near), McpServer("far", far.connect, McpLimits(8, 20, 300, 1, 15))]
+    servers = [serving(near), McpServer("far", far.connect, McpLimits(8, 20, 300, 1, 15), Offer())]
     tools = McpTools(servers, {})
     async with kept_connected(servers):
         async with asyncio.timeout(10):
