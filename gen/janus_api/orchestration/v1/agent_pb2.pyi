@@ -31,8 +31,9 @@ class _WhenNoWorkerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WhenNoWo
     WHEN_NO_WORKER_UNSPECIFIED: _WhenNoWorker.ValueType  # 0
     """Not said; WHEN_NO_WORKER_FAIL."""
     WHEN_NO_WORKER_FAIL: _WhenNoWorker.ValueType  # 1
-    """The model gets an error as the result, at once. A call that a worker had
-    begun before it vanished waits for one first, as long as a worker's lease.
+    """The model gets an error as the result, at once. A call that a worker or an
+    MCP server had begun before it vanished waits for one first, as long as a
+    worker's lease.
     """
     WHEN_NO_WORKER_WAIT: _WhenNoWorker.ValueType  # 2
     """The run waits for a worker, as long as the tool's timeout."""
@@ -43,8 +44,9 @@ class WhenNoWorker(_WhenNoWorker, metaclass=_WhenNoWorkerEnumTypeWrapper):
 WHEN_NO_WORKER_UNSPECIFIED: WhenNoWorker.ValueType  # 0
 """Not said; WHEN_NO_WORKER_FAIL."""
 WHEN_NO_WORKER_FAIL: WhenNoWorker.ValueType  # 1
-"""The model gets an error as the result, at once. A call that a worker had
-begun before it vanished waits for one first, as long as a worker's lease.
+"""The model gets an error as the result, at once. A call that a worker or an
+MCP server had begun before it vanished waits for one first, as long as a
+worker's lease.
 """
 WHEN_NO_WORKER_WAIT: WhenNoWorker.ValueType  # 2
 """The run waits for a worker, as long as the tool's timeout."""
