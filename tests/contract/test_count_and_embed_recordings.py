@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tests.fakes.providers import recorded
 from tests.fakes.providers.http_server import serving
-from tests.fakes.providers.prompts import Unwatched, prompt
+from tests.fakes.providers.prompts import prompt
 
 from janus_inference.adapters.anthropic import Anthropic
 from janus_inference.adapters.openai_client import OpenAIClient
@@ -21,6 +21,7 @@ from janus_inference.adapters.openai_embeddings import OpenAIEmbeddings
 from janus_inference.events import Usage
 from janus_inference.ports import Ask
 from janus_inference.profiles import OPENAI
+from janus_inference.stopwatch import Unwatched
 
 RECORDINGS = Path(__file__).parents[3] / "shared" / "recordings" / "provider_exchanges.jsonl"
 pytestmark = pytest.mark.skipif(not RECORDINGS.is_file(), reason="needs ../shared/recordings beside the checkout")
@@ -43,7 +44,7 @@ async def test_recorded_embeddings_are_read_as_they_were_written() -> None:
         for exchange in found:
             body, asked = json.loads(exchange["response"]), exchange["request"]
             wire.application = body_of(exchange)
-            made = await embedder.embed(asked["model"], asked["input"], asked.get("dimensions"), None)
+            made = await embedder.embed(asked["model"], asked["input"], asked.get("dimensions"), None, Unwatched())
             packed = base64.b64decode(body["data"][0]["embedding"])
             assert list(made.values[0]) == list(struct.unpack(f"<{len(packed) // 4}f", packed))
             assert made.usage == Usage(body["usage"]["prompt_tokens"])

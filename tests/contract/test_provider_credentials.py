@@ -6,7 +6,6 @@ import pytest
 from pydantic import ValidationError
 from tests.fakes.providers import anthropic_wire, openai_wire
 from tests.fakes.providers.http_server import serving
-from tests.fakes.providers.prompts import Unwatched
 from tests.fakes.providers.setups import NAME, prompt
 
 from janus_inference.adapters.anthropic import Anthropic
@@ -16,6 +15,7 @@ from janus_inference.adapters.openai_responses import OpenAIResponses
 from janus_inference.ports import Ask
 from janus_inference.profiles import OPENAI
 from janus_inference.settings import ProviderSettings
+from janus_inference.stopwatch import Unwatched
 
 
 @pytest.mark.parametrize("kind", [OpenAIChat, OpenAIResponses])

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from tests.fakes.providers import recorded
 from tests.fakes.providers.http_server import WireServer, serving
-from tests.fakes.providers.prompts import Unwatched
 
 from janus_inference.adapters.anthropic import Anthropic
 from janus_inference.adapters.openai_chat import OpenAIChat
@@ -47,6 +46,7 @@ from janus_inference.model import (
 from janus_inference.ports import Ask, Provider
 from janus_inference.profiles import OPENAI, chat_profile
 from janus_inference.provider_errors import ProviderFailure
+from janus_inference.stopwatch import Unwatched
 
 RECORDINGS = Path(__file__).parents[3] / "shared" / "recordings" / "provider_exchanges.jsonl"
 pytestmark = pytest.mark.skipif(not RECORDINGS.is_file(), reason="needs ../shared/recordings beside the checkout")

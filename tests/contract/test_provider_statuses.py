@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import REGISTRY
 from tests.fakes.providers import anthropic_wire, openai_wire
 from tests.fakes.providers.http_server import Cut, Reply, Request, WireServer, serving
-from tests.fakes.providers.prompts import Unwatched, prompt
+from tests.fakes.providers.prompts import prompt
 
 from janus_inference.adapters.anthropic import Anthropic
 from janus_inference.adapters.openai_chat import OpenAIChat
@@ -19,6 +19,7 @@ from janus_inference.events import ProviderEvent, Stopped, TextDelta
 from janus_inference.ports import Ask, Provider
 from janus_inference.profiles import OPENAI
 from janus_inference.provider_errors import ProviderFailure
+from janus_inference.stopwatch import Unwatched
 
 KEY = "sk-test-very-secret"
 SDKS = ("openai", "anthropic")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.fakes.providers import openai_wire
 from tests.fakes.providers.http_server import serving
-from tests.fakes.providers.prompts import Unwatched, prompt
+from tests.fakes.providers.prompts import prompt
 
 from janus_inference.adapters.openai_client import OpenAIClient, make_client
 from janus_inference.adapters.openai_responses import OpenAIResponses
@@ -25,6 +25,7 @@ from janus_inference.events import (
 from janus_inference.model import Sampling
 from janus_inference.ports import Ask
 from janus_inference.profiles import OPENAI
+from janus_inference.stopwatch import Unwatched
 
 ORDERS = ["", ";tokens=40", ";tools=3", ";think=4", ";refuse=1", ";finish=max_output_tokens", ";usage=0", ";whole=1"]
 

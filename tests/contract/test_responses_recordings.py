@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from tests.fakes.providers import recorded
 from tests.fakes.providers.http_server import WireServer, serving
-from tests.fakes.providers.prompts import Unwatched
 from tests.fakes.providers.responses_recordings import ISSUER, RECORDINGS, exchanges, functions, profile_for
 
 from janus_inference.adapters.openai_client import OpenAIClient, make_client
@@ -42,6 +41,7 @@ from janus_inference.model import (
 )
 from janus_inference.ports import Ask
 from janus_inference.provider_errors import ProviderFailure
+from janus_inference.stopwatch import Unwatched
 
 pytestmark = pytest.mark.skipif(not RECORDINGS.is_file(), reason="needs ../shared/recordings beside the checkout")
 

@@ -8,7 +8,7 @@ import pytest
 from pydantic import TypeAdapter, with_config
 from tests.fakes.providers import openai_wire
 from tests.fakes.providers.http_server import serving
-from tests.fakes.providers.prompts import Unwatched, prompt
+from tests.fakes.providers.prompts import prompt
 
 from janus_inference.adapters.openai_auto import OpenAIAuto
 from janus_inference.adapters.openai_chat import OpenAIChat
@@ -47,6 +47,7 @@ from janus_inference.model import (
 from janus_inference.ports import Ask
 from janus_inference.profiles import OPENAI, PROFILES, ChatProfile
 from janus_inference.provider_errors import ProviderFailure
+from janus_inference.stopwatch import Unwatched
 from janus_kit.errors import InvalidArgument
 
 SCHEMA = '{"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}'

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tests.fakes.providers import openai_wire
 from tests.fakes.providers.http_server import serving
-from tests.fakes.providers.prompts import NAME, Unwatched, prompt
+from tests.fakes.providers.prompts import NAME, prompt
 
 from janus_inference.adapters import openai_embeddings
 from janus_inference.adapters.openai_chat import OpenAIChat
@@ -15,6 +15,7 @@ from janus_inference.adapters.openai_embeddings import OpenAIEmbeddings
 from janus_inference.ports import Ask
 from janus_inference.profiles import OPENAI
 from janus_inference.provider_errors import ProviderFailure
+from janus_inference.stopwatch import Unwatched
 
 
 class Watched(OpenAIClient):
@@ -73,9 +74,9 @@ async def test_a_stream_that_breaks_is_let_go(client: Watched, directives: str) 
 
 async def test_an_answer_in_one_piece_is_let_go(client: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     embedder = OpenAIEmbeddings(NAME, client, OPENAI, has_key=True, needs_key=True)
-    await embedder.embed("fake-embed", ["x"], None, None)
+    await embedder.embed("fake-embed", ["x"], None, None, Unwatched())
     assert client.let_go == 1
     monkeypatch.setattr(openai_embeddings, "_MAX_BODY_BYTES", 10)
     with pytest.raises(ProviderFailure):
-        await embedder.embed("fake-embed", ["x"], None, None)
+        await embedder.embed("fake-embed", ["x"], None, None, Unwatched())
     assert client.let_go == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import asyncpg
 import pytest
 from tests.fakes.memory_service import Memory
 from tests.fakes.memory_service import running as running_memory
@@ -178,10 +179,15 @@ async def test_what_the_outbox_sends_again_is_the_very_same_write(
         events = await all_events(stream)
         assert list(events[-2].message_committed.degraded) == ["memory"]
 
+        owner = await asyncpg.connect(own_url)
+
         async def is_sent() -> bool:
+            # It would wait for a while.
+            await owner.execute("UPDATE orchestration.memory_outbox SET next_attempt = now() - interval '1 s'")
             return len(memory.appended) == 2
 
         await eventually(is_sent, 20)
+        await owner.close()
         first, again = memory.appended
         assert first == again
         assert [turn.message.role for turn in first.turns] == [

@@ -1,9 +1,7 @@
 """Short ways to a prompt, and to ask a provider without anything around it."""
 
-from collections.abc import Callable
 from typing import Any
 
-from janus_inference.events import Usage
 from janus_inference.model import Message, Prompt, Role, Text
 
 NAME = "upstream"
@@ -13,19 +11,3 @@ def prompt(text: str = "hello", **fields: Any) -> Prompt:
     """One user message, for ``upstream/fake`` unless said otherwise."""
     fields.setdefault("model", f"{NAME}/fake")
     return Prompt((Message(Role.USER, (Text(text),)),), **fields)
-
-
-class Unwatched:
-    """A ``Stopwatch`` that nobody reads."""
-
-    def sent(self) -> None:
-        """Nothing to do."""
-
-    def connected(self) -> None:
-        """Nothing to do."""
-
-    def counts(self, used: Callable[[], Usage | None]) -> None:
-        """Nothing to do."""
-
-    def heard(self) -> None:
-        """Nothing to do."""
