@@ -12,8 +12,8 @@ those that do not need it never do.
 
 import asyncio
 import random
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from uuid import uuid4
 
 from janus_kit.errors import JanusError, Unavailable, is_late
@@ -39,7 +39,7 @@ _log = get_logger(__name__)
 
 
 class _Busy(Unavailable):
-    """Another batch waits for the part."""
+    """Another batch uses the part."""
 
 
 class Indexer:
@@ -61,8 +61,10 @@ class Indexer:
         self._poll_s = poll_s
         self._wake = asyncio.Event()
         self._id = str(uuid4())
-        # The batch that waits for a part now, and spaces that were found to need the same part meanwhile.
-        self._waiting: dict[str, IndexBatch] = {}
+        # One batch at a time uses a part. Leases of those at one or waiting for it, and spaces that were found
+        # to need a part meanwhile.
+        self._parts_in_use: dict[str, asyncio.Lock] = {}
+        self._outside: set[str] = set()
         self._held_back: dict[str, set[tuple[str, int]]] = {}
         self._left: set[asyncio.Task[None]] = set()
 
@@ -97,7 +99,7 @@ class Indexer:
         try:
             while not task.done():
                 await asyncio.wait({task}, timeout=patience_s)
-                if not task.done() and any(batch is each for each in self._waiting.values()):
+                if not task.done() and batch.lease in self._outside:
                     self._leave(task)
                     return True
         except asyncio.CancelledError:
@@ -123,23 +125,24 @@ class Indexer:
 
         task.add_done_callback(ended)
 
-    @contextmanager
-    def _alone_at(self, part: str | None, batch: IndexBatch) -> Iterator[None]:
-        """The use of a part for a batch; raises _Busy while another waits for it. None is this process itself."""
+    @asynccontextmanager
+    async def _alone_at(self, part: str | None, batch: IndexBatch) -> AsyncIterator[None]:
+        """The use of a part for a batch, when those before it have ended. None is this process itself."""
         if part is None:
             yield
             return
-        self._require_free(part, batch)
-        self._waiting[part] = batch
+        self._outside.add(batch.lease)
         try:
-            yield
+            async with self._parts_in_use.setdefault(part, asyncio.Lock()):
+                yield
         finally:
-            del self._waiting[part]
+            self._outside.discard(batch.lease)
             if self._held_back.pop(part, None):
                 self._wake.set()
 
     def _require_free(self, part: str | None, batch: IndexBatch) -> None:
-        if part in self._waiting:
+        """Raises _Busy while another batch uses the part."""
+        if part in self._parts_in_use and self._parts_in_use[part].locked():
             self._held_back.setdefault(part, set()).add((batch.tenant, batch.space_no))
             raise _Busy(part)
 
@@ -201,11 +204,13 @@ class Indexer:
                 raise Unavailable(part)
             # All wait for Postgres anyway.
             store = None if space.backend == Backend.PGVECTOR else part
-            # What could not be put in now is not embedded: that may cost money.
+            model = _model_asked(space, found)
+            # What could not be put in now is not embedded: that may cost money. What is embedded waits for its turn.
             self._require_free(store, batch)
-            with self._alone_at(_model_asked(space, found), batch):
+            self._require_free(model, batch)
+            async with self._alone_at(model, batch):
                 rows = await self._vectors.of(batch.tenant, space, found)
-            with self._alone_at(store, batch):
+            async with self._alone_at(store, batch):
                 try:
                     try:
                         await index.upsert(batch.tenant, space, rows)

@@ -9,7 +9,7 @@ anywhere, and goes on from its cursor.
 
 import asyncio
 import random
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -48,35 +48,35 @@ class _Asked(Exception):
     """Somebody asked for the operation to stop."""
 
 
-class _Place:
-    """One of the places for those that work at once; given up by whoever makes no progress."""
+class _Pace:
+    """Whether an operation makes progress; ``stands`` is called when it has made none for a while."""
 
-    def __init__(self, places: asyncio.Semaphore) -> None:
-        self._places = places
-        self._is_taken = True
+    def __init__(self, stands: Callable[[], None]) -> None:
+        self._stands = stands
         self._timer: asyncio.TimerHandle | None = None
-        self.keep()
+        self.progress()
 
-    def keep(self) -> None:
-        """There is progress."""
+    def progress(self) -> None:
+        """It does."""
+        self.end()
+        self.works = True
+        self._timer = asyncio.get_running_loop().call_later(_PATIENCE_S, self._stand)
+
+    def end(self) -> None:
+        """Nobody has to know any more."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._is_taken:
-            self._timer = asyncio.get_running_loop().call_later(_PATIENCE_S, self.give_up)
 
-    def give_up(self) -> None:
-        """Somebody else may have it."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._is_taken:
-            self._is_taken = False
-            self._places.release()
+    def _stand(self) -> None:
+        self.works = False
+        self._stands()
 
 
 class OperationRunner:
-    """Works on up to ``at_once`` operations of the kinds that have a handler, and keeps some more that wait.
+    """Begins operations of the kinds that have a handler while fewer than ``at_once`` make progress.
 
-    What waits for a part that hangs thus keeps others, of other tenants first, for some seconds only.
+    Besides those it owns some that wait: what waits for a part that hangs keeps
+    others, of other tenants first, for some seconds only.
     """
 
     def __init__(
@@ -96,18 +96,19 @@ class OperationRunner:
         self._at_once = at_once
         self._poll_s = poll_s
         self._id = str(uuid4())
-        self._works_on: set[str] = set()
+        # Ids and epochs.
+        self._works_on: dict[str, int] = {}
+        self._paces: set[_Pace] = set()
+        self._has_moved = asyncio.Event()
 
     async def run(self) -> None:
         """Work for ever: at once when there is something new, and every ``poll_s`` seconds regardless."""
-        places, owned = asyncio.Semaphore(self._at_once), asyncio.Semaphore(self._at_once + _MOST_WAITING)
         waiting = False
         async with asyncio.TaskGroup() as group:
             with self._changes.due.watching("") as due:
                 while True:
                     due.clear()
-                    await owned.acquire()
-                    await places.acquire()
+                    await self._room()
                     claim = None
                     try:
                         # After a pause of this process its own leases are over, and it works on all the same.
@@ -119,21 +120,34 @@ class OperationRunner:
                             _log.warning("operations_wait", reason=error.reason, detail=error.message)
                         waiting = True
                     if claim is None:
-                        places.release()
-                        owned.release()
                         await woken(due, self._poll_s)
                     else:
-                        self._works_on.add(claim.id)
-                        place = _Place(places)
-                        task = group.create_task(self._own(claim, place))
-                        task.add_done_callback(partial(_left, place, owned))
+                        self._works_on[claim.id] = claim.epoch
+                        pace = _Pace(self._has_moved.set)
+                        self._paces.add(pace)
+                        task = group.create_task(self._own(claim, pace))
+                        task.add_done_callback(partial(self._left, pace))
 
-    async def _own(self, claim: Claim, place: _Place) -> None:
+    async def _room(self) -> None:
+        """Return when another operation may be begun."""
+        while (
+            sum(pace.works for pace in self._paces) >= self._at_once
+            or len(self._paces) >= self._at_once + _MOST_WAITING
+        ):
+            self._has_moved.clear()
+            await self._has_moved.wait()
+
+    def _left(self, pace: _Pace, _: "asyncio.Task[None]") -> None:
+        pace.end()
+        self._paces.discard(pace)
+        self._has_moved.set()
+
+    async def _own(self, claim: Claim, pace: _Pace) -> None:
         """Work on an operation until it ended, has to wait, or is ours no more. Never fails."""
         try:
             while True:
                 try:
-                    await self._settle(claim, await self._renewed(claim), place)
+                    await self._settle(claim, await self._renewed(claim), pace)
                     break
                 except _Asked:
                     pass  # Read again, it says so.
@@ -146,12 +160,14 @@ class OperationRunner:
             await self._give_back(claim)
             raise
         finally:
-            self._works_on.discard(claim.id)
+            # It may be ours again, for another task.
+            if self._works_on.get(claim.id) == claim.epoch:
+                del self._works_on[claim.id]
 
-    async def _settle(self, claim: Claim, operation: Operation, place: _Place) -> None:
+    async def _settle(self, claim: Claim, operation: Operation, pace: _Pace) -> None:
         """One attempt, and what follows from how it ended."""
         try:
-            await self._attempt(claim, operation, place)
+            await self._attempt(claim, operation, pace)
         except (_Lost, _Asked):
             raise
         except _NOT_NOW as error:
@@ -167,7 +183,7 @@ class OperationRunner:
                 claim, operation.failures, 0.0, f"failed and is tried again; incident {incident}", failures=1
             )
 
-    async def _attempt(self, claim: Claim, operation: Operation, place: _Place) -> None:
+    async def _attempt(self, claim: Claim, operation: Operation, pace: _Pace) -> None:
         handler = self._handlers[operation.kind]
         cancelled = operation.cancel_requested
         gives_up = operation.failures >= GIVE_UP_AFTER
@@ -176,7 +192,7 @@ class OperationRunner:
             await self._end(claim, state, None, None if cancelled else _given_up(operation))
             return
         try:
-            work = handler.run(claim.tenant, operation, _Saver(self._records, claim, place))
+            work = handler.run(claim.tenant, operation, _Saver(self._records, claim, pace))
             result = await self._held(claim, work, stoppable=not cancelled)
         except JanusError as error:
             if isinstance(error, (*_NOT_NOW, Internal)):
@@ -251,10 +267,10 @@ class OperationRunner:
 class _Saver:
     """Implements ports.Progress for one owner."""
 
-    def __init__(self, records: Records, claim: Claim, place: _Place) -> None:
+    def __init__(self, records: Records, claim: Claim, pace: _Pace) -> None:
         self._records = records
         self._claim = claim
-        self._place = place
+        self._pace = pace
 
     async def save(
         self, cursor: Mapping[str, Any], *, done: int, total: int, phase: str, tx: Transaction | None = None
@@ -265,12 +281,7 @@ class _Saver:
         elif not await tx.save_progress(self._claim, cursor, done, total, phase):
             raise _Lost
         else:
-            self._place.keep()
-
-
-def _left(place: _Place, owned: asyncio.Semaphore, _: "asyncio.Task[None]") -> None:
-    place.give_up()
-    owned.release()
+            self._pace.progress()
 
 
 def _given_up(operation: Operation) -> Internal:

@@ -68,4 +68,4 @@ class MemorySettings(Settings):
     operations: bool = True
     """Whether this process works on long-running operations."""
     operations_at_once: int = Field(default=4, ge=1, le=64)
-    """How many of them at the same time."""
+    """How many of them at the same time; those without progress for 5 s do not count, up to 16 of them."""

@@ -18,6 +18,7 @@ from janus_api.memory.v1 import record_pb2, scope_pb2
 from janus_kit.errors import InvalidArgument, Unavailable
 from janus_kit.postgres import Database, database
 from janus_kit.settings import PostgresSettings
+from janus_memory import indexer as indexer_module
 from janus_memory.adapters.lexical_embedder import LexicalEmbedder
 from janus_memory.adapters.pgvector_index import PgvectorIndex
 from janus_memory.adapters.postgres_records import PostgresRecords
@@ -421,6 +422,53 @@ async def test_a_space_that_asks_no_model_does_not_wait_for_one(bench: Bench) ->
         await bob.call("ForgetMessages", forget)
         await eventually(indexed)
         assert await bench.vectors(bob.tenant) == 2
+    assert hanging.calls == 1
+
+
+class SlowIndex(PgvectorIndex):
+    """An index elsewhere that takes its time."""
+
+    async def upsert(self, tenant: str, space: Space, rows: Sequence[VectorRow]) -> None:
+        await asyncio.sleep(0.1)
+        await super().upsert(tenant, space, rows)
+
+
+async def test_what_was_embedded_waits_for_its_turn_and_is_embedded_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexer_module, "_PATIENCE_S", 0.05)
+    hanging = bench.embedders.hanging
+    ann, bob = bench.memory.caller(), bench.memory.caller()
+    for caller in (ann, bob):
+        await caller.append("talk", "the heron")
+    await bench.drain()
+    await bench.owner.execute("UPDATE memory.space SET backend = 2")
+    await bench.owner.execute("UPDATE memory.space SET model = $1 WHERE tenant = $2", hanging.model, ann.tenant)
+    indexes: dict[int, VectorIndex] = {
+        Backend.PGVECTOR: PgvectorIndex(bench.pool),
+        Backend.CHROMA: SlowIndex(bench.pool),
+    }
+    indexer = Indexer(PostgresRecords(bench.pool), indexes, bench.embedders, Parts(), poll_s=0.01)
+    store = asyncio.Lock()
+    indexer._parts_in_use["chroma"] = store
+
+    async def indexed() -> bool:
+        return await bench.count("outbox", ann.tenant) == 0
+
+    async def others() -> None:
+        """The index is never without somebody who wants it."""
+        while True:
+            await bob.append("talk", "the pond")
+
+    await ann.append("talk", "the otter")
+    async with at_work(indexer):
+        await eventually(lambda: asyncio.sleep(0, hanging.calls > 0))
+        writing = asyncio.create_task(others())
+        await eventually(lambda: asyncio.sleep(0, store.locked()))
+        hanging.answers.set()
+        await eventually(indexed)
+        writing.cancel()
+        await asyncio.wait([writing])
     assert hanging.calls == 1
 
 

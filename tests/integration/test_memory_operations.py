@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -429,6 +430,34 @@ async def test_what_makes_no_progress_keeps_no_place_from_others(bench: Bench, m
         go_on.set()
         for name in (*names, last.id):
             assert (await bench.ended(name)).state == operation_pb2.OPERATION_STATE_SUCCEEDED
+
+
+async def test_what_makes_progress_again_counts_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operation_runner, "_PATIENCE_S", 0.3)
+    go_on, begun = asyncio.Event(), []
+
+    async def work(operation: Operation, progress: Progress) -> Mapping[str, Any]:
+        begun.append(operation.id)
+        await go_on.wait()
+        for done in itertools.count(1):
+            await progress.save({}, done=done, total=0, phase="at work")
+            await asyncio.sleep(0.02)
+        return {}
+
+    async with bench.runner(Scripted(work), at_once=1, poll_s=0.05):
+        names = [await bench.start(), await bench.start()]
+        await eventually(lambda: asyncio.sleep(0, len(begun) == 2))
+        go_on.set()
+
+        async def both_work() -> bool:
+            return all([(await bench.get(name)).phase == "at work" for name in names])
+
+        await eventually(both_work)
+        last = await bench.start()
+        # Longer than patience lasts.
+        await asyncio.sleep(1)
+        assert (await bench.get(last)).state == operation_pb2.OPERATION_STATE_PENDING
+        assert len(begun) == 2
 
 
 async def test_a_process_that_ends_hands_its_operations_over_at_once(bench: Bench) -> None:

@@ -22,6 +22,9 @@ from janus_memory.wire.reads import put_space_command
 from janus_memory.wire.values import scope_of, time_of
 from janus_memory.wire.writes import one_memory, one_turn
 
+# Higher by one with each change, for ever.
+_MOST_VERSION = 2**53
+
 
 def export_query(message: pb.ExportRequest) -> ExportQuery:
     """Raises InvalidArgument naming every field that is wrong."""
@@ -158,7 +161,7 @@ class ImportStream:
         found = put_block_command(pb.PutBlockRequest(block=block)).block
         check = Violations()
         updated_at = time_of(check, f"{path}.updated_at", block, "updated_at")
-        check.require(block.version >= 0, f"{path}.version", "must be 0 or more")
+        check.between(f"{path}.version", block.version, 0, _MOST_VERSION)
         check.done()
         return replace(found, updated_at=updated_at, version=block.version)
 
