@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
 from janus_kit.postgres import Database
-from janus_orchestration.model import SideEffect, Tool
+from janus_orchestration.adapters import rows
+from janus_orchestration.model import Tool
 
 
 class PostgresOffer:
@@ -22,7 +22,7 @@ class PostgresOffer:
             tools = await connection.fetchval(
                 "SELECT tools FROM orchestration.mcp_server WHERE name = $1 AND origin = $2", self._server, self._origin
             )
-        return [_tool(each) for each in json.loads(tools or "[]")]
+        return [rows.tool_from(each) for each in json.loads(tools or "[]")]
 
     async def write(self, tools: Sequence[Tool]) -> None:
         async with self._database.worker() as connection:
@@ -44,13 +44,3 @@ def _record(tool: Tool) -> dict[str, Any]:
         "side_effect": tool.side_effect.value,
         "timeout_s": tool.timeout.total_seconds(),
     }
-
-
-def _tool(record: Any) -> Tool:
-    return Tool(
-        name=record["name"],
-        description=record["description"],
-        schema_json=record["schema"],
-        side_effect=SideEffect(record["side_effect"]),
-        timeout=timedelta(seconds=record["timeout_s"]),
-    )

@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import AsyncIterator, Collection, Sequence
-from datetime import timedelta
 from typing import Any
 
 from janus_kit.errors import ResourceExhausted
 from janus_kit.postgres import Connection, Database
+from janus_orchestration.adapters import rows
 from janus_orchestration.dispatching import (
     Answer,
     CallId,
@@ -23,7 +23,7 @@ from janus_orchestration.dispatching import (
     Report,
     Standing,
 )
-from janus_orchestration.model import SideEffect, Tool
+from janus_orchestration.model import Tool
 from janus_orchestration.worker_ports import Assign
 
 OPEN_CHANNEL = "janus_tool_open"
@@ -67,7 +67,7 @@ class PostgresDispatches:
                 tenant,
                 list(names),
             )
-        return [_tool(row) for row in found]
+        return [rows.tool_from(row) for row in found]
 
     async def dispatch(self, tenant: str, call: NewDispatch) -> Dispatch | None:
         async with self._database.tenant(tenant) as connection:
@@ -145,7 +145,7 @@ class PostgresWorkers:
                 tenant,
                 names,
             )
-            offered = {row["name"]: _tool(row) for row in known if row["is_offered"]}
+            offered = {row["name"]: rows.tool_from(row) for row in known if row["is_offered"]}
             conflicts = [
                 place
                 for place, tool in enumerate(registration.tools)
@@ -399,16 +399,6 @@ def _claimed(row: Any) -> ClaimedCall:
         deadline=row["deadline"],
         left_s=row["left_s"],
         waited_s=row["waited_s"],
-    )
-
-
-def _tool(row: Any) -> Tool:
-    return Tool(
-        name=row["name"],
-        description=row["description"],
-        schema_json=row["schema"],
-        side_effect=SideEffect(row["side_effect"]),
-        timeout=timedelta(seconds=row["timeout_s"]),
     )
 
 

@@ -24,11 +24,13 @@ from janus_orchestration.model import (
     Run,
     RunOptions,
     RunState,
+    SideEffect,
     Step,
     StepKind,
     StoreDebt,
     Thread,
     ThreadMessage,
+    Tool,
     ToolCall,
     Usage,
     Verdict,
@@ -265,3 +267,13 @@ def debt_from(row: Row) -> StoreDebt:
 
 def removal_from(row: Row) -> Removal:
     return Removal(row["id"], row["thread_id"], row["space"], tuple(row["message_ids"]), row["attempts"])
+
+
+def tool_from(row: Row) -> Tool:
+    return Tool(
+        name=row["name"],
+        description=row["description"],
+        schema_json=row["schema"],
+        side_effect=SideEffect(row["side_effect"]),
+        timeout=timedelta(seconds=row["timeout_s"]),
+    )
