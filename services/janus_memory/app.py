@@ -25,6 +25,7 @@ from janus_memory.adapters.lexical_embedder import LexicalEmbedder
 from janus_memory.adapters.onnx_embedder import OnnxModels
 from janus_memory.adapters.pgvector_graph import PgvectorGraph
 from janus_memory.adapters.pgvector_index import PgvectorIndex
+from janus_memory.adapters.pgvector_resident import ResidentVectors
 from janus_memory.adapters.postgres_operations import PostgresOperations
 from janus_memory.adapters.postgres_records import PostgresRecords
 from janus_memory.adapters.receipt_keys import ReceiptKeys
@@ -79,7 +80,8 @@ async def mount(settings: MemorySettings, *, postgres: PostgresSettings, redis: 
         client = await stack.enter_async_context(redis_client(redis, application="janus-memory"))
         records = PostgresRecords(pool)
         windows = RedisWindows(client, length=settings.window_turns, ttl_s=settings.window_ttl_s)
-        indexes: dict[int, VectorIndex] = {Backend.PGVECTOR: PgvectorIndex(pool)}
+        resident = ResidentVectors(pool, settings.resident_mib << 20)
+        indexes: dict[int, VectorIndex] = {Backend.PGVECTOR: PgvectorIndex(pool, resident)}
         checks = [
             Part("postgres", True, records.ping, "nothing is read or written"),
             Part("redis", False, windows.ping, "windows are read from postgres"),
@@ -139,6 +141,8 @@ async def mount(settings: MemorySettings, *, postgres: PostgresSettings, redis: 
             ("memory-erasures", erase.run_for_ever),
             ("memory-operation-changes", changes.run),
         ]
+        if settings.resident_mib:
+            background.append(("memory-resident", resident.run))
         if settings.reconcile_every_s:
             reconcile = Reconcile(records, windows, indexes)
             background.append(("memory-reconciler", lambda: reconcile.run_for_ever(settings.reconcile_every_s)))
@@ -171,6 +175,7 @@ async def _watch(records: PostgresRecords, operations: PostgresOperations) -> No
             metrics.show(await records.backlog())
             await records.forget_requests()
             await records.forget_imports()
+            await records.forget_vector_changes()
             await operations.forget_ended()
         except JanusError:
             pass  # Postgres is away or busy: its own part says so.

@@ -19,6 +19,7 @@ index_lag = Gauge("janus_memory_index_lag_seconds", "Age of the oldest write tha
 index_backlog = Gauge("janus_memory_index_backlog", "Writes that are not indexed.")
 index_dead = Gauge("janus_memory_index_dead_letters", "Writes that indexing gave up on.")
 extract_dead = Gauge("janus_memory_extract_dead_letters", "Answers of models that extractions gave up on.")
+resident_bytes = Gauge("janus_memory_resident_bytes", "Vectors of much searched spaces that are held in memory.")
 recall_degraded = Counter("janus_memory_recall_degraded_total", "Recalls that a part was missing from.", ["reason"])
 
 

@@ -659,6 +659,10 @@ class Records(Protocol):
         """Remove pieces of imports that ended a day ago without saying so; how many."""
         ...
 
+    async def forget_vector_changes(self) -> int:
+        """Remove what tells of changed vectors to who holds some, ten minutes later; how many rows."""
+        ...
+
     def wakeups(self) -> AsyncIterator[None]:
         """One item a time that there may be new outbox rows."""
         ...

@@ -30,6 +30,8 @@ class MemorySettings(Settings):
     """How long Redis keeps a thread's window after its last use."""
     dense_timeout_s: Seconds = 2.0
     """Longest wait of a recall for embedding and vector search; then it is degraded."""
+    resident_mib: int = Field(default=256, ge=0, le=1 << 20)
+    """Memory, in MiB, for vectors in pgvector of the spaces that are searched most; 0: all are searched in Postgres."""
     chroma_timeout_s: Seconds = 10.0
     """Longest wait for one answer of Chroma when indexing."""
     embed_timeout_s: Seconds = 10.0

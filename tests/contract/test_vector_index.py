@@ -1,11 +1,11 @@
-"""What every vector index promises: the same answers from pgvector and Chroma."""
+"""What every vector index promises: the same answers from pgvector, in Postgres and in memory, and from Chroma."""
 
 from __future__ import annotations
 
 import math
 import random
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -17,6 +17,7 @@ from janus_kit.postgres import Connection, Database, database
 from janus_kit.settings import PostgresSettings
 from janus_memory.adapters.chroma_index import ChromaIndex
 from janus_memory.adapters.pgvector_index import PgvectorIndex
+from janus_memory.adapters.pgvector_resident import ResidentVectors
 from janus_memory.adapters.postgres_records import PostgresRecords
 from janus_memory.model import (
     Backend,
@@ -56,6 +57,19 @@ class Backends:
             )
 
 
+class InMemory(PgvectorIndex):
+    """Searches in memory whatever can be searched there."""
+
+    def __init__(self, pool: Database) -> None:
+        self.held = ResidentVectors(pool, 1 << 20)
+        super().__init__(pool, self.held)
+
+    async def upsert(self, tenant: str, space: Space, rows: Sequence[VectorRow]) -> None:
+        await super().upsert(tenant, space, rows)
+        # The first time; what comes later is read by the searches.
+        await self.held.load(tenant, space)
+
+
 @pytest.fixture
 async def backends(postgres_url: str, chroma_url: str) -> AsyncIterator[Backends]:
     settings = PostgresSettings(url=postgres_url)
@@ -63,11 +77,11 @@ async def backends(postgres_url: str, chroma_url: str) -> AsyncIterator[Backends
     async with database(settings, application="test") as pool:
         records = PostgresRecords(pool)
         chroma = ChromaIndex(chroma_url, records, timeout_s=20)
-        yield Backends(pool, records, {"pgvector": PgvectorIndex(pool), "chroma": chroma})
+        yield Backends(pool, records, {"pgvector": PgvectorIndex(pool), "memory": InMemory(pool), "chroma": chroma})
         await chroma.close()
 
 
-@pytest.fixture(params=["pgvector", "chroma"])
+@pytest.fixture(params=["pgvector", "memory", "chroma"])
 def index(request: pytest.FixtureRequest, backends: Backends) -> VectorIndex:
     return backends.indexes[request.param]
 

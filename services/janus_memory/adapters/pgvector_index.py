@@ -21,6 +21,7 @@ from operator import mul
 from typing import Any
 
 from janus_kit.postgres import Connection, Database
+from janus_memory.adapters.pgvector_resident import ResidentVectors
 from janus_memory.adapters.sql import INDEXED_COLUMNS, Bound, allowed, indexed_of, rows_of
 from janus_memory.model import HardFilter, Neighbour, Space, VectorRow, View
 from janus_memory.reconciliation import Entry
@@ -56,8 +57,10 @@ _BACKWARDS = " ORDER BY unit DESC OFFSET 0"
 class PgvectorIndex:
     """Implements ports.VectorIndex."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, resident: ResidentVectors | None = None) -> None:
+        """``resident``: where searches are answered from memory, if they can be."""
         self._database = database
+        self._resident = resident
         # Spaces with many vectors of their own in each view, to search the next time accordingly.
         self._apart: set[tuple[int, int]] = set()
 
@@ -89,7 +92,12 @@ class PgvectorIndex:
         limit: int,
         exact: bool,
     ) -> dict[View, list[Neighbour]]:
-        search = _Search(self._database, tenant, space, unit_length(vector), where, limit)
+        aim = unit_length(vector)
+        if self._resident is not None and not exact and where.filter is None:
+            found = await self._resident.search(tenant, space, views, aim, where, limit)
+            if found is not None:
+                return found
+        search = _Search(self._database, tenant, space, aim, where, limit)
         # What a filter allows is read by the key, however large the space is.
         if exact or space.dimensions not in GRAPH_DIMENSIONS or where.filter is not None:
             return await self._scan(search, space, views)

@@ -190,6 +190,13 @@ class PostgresRecords:
             )
         return int(status.split()[-1])
 
+    async def forget_vector_changes(self) -> int:
+        async with self._database.worker() as connection:
+            status = await connection.execute(
+                "DELETE FROM memory.vector_change WHERE created_at < now() - interval '10 minutes'"
+            )
+        return int(status.split()[-1])
+
     async def wakeups(self) -> AsyncIterator[None]:
         async for _ in self._database.listen(CHANNEL):
             yield None
