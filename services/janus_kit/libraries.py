@@ -6,6 +6,7 @@ wait for each other, and Python ends that by giving one of them half a module.
 
 import asyncio
 import importlib
+import os
 import threading
 from typing import Any
 
@@ -21,4 +22,6 @@ async def library(name: str) -> Any:
 def imported(name: str) -> Any:
     """The same for who is on a thread already."""
     with _one_at_a_time:
+        # Threads of numpy's own wait for work by keeping a core busy: the database's, or another call's.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         return _whole.setdefault(name, importlib.import_module(name))

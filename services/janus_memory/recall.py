@@ -12,7 +12,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from janus_kit.clock import Clock
@@ -20,7 +20,7 @@ from janus_kit.errors import InvalidArgument, JanusError, Unavailable, is_late
 from janus_kit.libraries import library
 from janus_kit.waiting import within
 from janus_memory import bm25, fusion
-from janus_memory.columns import Columns, joined
+from janus_memory.columns import Columns, joined, nothing
 from janus_memory.comparing import cosine
 from janus_memory.consistency import RECALL_WAIT_S, caught_up, read_token
 from janus_memory.model import (
@@ -69,6 +69,8 @@ class _Dense:
 
     found: Mapping[str, Sequence[Neighbour]]
     degraded: tuple[str, ...] = ()
+    candidates: Columns = field(default_factory=nothing)
+    """What was found, as far as the query's filter allows it."""
 
 
 class Recall:
@@ -123,26 +125,41 @@ class Recall:
                     self._see(tenant, space)
                 wanted = rarest(wanted, lexicon, MAX_TERMS)
                 matched = await self._matched(tx, space, query, wanted, lexicon)
+                if dense_task.done():
+                    return await self._answered(tx, space, query, wanted, lexicon, matched, dense_task.result())
             # Waited for without a connection in hand: the leg takes one of its own.
             dense = await dense_task
+            async with self._records.transaction(tenant) as tx:
+                return await self._answered(tx, space, query, wanted, lexicon, matched, dense)
         finally:
             if dense_task is not None:
                 dense_task.cancel()
-        async with self._records.transaction(tenant) as tx:
-            candidates = await self._pool(tx, space, query, matched, dense)
-            ranking = self._rank(space, query, candidates, wanted, lexicon, dense)
-            best = ranking.order[: query.limit]
-            units = candidates.units[best].tolist()
-            is_turn = candidates.turns[best].tolist()
-            turns = [unit for unit, turn in zip(units, is_turn, strict=True) if turn]
-            others = [unit for unit, turn in zip(units, is_turn, strict=True) if not turn]
-            records = await tx.records(space, turns, others)
-            hits = tuple(
-                Hit(records[unit], float(ranking.total[row]), ranking.details(row) if query.explain else ())
-                for unit, row in zip(units, best, strict=True)
-                if unit in records
-            )
-            spans = await _packed(tx, space, query, hits) if query.pack_tokens else ()
+
+    async def _answered(
+        self,
+        tx: Transaction,
+        space: Space,
+        query: RecallQuery,
+        wanted: Sequence[str],
+        lexicon: Lexicon,
+        matched: Columns,
+        dense: _Dense,
+    ) -> Recalled:
+        """What both legs found, ranked."""
+        candidates = await self._pool(tx, space, query, matched, dense)
+        ranking = self._rank(space, query, candidates, wanted, lexicon, dense)
+        best = ranking.order[: query.limit]
+        units = candidates.units[best].tolist()
+        is_turn = candidates.turns[best].tolist()
+        turns = [unit for unit, turn in zip(units, is_turn, strict=True) if turn]
+        others = [unit for unit, turn in zip(units, is_turn, strict=True) if not turn]
+        records = await tx.records(space, turns, others)
+        hits = tuple(
+            Hit(records[unit], float(ranking.total[row]), ranking.details(row) if query.explain else ())
+            for unit, row in zip(units, best, strict=True)
+            if unit in records
+        )
+        spans = await _packed(tx, space, query, hits) if query.pack_tokens else ()
         return Recalled(hits, dense.degraded, space.model, spans)
 
     def _see(self, tenant: str, space: Space) -> None:
@@ -192,10 +209,19 @@ class Recall:
             return (await tx.unindexed(space.number, upto))[-_UNINDEXED_LIMIT:]
 
     def _started(self, tenant: str, space: Space, query: RecallQuery, pending: Sequence[int]) -> "asyncio.Task[_Dense]":
-        task = asyncio.create_task(self._dense(tenant, space, query, pending))
+        task = asyncio.create_task(self._near(tenant, space, query, pending))
         # Nobody may be left to hear why it failed, when the other leg has failed before.
         task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         return task
+
+    async def _near(self, tenant: str, space: Space, query: RecallQuery, pending: Sequence[int]) -> _Dense:
+        """What the dense leg finds, looked up while the other still searches."""
+        dense = await self._dense(tenant, space, query, pending)
+        units = {each.unit for found in dense.found.values() for each in found}
+        if not units:
+            return dense
+        async with self._records.transaction(tenant) as tx:
+            return replace(dense, candidates=await tx.candidates(space.number, sorted(units), query.filter))
 
     async def _dense(self, tenant: str, space: Space, query: RecallQuery, pending: Sequence[int]) -> _Dense:
         part = f"embedder:{space.model}"
@@ -273,13 +299,11 @@ class Recall:
         """Everything that is scored: what a leg found, and the turns around it."""
         import numpy as np
 
-        pool = matched
-        near = [np.array([each.unit for each in found], np.int64) for found in dense.found.values()]
-        if missing := np.setdiff1d(np.concatenate(near), matched.units).tolist() if near else []:
-            pool = joined([matched, await tx.candidates(space.number, missing, query.filter)])
+        pool = joined([matched, dense.candidates.only(~np.isin(dense.candidates.units, matched.units))])
         if spans := spans_around(pool, bm25.REACH):
             if sum(last - first + 1 for _, first, last in spans) > _AROUND_LIMIT:
-                best = [matched.units[:_AROUND_LEXICAL], *(found[:_AROUND_DENSE] for found in near)]
+                near = ([each.unit for each in found[:_AROUND_DENSE]] for found in dense.found.values())
+                best = [matched.units[:_AROUND_LEXICAL], *(np.array(units, np.int64) for units in near)]
                 spans = spans_around(pool, bm25.REACH, np.isin(pool.units, np.concatenate(best)))
             around = await tx.around(space.number, spans, query.filter)
             pool = joined([pool, around.only(~np.isin(around.units, pool.units))])
@@ -378,6 +402,10 @@ def similarities(candidates: Columns, found: Sequence[Neighbour]) -> "NDArray[np
     """Similarity of every candidate; who was not among the nearest gets the least of them."""
     import numpy as np
 
-    known = dict(found)
-    least = min(known.values(), default=0.0)
-    return np.array([known.get(unit, least) for unit in candidates.units.tolist()], np.float64)
+    if not found:
+        return np.zeros(len(candidates))
+    units, alike = map(np.array, zip(*found, strict=True))
+    order = np.argsort(units)
+    places = np.minimum(np.searchsorted(units, candidates.units, sorter=order), len(units) - 1)
+    nearest = order[places]
+    return np.where(units[nearest] == candidates.units, alike[nearest], alike.min())

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 BOTH = 0
 """In place of a view: the row is of both."""
-BLOCK = 1_024
+BLOCK = 2_048
 """Rows whose vectors lie in one array: what a change copies at most for each row that it takes out."""
 NEVER_US = (1 << 63) - 1
 """A time after all others, as Postgres sends its infinity."""
@@ -90,7 +90,10 @@ class Resident:
 
     attributes: Attributes
     blocks: "tuple[NDArray[np.float32], ...]"
-    """The rows' vectors at length 1, in the rows' order, ``BLOCK`` of them at most in one array."""
+    """The rows' vectors at length 1, in the rows' order, ``BLOCK`` of them at most in one array: (dimensions, rows).
+
+    So a product goes through memory as it lies: less than half the time that (rows, dimensions) takes.
+    """
 
     def __len__(self) -> int:
         return len(self.attributes.units)
@@ -98,7 +101,7 @@ class Resident:
     @property
     def size(self) -> int:
         """Bytes in memory."""
-        return len(self) * row_size(self.blocks[0].shape[1]) if self.blocks else 0
+        return len(self) * row_size(len(self.blocks[0])) if self.blocks else 0
 
     def search(
         self, views: Sequence[View], aim: Sequence[float], where: HardFilter, limit: int
@@ -107,15 +110,18 @@ class Resident:
         import numpy as np
 
         target = np.asarray(aim, np.float32)
-        alike = np.concatenate([block @ target for block in self.blocks]) if self.blocks else np.zeros(0)
+        alike = np.concatenate([target @ block for block in self.blocks]) if self.blocks else np.zeros(0)
         # As numbers of 64 bits: what is rounded has to be the same number for all that it is the same of.
         alike = np.round(alike.astype(float), _DECIMALS)
         allowed = self.attributes.allowed(where)
-        places = self.attributes.views
-        return {
-            view: self._nearest(alike, np.flatnonzero(allowed & ((places == BOTH) | (places == view))), limit)
-            for view in views
-        }
+        shared = np.flatnonzero(allowed & (self.attributes.views == BOTH))
+        of_both = self._nearest(alike, shared, limit)
+        found = {}
+        for view in views:
+            own = np.flatnonzero(allowed & (self.attributes.views == view))
+            # Of facts nothing is a view's own, and of turns next to nothing is shared.
+            found[view] = self._nearest(alike, np.concatenate([shared, own]), limit) if len(own) else of_both
+        return found
 
     def _nearest(self, alike: "NDArray[np.float64]", rows: "NDArray[np.int64]", limit: int) -> list[Neighbour]:
         import numpy as np
@@ -138,9 +144,10 @@ class Resident:
         blocks = []
         start = 0
         for block in self.blocks:
-            chosen = kept[start : start + len(block)]
-            blocks.append(block if chosen.all() else block[chosen])
-            start += len(block)
+            rows = block.shape[1]
+            chosen = kept[start : start + rows]
+            blocks.append(block if chosen.all() else block[:, chosen])
+            start += rows
         return Resident(self.attributes.only(kept), tuple(blocks))
 
 
@@ -164,13 +171,13 @@ def _packed(blocks: "Sequence[NDArray[np.float32]]") -> "Iterator[NDArray[np.flo
 
     together: list[NDArray[np.float32]] = []
     for block in blocks:
-        if together and sum(map(len, together)) + len(block) > BLOCK:
-            yield together[0] if len(together) == 1 else np.concatenate(together)
+        if together and sum(each.shape[1] for each in together) + block.shape[1] > BLOCK:
+            yield together[0] if len(together) == 1 else np.concatenate(together, axis=1)
             together = []
-        if len(block):
+        if block.shape[1]:
             together.append(block)
     if together:
-        yield together[0] if len(together) == 1 else np.concatenate(together)
+        yield together[0] if len(together) == 1 else np.concatenate(together, axis=1)
 
 
 def _us(at: datetime) -> int:

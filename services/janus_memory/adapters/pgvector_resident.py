@@ -255,5 +255,7 @@ def _resident(row: Any, dimensions: int) -> Resident:
             expires_at=integers("expires_at"),
         ),
         # Before its numbers stand how many there are, in four bytes.
-        tuple(sent[start : start + BLOCK, 1:].astype(np.float32) for start in range(0, len(sent), BLOCK)),
+        tuple(
+            np.ascontiguousarray(sent[start : start + BLOCK, 1:].T, np.float32) for start in range(0, len(sent), BLOCK)
+        ),
     )

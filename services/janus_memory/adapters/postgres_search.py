@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from janus_kit.postgres import Connection
 from janus_memory.adapters.paging import page
 from janus_memory.adapters.postgres_spaces import SPACE_COLUMNS, space_of
-from janus_memory.adapters.sql import MEMORY_COLUMNS, TURN_COLUMNS, Bound, allowed, memory_of, quoted, turn_of
+from janus_memory.adapters.sql import MEMORY_COLUMNS, TURN_COLUMNS, Bound, allowed, integers, memory_of, quoted, turn_of
 from janus_memory.columns import Columns, nothing
 from janus_memory.model import ContextTurn, HardFilter, Kind, Lexicon, Memory, Space, Turn
 from janus_memory.ports import AllowedUnits
@@ -98,10 +98,10 @@ class SearchStatements:
         )
 
     async def candidates(self, space_no: int, units: Sequence[int], where: HardFilter) -> Columns:
-        bound = Bound(space_no, list(units))
+        bound = Bound(space_no, integers(units))
         return await self._columns(
             f"""SELECT {_COLUMNS} FROM memory.unit
-                WHERE space_no = $1 AND unit = ANY($2::bigint[]){allowed(where, bound)}""",  # noqa: S608 - placeholders and constants
+                WHERE space_no = $1 AND unit = ANY($2::text::bigint[]){allowed(where, bound)}""",  # noqa: S608 - placeholders and constants
             bound,
         )
 
@@ -121,10 +121,10 @@ class SearchStatements:
             return nothing()
         await self._connection.execute(_BY_POSITION)
         threads, firsts, lasts = zip(*spans, strict=True)
-        bound = Bound(space_no, list(threads), list(firsts), list(lasts))
+        bound = Bound(space_no, list(threads), integers(firsts), integers(lasts))
         return await self._columns(
             f"""SELECT {_COLUMNS}
-                FROM unnest($2::text[], $3::bigint[], $4::bigint[]) AS s (in_thread, first, last)
+                FROM unnest($2::text[], $3::text::bigint[], $4::text::bigint[]) AS s (in_thread, first, last)
                 CROSS JOIN LATERAL (
                     SELECT {_CANDIDATE} FROM memory.unit
                     WHERE space_no = $1 AND kind = 1 AND thread = s.in_thread

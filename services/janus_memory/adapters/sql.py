@@ -30,6 +30,11 @@ def rows_of(bound: Bound, **columns: tuple[str, Sequence[Any]]) -> str:
     return f"unnest({arrays}) AS r ({', '.join(columns)})"
 
 
+def integers(values: Sequence[int]) -> str:
+    """A value for `$n::text::bigint[]`. Of a list, the driver asks each element whether it is one itself."""
+    return f"{{{','.join(map(str, values))}}}"
+
+
 def allowed(where: HardFilter, bound: Bound, alias: str = "") -> str:
     """Conditions of a hard filter, each with AND before it; for units and, without its typed filter, for vectors.
 
