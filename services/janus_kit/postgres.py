@@ -70,12 +70,12 @@ class Database:
         Raises Unavailable, or ResourceExhausted when no connection is free.
         """
         mode = " ISOLATION LEVEL REPEATABLE READ READ ONLY" if snapshot else ""
-        plans = "; SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off" if by_index else ""
-        return _Transaction(self._pool, f"BEGIN{mode}; SET LOCAL janus.tenant = {_literal(tenant)}{plans}")
+        plans = ("SET LOCAL enable_seqscan = off", "SET LOCAL enable_bitmapscan = off") if by_index else ()
+        return _Transaction(self._pool, f"BEGIN{mode}", f"SET LOCAL janus.tenant = {_literal(tenant)}", *plans)
 
     def worker(self) -> AbstractAsyncContextManager[Connection]:
         """A transaction as ``janus_worker``, across tenants where policies let it."""
-        return _Transaction(self._pool, f"BEGIN; SET LOCAL ROLE {WORKER_ROLE}")
+        return _Transaction(self._pool, "BEGIN", f"SET LOCAL ROLE {WORKER_ROLE}")
 
     async def worker_statement(self, sql: str, *arguments: object) -> list[Any]:
         """The rows of one statement as ``janus_worker``, committed by itself; one at a time.
@@ -210,37 +210,58 @@ class Database:
 class _Transaction:
     """One transaction, and its connection for as long as it is open.
 
-    Statements are asked of this object: whoever keeps it is refused when it is over, as the connection may be
-    another tenant's by then. Not the driver's own transaction, which takes a round trip more to say whose it is.
+    It begins with its first statement: what begins it goes ahead of that, and is no round trip. Statements are asked of
+    this object: whoever keeps it is refused when it is over, as the connection may be another tenant's by then. Not the
+    driver's own transaction, which takes two round trips more to begin and to say whose it is.
     """
 
-    __slots__ = ("_begin", "_cancels", "_connection", "_pool")
+    __slots__ = ("_begins_with", "_cancels", "_connection", "_pool")
 
-    def __init__(self, pool: Pool, begin: str) -> None:
+    def __init__(self, pool: Pool, *begins_with: str) -> None:
         self._pool = pool
-        self._begin = begin
+        # Until it has begun.
+        self._begins_with = begins_with
         self._connection: PooledConnection | None = None
 
     def __getattr__(self, name: str) -> Any:
-        if self._connection is None:
-            raise asyncpg.InterfaceError("the transaction is over")
-        return getattr(self._connection, name)
+        return getattr(self._begun(), name)
 
     async def __aenter__(self) -> Connection:
         self._cancels = cancel_wins()
         with self._cancels:
-            connection = await self._pool.take()
-        try:
-            await connection.execute(self._begin)
-        except BaseException as error:
-            await self._broken_off(connection, error)
-            raise
-        self._connection = connection
+            self._connection = await self._pool.take()
         return self
+
+    async def execute(self, sql: str, *arguments: object, **options: Any) -> str:
+        if self._begins_with and not arguments:
+            # Of the same kind as what begins it.
+            sql = "; ".join((*self._begins_with, sql))
+            self._begins_with = ()
+        status: str = await self._begun().execute(sql, *arguments, **options)
+        return status
+
+    async def begin(self) -> None:
+        """Have it begun: the driver makes cursors in a transaction that it knows of."""
+        if self._begins_with:
+            await self.execute("")
+
+    def _begun(self) -> PooledConnection:
+        """The connection, for a statement that begins the transaction if none has."""
+        connection = self._connection
+        if connection is None:
+            raise asyncpg.InterfaceError("the transaction is over")
+        if self._begins_with:
+            connection.put_ahead(self._begins_with)
+            self._begins_with = ()
+        return connection
 
     async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         connection, self._connection = self._connection, None
         assert connection is not None
+        if self._begins_with:
+            # Nothing was asked.
+            self._pool.give_back(connection)
+            return
         try:
             ended = await connection.execute("COMMIT" if error is None else "ROLLBACK")
         except BaseException as failure:

@@ -7,7 +7,7 @@ there for the next at once; any other is rolled back first, or closed.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 import asyncpg
@@ -32,6 +32,26 @@ class PooledConnection(asyncpg.Connection):  # type: ignore[misc] # the driver h
     transactions = 0
     idle_since = 0.0
     """By the event loop's clock."""
+
+    def put_ahead(self, statements: Sequence[str]) -> None:
+        """Send statements without parameters ahead of the one that the driver sends next, which must follow at once.
+
+        They are answered together. The driver passes over the answers; when one fails, so does the driver's own, as
+        the server leaves out all that comes before the driver's end of a request.
+        """
+        # Of one that is lost the driver says so itself.
+        if not self._transport.is_closing():
+            self._transport.write(b"".join(map(_asked, statements)))
+
+
+def _asked(statement: str) -> bytes:
+    """The messages that have an unnamed statement parsed, bound, and done."""
+    text = statement.encode() + b"\0"
+    return b"P" + (len(text) + 7).to_bytes(4, "big") + b"\0" + text + b"\0\0" + _BIND_AND_EXECUTE
+
+
+# Both unnamed, without parameters, formats, or a limit of rows.
+_BIND_AND_EXECUTE = b"B\0\0\0\x0c" + bytes(8) + b"E\0\0\0\x09" + bytes(5)
 
 
 class Pool:

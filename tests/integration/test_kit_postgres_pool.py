@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from janus_kit import postgres_pool
 from janus_kit.errors import InvalidArgument, Unavailable
 from janus_kit.migrations import migrate
-from janus_kit.postgres import Database, database
+from janus_kit.postgres import Database, _Transaction, database
 from janus_kit.postgres_pool import PooledConnection
 from janus_kit.settings import PostgresSettings
 
@@ -276,3 +276,55 @@ async def test_a_refusal_within_gives_the_connection_back_as_it_was(pooled: Any)
             async with db.tenant("acme"):
                 raise InvalidArgument("text", "must be longer")
         assert await pid(db) == before
+
+
+async def test_what_begins_a_transaction_goes_with_its_first_statement(pooled: Any) -> None:
+    async with pooled(pool_max=1) as db:
+        number = await pid(db)
+        async with db.tenant("acme") as connection:
+            text = "SELECT $1::text || current_setting('janus.tenant')"
+            assert await connection.fetchval(text, "of ") == "of acme"
+        async with db.tenant("globex") as connection:
+            await connection.execute("INSERT INTO pooled.note VALUES (current_setting('janus.tenant'))")
+            assert await connection.fetchval("SELECT text FROM pooled.note") == "globex"
+        async with db.worker() as connection:
+            assert [row[0] for row in await connection.fetch("SELECT current_user")] == ["janus_worker"]
+        async with db.tenant("acme"):
+            pass
+        assert await pid(db) == number
+
+
+@pytest.mark.parametrize("arguments", [("lost",), ()])
+async def test_a_transaction_that_cannot_begin_does_nothing(
+    pooled: Any, owner: Any, arguments: tuple[str, ...]
+) -> None:
+    sql = "INSERT INTO pooled.note VALUES ($1)" if arguments else "INSERT INTO pooled.note VALUES ('lost')"
+    async with pooled(pool_max=1) as db:
+        async with db.tenant("acme") as connection:
+            await connection.execute(sql, *arguments)
+        await owner.execute("DELETE FROM pooled.note")
+        with pytest.raises(asyncpg.InvalidParameterValueError):
+            async with _Transaction(db._pool, "BEGIN", "SET LOCAL ROLE nobody") as connection:
+                await connection.execute(sql, *arguments)
+        assert await owner.fetchval("SELECT count(*) FROM pooled.note") == 0
+        async with db.tenant("acme") as connection:
+            assert await connection.fetchval("SELECT current_user") == "janus_app"
+
+
+async def test_a_first_statement_that_the_driver_refuses_leaves_none_open(pooled: Any, owner: Any) -> None:
+    async with pooled(pool_max=1) as db:
+        number = await pid(db)
+        with pytest.raises(asyncpg.DataError):
+            async with db.tenant("acme") as connection:
+                await connection.fetch("SELECT $1::integer", "no number")
+        assert await backends(owner, "idle in transaction%") == 0
+        async with db.tenant("acme") as connection:
+            assert await connection.fetchval("SELECT current_setting('janus.tenant')") == "acme"
+        assert await pid(db) == number
+
+
+async def test_a_cursor_may_be_a_transactions_first(pooled: Any) -> None:
+    async with pooled() as db, db.tenant("acme") as connection:
+        await connection.begin()
+        await connection.begin()
+        assert [row[0] async for row in connection.cursor("SELECT generate_series(1, $1)", 3)] == [1, 2, 3]

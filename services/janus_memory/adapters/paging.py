@@ -19,6 +19,7 @@ async def page(connection: Connection, limit: int, sql: str, *arguments: Any) ->
     """
     rows: list[Any] = []
     size = 0
+    await connection.begin()
     async for row in connection.cursor(sql, *arguments, prefetch=_PREFETCH):
         size += row["size"] + _FRAME_BYTES
         if len(rows) == limit or (rows and size > MAX_BYTES):
