@@ -10,7 +10,7 @@ locks rows does. What a write breaks is known only when it is sent.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -58,8 +58,9 @@ class Batch:
         if self._waiting:
             await self._run(self._connection.execute, self._waiting.pop())
 
-    async def execute(self, sql: str, *arguments: object) -> str:
-        status: str = await self._run_after_others(self._connection.execute, sql, arguments)
+    async def execute(self, sql: str, *arguments: object, apart: Collection[str] = ()) -> str:
+        """Of tables that are ``apart``, what waits writes other rows than the statement reads, writes or locks."""
+        status: str = await self._run_after_others(self._connection.execute, sql, arguments, apart)
         return status
 
     async def fetch(self, sql: str, *arguments: object) -> list[Any]:
@@ -77,8 +78,11 @@ class Batch:
     async def fetchval(self, sql: str, *arguments: object) -> Any:
         return await self._run_after_others(self._connection.fetchval, sql, arguments)
 
-    async def _run_after_others(self, run: Callable[..., Any], sql: str, arguments: tuple[object, ...]) -> Any:
-        if self._waiting and (_locks(sql) or not _tables(sql, self._schema).isdisjoint(self._tables)):
+    async def _run_after_others(
+        self, run: Callable[..., Any], sql: str, arguments: tuple[object, ...], apart: Collection[str] = ()
+    ) -> Any:
+        tables = _tables(sql, self._schema).difference(apart)
+        if self._waiting and ((_locks(sql) and not apart) or not tables.isdisjoint(self._tables)):
             await self.send()
         return await self._run(run, _Statement(sql, arguments))
 

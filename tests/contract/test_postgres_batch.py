@@ -109,6 +109,20 @@ async def test_rows_are_locked_after_what_was_written(connection: Counting) -> N
     assert [sql.split()[0] for sql in connection.sent] == ["INSERT", "SELECT"]
 
 
+async def test_what_locks_other_rows_than_are_written_goes_with_them(connection: Counting) -> None:
+    await connection.connection.execute("INSERT INTO b.one (id, said) VALUES (1, 'mine'), (2, 'next')")
+    batch = Batch(connection, "b")
+    end = "WITH other AS (SELECT id FROM b.one WHERE id > $1 FOR UPDATE) INSERT INTO b.two SELECT id FROM other"
+    await batch.later("UPDATE b.one SET said = $1 WHERE id = $2", "ended", 1)
+    await batch.execute(end, 1, apart=("one",))
+    assert len(connection.sent) == 1
+    await batch.later("INSERT INTO b.two (id) VALUES ($1)", 3)
+    await batch.execute(end, 1, apart=("one",))
+    assert len(connection.sent) == 3, "only that table's rows are others"
+    assert await rows(connection, "one") == [(1, "ended"), (2, "next")]
+    assert await rows(connection, "two") == [(2,), (2,), (3,)]
+
+
 async def test_a_write_that_is_refused_says_why_wherever_it_was_sent(connection: Counting) -> None:
     def taken() -> AlreadyExists:
         return AlreadyExists("RESOURCE_EXISTS", "the id is taken", "thing", "1")

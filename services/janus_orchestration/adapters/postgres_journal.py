@@ -25,15 +25,13 @@ _ADD_EVENTS = (
     "INSERT INTO orchestration.event (tenant, run_id, sequence, epoch, kind, terminal, content) "
     "SELECT $1, $2, * FROM unnest($3::bigint[], $4::bigint[], $5::text[], $6::boolean[], $7::bytea[])"
 )
-# Whoever writes an event tells the webhooks that want it, by the same statement.
-_ADD_AND_TELL = (
-    f"WITH said AS ({_ADD_EVENTS} RETURNING sequence, kind), "  # noqa: S608 - constants only
-    "told AS (INSERT INTO orchestration.webhook_delivery (tenant, webhook, run_id, sequence, kind) "
-    "SELECT $1, w.name, $2, said.sequence, said.kind FROM said "
-    "JOIN orchestration.webhook w ON w.tenant = $1 AND said.kind = ANY(w.events) WHERE w.agents = '{}' "
-    "OR $8::text = ANY(w.agents) "
-    "ON CONFLICT DO NOTHING RETURNING 1) "
-    f"SELECT pg_notify('{WEBHOOKS_CHANNEL}', '') FROM told LIMIT 1"
+# Whoever writes events tells the webhooks that want them.
+_TELL = (
+    "INSERT INTO orchestration.webhook_delivery (tenant, webhook, run_id, sequence, kind) "  # noqa: S608 - constants only
+    "SELECT $1, w.name, $2, said.sequence, said.kind FROM unnest($3::bigint[], $4::text[]) AS said (sequence, kind) "
+    "JOIN orchestration.webhook w ON w.tenant = $1 AND said.kind = ANY(w.events) "
+    "WHERE w.agents = '{}' OR $5::text = ANY(w.agents) "
+    f"ON CONFLICT DO NOTHING RETURNING pg_notify('{WEBHOOKS_CHANNEL}', '')"
 )
 
 # Positions are given again after a rollback: another debt may begin at the same one.
@@ -155,10 +153,8 @@ class PostgresJournal:
             await self._connection.execute("SELECT pg_notify($1, $2)", OPEN_CHANNEL, self._tenant)
 
     async def add_events(self, run: Run, events: Sequence[Recorded]) -> None:
-        # Most events are nobody's but the run's watchers'.
-        is_told = any(event.kind in KINDS for event in events)
-        await (self._connection.execute if is_told else self._connection.later)(
-            _ADD_AND_TELL if is_told else _ADD_EVENTS,
+        await self._connection.later(
+            _ADD_EVENTS,
             self._tenant,
             run.id,
             [event.cursor.sequence for event in events],
@@ -166,8 +162,17 @@ class PostgresJournal:
             [event.kind for event in events],
             [event.terminal for event in events],
             [event.wire for event in events],
-            *([run.agent] if is_told else ()),
         )
+        # Most events are nobody's but the run's watchers'.
+        if told := [event for event in events if event.kind in KINDS]:
+            await self._connection.later(
+                _TELL,
+                self._tenant,
+                run.id,
+                [event.cursor.sequence for event in told],
+                [event.kind for event in told],
+                run.agent,
+            )
 
     async def events(self, run_id: str, first: int, last: int, limit: int) -> list[Recorded]:
         found = await self._connection.fetch(

@@ -72,6 +72,8 @@ class PostgresRuns:
             run_id,
             following,
             READY_CHANNEL,
+            # Those that wait for their turn; one that follows may have been added a moment ago.
+            apart=() if following else ("run",),
         )
 
     async def lineage(self, run_id: str) -> list[Ancestor]:
