@@ -21,7 +21,8 @@ import hiredis
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.client import Pipeline
 from redis.exceptions import ConnectionError as Lost
-from redis.exceptions import ResponseError
+from redis.exceptions import InvalidResponse, ResponseError
+from redis.exceptions import TimeoutError as TooLate
 
 from janus_kit.waiting import within
 
@@ -46,6 +47,7 @@ _MOST_ASKED = 4_096
 _MOST_UNWRITTEN_BYTES = 4 * 1024 * 1024
 # A connection may have died while nobody used it; then its successor is asked, once, so soon.
 _AGAIN_S = 0.01
+_NO_MORE = object()
 
 
 @dataclass(slots=True)
@@ -55,6 +57,42 @@ class _Asked:
     count: int
     done: asyncio.Future[list[Any]]
     answers: list[Any] = field(default_factory=list)
+
+
+class _Answers(asyncio.Protocol):
+    """What comes over a connection, read in the place of redis-py's stream.
+
+    ``take`` is called with each answer; ``lost`` fails with what ended the connection.
+    """
+
+    def __init__(self, connection: Any, take: Callable[[Any], None]) -> None:
+        self._take = take
+        self._reader = hiredis.Reader(
+            protocolError=InvalidResponse, replyError=connection._parser.parse_error, notEnoughData=_NO_MORE
+        )
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        connection._writer.transport.set_protocol(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self.lost.done():
+            return
+        try:
+            self._reader.feed(data)
+            while (answer := self._reader.gets()) is not _NO_MORE:
+                if isinstance(answer, Lost):
+                    # It is starting, or has no room for us.
+                    raise answer
+                if not isinstance(answer, hiredis.PushNotification):
+                    self._take(answer)
+        except Exception as broken:  # noqa: BLE001 - nothing that comes after it can be read
+            self.end(broken)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.end(Lost(f"the connection was closed: {error or 'by the server'}"))
+
+    def end(self, error: Exception) -> None:
+        if not self.lost.done():
+            self.lost.set_exception(error)
 
 
 class Line:
@@ -68,8 +106,8 @@ class Line:
         self._connection: Any = None
         self._serving: asyncio.Task[None] | None = None
         self._is_closed = False
-        self._is_asked = asyncio.Event()
         self._has_moved = asyncio.Event()
+        self._answered = 0
 
     async def ask(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """The answers; one that is a refusal is a ResponseError. Raises redis' errors for what got none.
@@ -106,7 +144,6 @@ class Line:
         elif len(self._unsent) == 1:
             # What others ask at this moment goes along.
             asyncio.get_running_loop().call_soon(self._write, context=contextvars.Context())
-        self._is_asked.set()
         return await asked.done
 
     def _is_full(self) -> bool:
@@ -131,33 +168,43 @@ class Line:
             self._unsent.clear()
 
     async def _serve(self) -> None:
-        """Read the answers, as long as the connection lasts."""
+        """Have the answers read, as long as the connection lasts."""
         error: Exception = Lost("the client is closed")
         connection: Any = None
+        answers: _Answers | None = None
         try:
             connection = await self._pool.get_connection()
+            answers = _Answers(connection, self._take)
             self._connection = connection
             self._write()
-            while True:
-                while self._asked:
-                    await self._read(connection)
-                self._is_asked.clear()
-                await self._is_asked.wait()
+            await self._until_lost(answers, connection.socket_timeout)
         except Exception as met:  # noqa: BLE001 - whatever it was, those who wait are told
             error = met
         finally:
             self._serving = self._connection = None
             self._fail(error)
+            if answers is not None:
+                answers.lost.cancel()
             if connection is not None:
                 await connection.disconnect(nowait=True)
                 await self._pool.release(connection)
 
-    async def _read(self, connection: Any) -> None:
-        """One answer. Raises when the next one takes longer than the socket's limit."""
-        try:
-            answer = await connection.read_response()
-        except ResponseError as refused:
-            answer = refused
+    async def _until_lost(self, answers: _Answers, most_s: float) -> None:
+        """Raise what ends the connection, be it that the next answer takes longer than so many seconds."""
+        still = 0
+        while True:
+            answered = self._answered
+            await asyncio.wait([answers.lost], timeout=most_s / 2)
+            if answers.lost.done():
+                await answers.lost
+            still = still + 1 if self._asked and self._answered == answered else 0
+            # It was asked within the first of the halves, or before.
+            if still == 3:
+                raise TooLate("an answer takes too long")
+
+    def _take(self, answer: Any) -> None:
+        """One answer, to who asked first."""
+        self._answered += 1
         asked = self._asked[0]
         asked.answers.append(answer)
         if len(asked.answers) == asked.count:
