@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, fields
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 
 from janus_orchestration.model import (
@@ -50,6 +51,8 @@ RUN_COLUMNS = (
     "revision, last_sequence, reserved_sequence, stream_broken, takeovers, created_at, started_at, ended_at, "
     "usage, finish_reason, error, cancel_reason, rolls_back, waited_s, waiting_since"
 )
+_ROLES = {role.value: role for role in Role}
+_MOST_REMEMBERED_CHARS = 65_536
 PENDING_COLUMNS = (
     "id, step, kind, call_id, tool, arguments, arguments_sha256, is_retry, text, schema, expires_at, on_expiry, "
     "child_run, verdict, answer, answered_by, answered_at, is_taken"
@@ -89,6 +92,11 @@ def spec_to(spec: AgentSpec) -> str:
 
 
 def spec_from(text: str) -> AgentSpec:
+    """What JSON of ``spec_to`` says; most runs are of an agent that another was of a moment ago."""
+    return (_remembered if len(text) <= _MOST_REMEMBERED_CHARS else _parsed)(text)
+
+
+def _parsed(text: str) -> AgentSpec:
     value = json.loads(text)
     memory = value["memory"]
     memory["recall_scope"] = RecallScope(memory["recall_scope"])
@@ -102,6 +110,10 @@ def spec_from(text: str) -> AgentSpec:
     for name in ("handoffs", "sub_agents"):
         value[name] = tuple(value.get(name, ()))
     return AgentSpec(**value)
+
+
+# A specification is never changed, and says nothing about whose it is.
+_remembered = lru_cache(maxsize=256)(_parsed)
 
 
 def _tool_from(value: dict[str, Any]) -> AgentTool:
@@ -175,7 +187,7 @@ def thread_from(row: Row) -> Thread:
 def message_from(row: Row) -> ThreadMessage:
     """``text`` and ``name`` come from columns, so that no wire form is decoded for them."""
     return ThreadMessage(
-        Message(row["id"], Role(row["role"]), row["text"], row["content"], row["name"]),
+        Message(row["id"], _ROLES[row["role"]], row["text"], row["content"], row["name"]),
         row["position"] or 0,
         row["run_id"] or "",
         row["is_output"],
