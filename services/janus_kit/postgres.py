@@ -13,7 +13,7 @@ Postgres is back, without a restart.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, NamedTuple, TypeAlias
 
@@ -27,7 +27,6 @@ from janus_kit.settings import PostgresSettings
 from janus_kit.telemetry.logging import get_logger
 
 Connection: TypeAlias = asyncpg.connection.Connection
-ConnectionInit = Callable[[Connection], Awaitable[None]]
 
 APP_ROLE = "janus_app"
 WORKER_ROLE = "janus_worker"
@@ -51,10 +50,9 @@ class Notification(NamedTuple):
 class Database:
     """A pool of connections. Made by ``database``."""
 
-    def __init__(self, settings: PostgresSettings, application: str, init: ConnectionInit | None) -> None:
+    def __init__(self, settings: PostgresSettings, application: str) -> None:
         self._settings = settings
         self._application = application
-        self._init = init
         self._pool = Pool(self._made, settings, application)
         # The connection of ``worker_statement``, which one call at a time has.
         self._line: Connection | None = None
@@ -164,12 +162,6 @@ class Database:
             connection: PooledConnection = await asyncpg.connect(
                 **self._connect_arguments(), connection_class=PooledConnection
             )
-            if self._init is not None:
-                try:
-                    await self._init(connection)
-                except BaseException:
-                    connection.terminate()
-                    raise
             return connection
 
     def _connect_arguments(self, role: str = APP_ROLE) -> dict[str, Any]:
@@ -300,15 +292,13 @@ def _literal(text: str) -> str:
 
 
 @asynccontextmanager
-async def database(
-    settings: PostgresSettings, *, application: str, init: ConnectionInit | None = None
-) -> AsyncIterator[Database]:
+async def database(settings: PostgresSettings, *, application: str) -> AsyncIterator[Database]:
     """A Database, closed at the end. Does not fail when Postgres is away.
 
     ``application`` names the connections in pg_stat_activity and the pool in
-    metrics. ``init`` runs on every new connection, e.g. to register codecs.
+    metrics.
     """
-    opened = Database(settings, application, init)
+    opened = Database(settings, application)
     warming = asyncio.create_task(opened.warm_up(), name=f"{application}-pool-warm-up")
     try:
         yield opened

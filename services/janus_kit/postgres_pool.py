@@ -32,6 +32,13 @@ class PooledConnection(asyncpg.Connection):  # type: ignore[misc] # the driver h
     transactions = 0
     idle_since = 0.0
     """By the event loop's clock."""
+    _prepared: frozenset[Callable[["PooledConnection"], Awaitable[None]]] = frozenset()
+
+    async def once(self, prepare: Callable[["PooledConnection"], Awaitable[None]]) -> None:
+        """Prepare the connection for what some statements need of it, e.g. a codec; the first time alone."""
+        if prepare not in self._prepared:
+            await prepare(self)
+            self._prepared |= {prepare}
 
     def put_ahead(self, statements: Sequence[str]) -> None:
         """Send statements without parameters ahead of the one that the driver sends next, which must follow at once.

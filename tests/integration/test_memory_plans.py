@@ -119,6 +119,9 @@ class Explaining:
         self._connection = connection
         self._plans = plans
 
+    async def once(self, prepare: Any) -> None:
+        await self._connection.once(prepare)
+
     async def fetch(self, sql: str, *values: Any) -> Sequence[Any]:
         self._plans += [row[0] for row in await self._connection.fetch(f"EXPLAIN {sql}", *values)]
         return await self._connection.fetch(sql, *values)  # type: ignore[no-any-return]
