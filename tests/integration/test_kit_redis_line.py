@@ -4,12 +4,15 @@ import asyncio
 import os
 import random
 import signal
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
+from redis.asyncio.connection import DefaultParser
+from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as Lost
-from redis.exceptions import RedisError, ResponseError
 
 from janus_kit import redis_line
 from janus_kit.redis import redis
@@ -157,3 +160,19 @@ async def test_a_client_that_is_closed_says_so(redis_url):
         await waiting
     with pytest.raises(Lost, match="closed"):
         await client.ping()
+
+
+async def test_answers_are_whole_whatever_they_came_in_and_end_with_what_ends_the_connection():
+    taken: list[Any] = []
+    transport = SimpleNamespace(set_protocol=lambda _: None)
+    connection = SimpleNamespace(_parser=DefaultParser, _writer=SimpleNamespace(transport=transport))
+    answers = redis_line._Answers(connection, taken.append)
+    for byte in b"+OK\r\n#f\r\n>2\r\n$4\r\nnews\r\n:1\r\n*2\r\n:1\r\n$2\r\nab\r\n":
+        answers.data_received(bytes([byte]))
+    assert taken == [b"OK", False, [1, b"ab"]]
+    answers.data_received(b"-ERR wrong\r\n+a\r\n-LOADING the dataset\r\n+b\r\n")
+    answers.data_received(b"+c\r\n")
+    assert isinstance(taken[3], ResponseError)
+    assert taken[4:] == [b"a"]
+    with pytest.raises(BusyLoadingError):
+        await answers.lost
