@@ -12,6 +12,7 @@ that what was erased is not in memory for longer either.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -87,7 +88,7 @@ class ResidentVectors:
         self._held: dict[_Key, _Held] = {}
         self._searched_at: dict[_Key, float] = {}
         # Searches of spaces that are not held, and when the first of them was.
-        self._counted: dict[_Key, tuple[int, float]] = {}
+        self._counted: dict[_Key, tuple[float, float]] = {}
         self._wanted: asyncio.Queue[tuple[str, Space]] = asyncio.Queue(_MOST_WANTED)
 
     @property
@@ -136,6 +137,8 @@ class ResidentVectors:
             snapshot, read_at, era = await connection.fetchrow(_NOW, tenant)
             rows = await connection.fetchval(f"SELECT count(*) FROM memory.vector WHERE {_ROWS}", *key)  # noqa: S608 - constants
         if rows * row_size(space.dimensions) > room:
+            # Counting took long enough: not again at every third search.
+            self._counted[key] = -math.inf, time.monotonic()
             return
         blocks: list[Resident] = []
         view, unit = -1, 0
@@ -162,9 +165,9 @@ class ResidentVectors:
     def _count(self, tenant: str, space: Space) -> None:
         key = tenant, space.number, space.generation
         now = time.monotonic()
-        times, since = self._counted.pop(key, (0, now))
+        times, since = self._counted.pop(key, (0.0, now))
         if now - since > _IDLE_S:
-            times, since = 0, now
+            times, since = 0.0, now
         if times + 1 >= _EARNED_BY and self.size < self._most_bytes and not self._wanted.full():
             self._wanted.put_nowait((tenant, space))
             return
