@@ -6,8 +6,10 @@ import asyncio
 import random
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any, cast
 
 import asyncpg
 import pytest
@@ -16,7 +18,7 @@ from tests.fakes.memory_service import Memory, eventually, texts
 from janus_api.memory.v1 import memory_service_pb2 as pb
 from janus_api.memory.v1 import scope_pb2
 from janus_kit.migrations import migrate
-from janus_kit.postgres import Database, database
+from janus_kit.postgres import Connection, Database, database
 from janus_kit.settings import PostgresSettings
 from janus_memory import metrics
 from janus_memory.adapters import pgvector_resident
@@ -36,7 +38,7 @@ from janus_memory.model import (
     View,
     Weights,
 )
-from janus_memory.resident import BLOCK
+from janus_memory.resident import BLOCK, Resident
 
 NOW = datetime(2024, 6, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -160,6 +162,29 @@ async def test_memory_and_a_scan_give_the_same_answers_whatever_changes(bench: B
             vector = [float(generator.randint(-1, 1)) for _ in range(DIMENSIONS)]
             where, limit = some_filter(generator), generator.choice([1, 20, 500])
             same(await bench.held(vector, where, limit), await bench.scanned(vector, where, limit))
+    assert bench.resident.size == sum(held.resident.size for held in bench.resident._held.values()) > 0
+
+
+async def test_many_changes_are_read_in_several_statements(bench: Bench) -> None:
+    generator = random.Random(12)
+    count, changed = 9 * BLOCK, 2 * BLOCK + 7
+    await bench.owner.execute(
+        """INSERT INTO memory.vector (tenant, space_no, view, unit, version, kind, dimensions, subject, agent, thread,
+               recorded_at, embedding)
+           SELECT 'ann', $1, 0, unit, 1, 1, $2, '', '', '', $3, array_fill(1::real, ARRAY[$2::integer])::vector
+           FROM generate_series(1, $4::integer) AS unit""",
+        bench.space.number, DIMENSIONS, NOW - DAY, count,
+    )  # fmt: skip
+    await bench.resident.load("ann", bench.space)
+    await bench.index.upsert("ann", bench.space, rows(generator, list(range(1, changed)), 2))
+    for _ in range(3):
+        vector = [float(generator.randint(-1, 1)) for _ in range(DIMENSIONS)]
+        same(await bench.held(vector, limit=changed), await bench.scanned(vector, limit=changed))
+    # Of more than that a scan takes less.
+    await bench.owner.execute("UPDATE memory.vector SET version = 3 WHERE space_no = $1", bench.space.number)
+    found = await bench.resident.search("ann", bench.space, list(View), unit(vector), EVERYTHING, 9)
+    assert found is None
+    assert bench.resident.size == 0
 
 
 async def test_what_commits_late_is_found_after_it_and_not_before(bench: Bench) -> None:
@@ -269,6 +294,94 @@ async def test_there_is_a_limit_to_what_is_held(bench: Bench) -> None:
     assert small._wanted.empty()
 
 
+async def test_a_space_that_grows_while_it_is_loaded_stays_within_the_limit(bench: Bench) -> None:
+    generator = random.Random(13)
+    await bench.index.upsert("ann", bench.space, rows(generator, list(range(1, 11))))
+    pages = []
+
+    class Growing:
+        """A database in which more is written after the rows were counted."""
+
+        @asynccontextmanager
+        async def tenant(self, tenant: str, **options: bool) -> AsyncIterator[Connection]:
+            pages.append(options)
+            if len(pages) == 2:
+                await bench.index.upsert("ann", bench.space, rows(generator, list(range(11, 60))))
+            async with bench.pool.tenant(tenant, **options) as connection:
+                yield connection
+
+    small = ResidentVectors(cast(Database, Growing()), 3_000)
+    await small.load("ann", bench.space)
+    assert len(pages) == 2
+    assert small.size == 0
+
+
+async def test_there_is_a_limit_to_how_many_spaces_are_held(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pgvector_resident, "_MOST_HELD", 1)
+    async with PostgresRecords(bench.pool).transaction("ann") as tx:
+        draft = SpaceDraft(f"s{uuid.uuid4().hex[:8]}", Backend.PGVECTOR, "m", DIMENSIONS, Weights(), "")
+        other = await tx.add_space(draft)
+    for space in (bench.space, other):
+        await bench.index.upsert("ann", space, rows(random.Random(14), [1, 2]))
+        await bench.resident.load("ann", space)
+    for _ in range(9):
+        await bench.index.search("ann", other, list(View), [1.0] * DIMENSIONS, EVERYTHING, 9, False)
+    assert [number for _, number, _ in bench.resident._held] == [bench.space.number]
+    assert bench.resident._wanted.empty()
+
+
+async def test_a_space_that_cannot_be_read_keeps_no_other_from_being_loaded_and_looked_after(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pgvector_resident, "LOOK_EVERY_S", 0.02)
+    async with PostgresRecords(bench.pool).transaction("ann") as tx:
+        draft = SpaceDraft(f"s{uuid.uuid4().hex[:8]}", Backend.PGVECTOR, "m", DIMENSIONS + 1, Weights(), "")
+        odd = await tx.add_space(draft)
+    read = pgvector_resident._resident
+
+    def broken(row: Any, dimensions: int) -> Resident:
+        if dimensions == odd.dimensions:
+            raise MemoryError
+        return read(row, dimensions)
+
+    async def search(space: Space) -> None:
+        for _ in range(3):
+            aim = [1.0] * space.dimensions
+            await bench.index.search("ann", space, list(View), aim, EVERYTHING, 9, False)
+
+    await bench.index.upsert("ann", bench.space, rows(random.Random(15), list(range(1, 20))))
+    about = rows(random.Random(15), [1])[0].about
+    await bench.index.upsert("ann", odd, [VectorRow(about, View.ALONE, 1, [1.0] * odd.dimensions)])
+    await bench.resident.load("ann", odd)
+    held = bench.resident.size
+    assert held > 0
+    keeping = asyncio.create_task(bench.resident.run())
+    try:
+        monkeypatch.setattr(pgvector_resident, "_resident", broken)
+        await bench.index.upsert("ann", odd, [VectorRow(about, View.ALONE, 2, [-1.0] * odd.dimensions)])
+
+        async def gone() -> bool:
+            return bench.resident.size == 0
+
+        # Nobody knows what it is by now.
+        await eventually(gone)
+        await search(odd)
+        await search(bench.space)
+
+        async def loaded() -> bool:
+            return bench.resident.size > 0
+
+        await eventually(loaded)
+        assert [number for _, number, _ in bench.resident._held] == [bench.space.number]
+        # Nor is it tried at every third search.
+        await search(odd)
+        assert bench.resident._wanted.empty()
+        assert not keeping.done()
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+
+
 async def test_what_was_looked_at_too_long_ago_is_not_trusted(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     await bench.index.upsert("ann", bench.space, rows(random.Random(9), list(range(1, 20))))
     await bench.resident.load("ann", bench.space)
@@ -291,6 +404,20 @@ async def test_what_was_held_before_postgres_crashed_is_not_trusted(bench: Bench
     assert bench.resident.size == 0
     await bench.resident.load("ann", bench.space)
     same(await bench.held(aim), await bench.scanned(aim))
+
+
+async def test_a_change_is_as_old_as_its_statement(bench: Bench) -> None:
+    # A transaction's time is that of its beginning: of one that took long, changes would be forgotten at once.
+    async with bench.owner.transaction():
+        await bench.owner.execute(
+            """INSERT INTO memory.vector (tenant, space_no, view, unit, version, kind, dimensions, subject, agent,
+                   thread, recorded_at, embedding)
+               VALUES ('ann', $1, 0, 1, 1, 1, 2, '', '', '', now(), '[1,0]')""",
+            bench.space.number,
+        )
+        assert await bench.owner.fetchval(
+            "SELECT created_at > now() FROM memory.vector_change WHERE space_no = $1", bench.space.number
+        )
 
 
 async def test_changes_are_forgotten_when_nobody_can_ask_for_them_any_more(bench: Bench) -> None:

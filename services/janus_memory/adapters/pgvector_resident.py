@@ -43,8 +43,12 @@ _IDLE_S = 300.0
 _TRUSTED = timedelta(minutes=2)
 _MOST_COUNTED = 10_000
 _MOST_WANTED = 64
-# Numbers of all vectors up to which a search takes no more than a millisecond or two.
-_AT_ONCE = 8_000_000
+_MOST_HELD = 256
+"""Spaces that are held: each is looked after every few seconds."""
+# Bytes of a space up to which a search takes no more than a millisecond or two.
+_AT_ONCE = 32 << 20
+# Bytes that one search reads anew: as many searches as there are connections may do so at the same time.
+_MOST_ANEW = 16 << 20
 _PACKED = """string_agg(int8send(unit), '') AS units, string_agg(int8send(view), '') AS views,
     string_agg(int8send(kind), '') AS kinds, array_agg(subject) AS subjects, array_agg(agent) AS agents,
     array_agg(thread) AS threads, string_agg(timestamptz_send(recorded_at), '') AS recorded_at,
@@ -55,10 +59,12 @@ _PACKED = """string_agg(int8send(unit), '') AS units, string_agg(int8send(view),
     string_agg(vector_send(embedding), '') AS vectors"""
 _ROWS = "tenant = $1 AND space_no = $2 AND generation = $3"
 _NOW = "SELECT pg_current_snapshot()::text, now(), (SELECT id FROM memory.vector_era WHERE tenant = $1)"
+# $5 is one more than are of use.
 _CHANGES = f"""{_NOW}, ARRAY(
         SELECT DISTINCT unnest(units) FROM memory.vector_change
         WHERE {_ROWS} AND xid >= pg_snapshot_xmin($4::text::pg_snapshot)
-          AND NOT pg_visible_in_snapshot(xid, $4::text::pg_snapshot))"""  # noqa: S608 - constants
+          AND NOT pg_visible_in_snapshot(xid, $4::text::pg_snapshot)
+        LIMIT $5)"""  # noqa: S608 - constants
 
 _log = get_logger(__name__)
 _T = TypeVar("_T")
@@ -86,6 +92,7 @@ class ResidentVectors:
         self._database = database
         self._most_bytes = most_bytes
         self._held: dict[_Key, _Held] = {}
+        self._size = 0
         self._searched_at: dict[_Key, float] = {}
         # Searches of spaces that are not held, and when the first of them was.
         self._counted: dict[_Key, tuple[float, float]] = {}
@@ -94,7 +101,7 @@ class ResidentVectors:
     @property
     def size(self) -> int:
         """Bytes that are held."""
-        return sum(held.resident.size for held in self._held.values())
+        return self._size
 
     async def search(
         self, tenant: str, space: Space, views: Sequence[View], aim: Sequence[float], where: HardFilter, limit: int
@@ -125,20 +132,23 @@ class ResidentVectors:
                 except JanusError as error:
                     # Postgres is away, or busy: the space is scanned, and earns it anew.
                     _log.debug("vectors_not_loaded", reason=error.reason)
+                except Exception as error:  # noqa: BLE001 - what is held goes on being looked after
+                    _log.error("vectors_not_loaded", exc_info=error)
+                    self._give_up(tenant, space)
 
     async def load(self, tenant: str, space: Space) -> None:
         """Hold a space's vectors, if it has some and there is room for them."""
         key = tenant, space.number, space.generation
-        if key in self._held:
+        if key in self._held or len(self._held) >= _MOST_HELD:
             return
+        began = time.monotonic()
         room = self._most_bytes - self.size
         async with self._database.tenant(tenant) as connection:
             await connection.execute("INSERT INTO memory.vector_era DEFAULT VALUES ON CONFLICT DO NOTHING")
             snapshot, read_at, era = await connection.fetchrow(_NOW, tenant)
             rows = await connection.fetchval(f"SELECT count(*) FROM memory.vector WHERE {_ROWS}", *key)  # noqa: S608 - constants
         if rows * row_size(space.dimensions) > room:
-            # Counting took long enough: not again at every third search.
-            self._counted[key] = -math.inf, time.monotonic()
+            self._give_up(tenant, space)
             return
         blocks: list[Resident] = []
         view, unit = -1, 0
@@ -156,11 +166,29 @@ class ResidentVectors:
                 break
             block = await asyncio.to_thread(_resident, found, space.dimensions)
             blocks.append(block)
+            room -= block.size
+            if room < 0 or time.monotonic() - began > _TRUSTED.total_seconds():
+                # It grew meanwhile, or what was read first is out of date by now.
+                self._give_up(tenant, space)
+                return
             view, unit = int(block.attributes.views[-1]), int(block.attributes.units[-1])
         if blocks:
-            self._held[key] = _Held(joined(blocks), space.dimensions, snapshot, read_at, era)
+            self._hold(key, _Held(joined(blocks), space.dimensions, snapshot, read_at, era))
             self._searched_at[key] = time.monotonic()
-            metrics.resident_bytes.set(self.size)
+
+    def _hold(self, key: _Key, held: _Held | None) -> None:
+        """Hold this of a space from now on; None: nothing."""
+        before = self._held.pop(key, None)
+        if before is not None:
+            self._size -= before.resident.size
+        if held is not None:
+            self._held[key] = held
+            self._size += held.resident.size
+        metrics.resident_bytes.set(self._size)
+
+    def _give_up(self, tenant: str, space: Space) -> None:
+        """Have no search count for some minutes: to try took long enough."""
+        self._counted[tenant, space.number, space.generation] = -math.inf, time.monotonic()
 
     def _count(self, tenant: str, space: Space) -> None:
         key = tenant, space.number, space.generation
@@ -168,7 +196,8 @@ class ResidentVectors:
         times, since = self._counted.pop(key, (0.0, now))
         if now - since > _IDLE_S:
             times, since = 0.0, now
-        if times + 1 >= _EARNED_BY and self.size < self._most_bytes and not self._wanted.full():
+        has_room = self.size < self._most_bytes and len(self._held) < _MOST_HELD
+        if times + 1 >= _EARNED_BY and has_room and not self._wanted.full():
             self._wanted.put_nowait((tenant, space))
             return
         if len(self._counted) >= _MOST_COUNTED:
@@ -178,30 +207,33 @@ class ResidentVectors:
     async def _current(self, key: _Key) -> _Held | None:
         """What is held of a space, as it is now; None when that is not to be had."""
         held = self._held[key]
+        # Beyond that a scan takes less.
+        most = min(max(len(held.resident) // 4, BLOCK), _MOST_ANEW // row_size(held.dimensions))
         async with self._database.tenant(key[0]) as connection:
-            snapshot, read_at, era, units = await connection.fetchrow(_CHANGES, *key, held.snapshot)
+            snapshot, read_at, era, units = await connection.fetchrow(_CHANGES, *key, held.snapshot, most + 1)
             resident: Resident | None = held.resident
             if era != held.era or read_at - held.read_at > _TRUSTED:
                 # What changed may be forgotten.
                 resident = None
-            elif len(units) > max(len(held.resident) // 4, BLOCK):
-                # As good as everything: a scan takes less.
+            elif len(units) > most:
                 resident = None
             elif units:
-                found = await connection.fetchrow(
-                    f"SELECT {_PACKED} FROM memory.vector WHERE {_ROWS} AND view BETWEEN 0 AND 2 AND unit = ANY($4)",  # noqa: S608 - constants
-                    *key, units,
-                )  # fmt: skip
+                # Not all at once: to decode it would hold up everybody else.
+                found = [
+                    await connection.fetchrow(
+                        f"""SELECT {_PACKED} FROM memory.vector
+                            WHERE {_ROWS} AND view BETWEEN 0 AND 2 AND unit = ANY($4)""",  # noqa: S608 - constants
+                        *key, units[start : start + BLOCK],
+                    )
+                    for start in range(0, len(units), BLOCK)
+                ]  # fmt: skip
                 resident = await _computed(held, partial(_changed, held, units, found))
         now = None
         if resident is not None and self.size - held.resident.size + resident.size <= self._most_bytes:
             now = replace(held, resident=resident, snapshot=snapshot, read_at=read_at)
         # Another search may have been faster; this one is answered by what it read itself.
         if self._held.get(key) is held:
-            if now is None:
-                del self._held[key]
-            else:
-                self._held[key] = now
+            self._hold(key, now)
         return now
 
     async def _look(self) -> None:
@@ -209,27 +241,29 @@ class ResidentVectors:
             await asyncio.sleep(LOOK_EVERY_S)
             for key in list(self._held):
                 if time.monotonic() - self._searched_at[key] > _IDLE_S:
-                    self._held.pop(key, None)
+                    self._hold(key, None)
                 try:
                     if key in self._held:
                         await self._current(key)
                 except JanusError:
                     # Without Postgres nobody knows what should not be in memory any more.
-                    self._held.pop(key, None)
+                    self._hold(key, None)
+                except Exception as error:  # noqa: BLE001 - likewise, and the others are looked after
+                    _log.error("vectors_not_looked_after", exc_info=error)
+                    self._hold(key, None)
             self._searched_at = {key: at for key, at in self._searched_at.items() if key in self._held}
-            metrics.resident_bytes.set(self.size)
 
 
 async def _computed(held: _Held, work: Callable[[], _T]) -> _T:
     """What takes time in proportion to what is held: on a thread where that is long."""
-    if len(held.resident) * held.dimensions <= _AT_ONCE:
+    if held.resident.size <= _AT_ONCE:
         return work()
     return await asyncio.to_thread(work)
 
 
-def _changed(held: _Held, units: Collection[int], found: Any) -> Resident:
-    kept = held.resident.without(units)
-    return kept if found["units"] is None else joined([kept, _resident(found, held.dimensions)])
+def _changed(held: _Held, units: Collection[int], found: Sequence[Any]) -> Resident:
+    new = (_resident(row, held.dimensions) for row in found if row["units"] is not None)
+    return joined([held.resident.without(units), *new])
 
 
 def _resident(row: Any, dimensions: int) -> Resident:

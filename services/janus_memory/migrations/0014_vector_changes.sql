@@ -19,7 +19,8 @@ CREATE UNLOGGED TABLE memory.vector_change (
     xid        xid8        NOT NULL DEFAULT pg_current_xact_id(),
     number     bigint      GENERATED ALWAYS AS IDENTITY,
     units      bigint[]    NOT NULL,
-    created_at timestamptz NOT NULL DEFAULT now(),
+    -- Not of the transaction, which may have begun long before others can see it.
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (tenant, space_no, generation, xid, number)
 );
 CREATE INDEX vector_change_age ON memory.vector_change (created_at);
