@@ -84,9 +84,11 @@ class SearchStatements:
             return nothing()
         bound = Bound(space_no, quoted([lexeme(space_no, term) for term in terms]), limit)
         # A term each, and not rows of them: a subquery takes twice as long for every unit. Some more that
-        # nothing has, so that there are few statements to prepare.
-        each = [(quoted([lexeme(space_no, term)]), weight) for term, weight in terms.items()]
-        each += [("", 0.0)] * (-len(each) % 4)
+        # are none, so that there are few statements to prepare; of an empty one Postgres would give notice.
+        each: list[tuple[str | None, float]] = [
+            (quoted([lexeme(space_no, term)]), weight) for term, weight in terms.items()
+        ]
+        each += [(None, 0.0)] * (-len(each) % 4)
         weight = " + ".join(
             f"CASE WHEN terms @@ {bound(term)}::tsquery THEN {bound(weight)}::real ELSE 0 END" for term, weight in each
         )
