@@ -18,7 +18,7 @@ from uuid import uuid4
 
 from janus_kit.errors import JanusError, Unavailable, is_late
 from janus_kit.telemetry.logging import get_logger
-from janus_memory.model import Backend, Embeddable, IndexBatch, IndexTask, Space, made_here
+from janus_memory.model import LEXICAL_MODEL, Backend, Embeddable, IndexBatch, IndexTask, Space
 from janus_memory.parts import Parts
 from janus_memory.ports import Embedders, Records, UnusableEmbedding, VectorIndex
 from janus_memory.vectors import Vectors
@@ -252,8 +252,8 @@ class Indexer:
 
 
 def _model_asked(space: Space, found: Sequence[Embeddable]) -> str | None:
-    """The part that makes vectors for these; None where nobody else is asked."""
-    if made_here(space.model) or all(each.own(space.dimensions) for each in found):
+    """The part that makes vectors for these; None where nobody is waited for. A local model is: it takes seconds."""
+    if space.model == LEXICAL_MODEL or all(each.own(space.dimensions) for each in found):
         return None
     return f"embedder:{space.model}"
 

@@ -414,11 +414,6 @@ class IndexBatch:
     tasks: tuple[IndexTask, ...]
 
 
-def made_here(model: str) -> bool:
-    """Whether this process makes the model's vectors itself, and waits for nobody."""
-    return model == LEXICAL_MODEL or model.startswith(ONNX_PREFIX)
-
-
 def has_direction(vector: Sequence[float]) -> bool:
     """Whether every index can compare the vector: finite numbers, and neither zero nor as good as infinite."""
     return LEAST_NORM <= hypot(*vector) <= MOST_NORM

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from janus_kit.clock import Clock
 from janus_kit.errors import InvalidArgument, JanusError, Unavailable, is_late
@@ -63,6 +63,13 @@ _MOST_SEEN = 10_000
 _VIEWS = {"dense_turn": View.ALONE, "dense_before": View.BEFORE}
 
 
+class _Pending(NamedTuple):
+    """Units that a recall compares with by itself: the last that wait for the index. There may be more."""
+
+    units: Sequence[int] = ()
+    are_more: bool = False
+
+
 @dataclass(frozen=True)
 class _Dense:
     """What the dense leg found, by leg; or the parts that kept it from answering."""
@@ -104,7 +111,7 @@ class Recall:
         """The best hits, best first. Raises NotFound for a space that is not there."""
         # A tenth of a second that nobody else should wait for.
         await library("numpy")
-        pending = await self._pending(tenant, query) if query.token else []
+        pending = await self._pending(tenant, query) if query.token else _Pending()
         seen = self._seen.get((tenant, query.filter.scope.space))
         dense_task: asyncio.Task[_Dense] | None = None
         try:
@@ -195,26 +202,27 @@ class Recall:
         space, lexicon = found
         return _checked(space, query), lexicon
 
-    async def _pending(self, tenant: str, query: RecallQuery) -> list[int]:
-        """Units of the token's write that the index does not have, after a short wait."""
+    async def _pending(self, tenant: str, query: RecallQuery) -> _Pending:
+        """What of the token's write the index does not have, after a short wait."""
         async with self._records.transaction(tenant) as tx:
             space = await self._space(tx, query)
             upto = read_token(query.token, space.number if space else 0)
             if space is None or not await tx.unindexed(space.number, upto):
-                return []
+                return _Pending()
         until = asyncio.get_running_loop().time() + RECALL_WAIT_S
         if await caught_up(self._records, tenant, space.number, upto, until):
-            return []
+            return _Pending()
         async with self._records.transaction(tenant) as tx:
-            return (await tx.unindexed(space.number, upto))[-_UNINDEXED_LIMIT:]
+            units = await tx.unindexed(space.number, upto)
+        return _Pending(units[-_UNINDEXED_LIMIT:], len(units) > _UNINDEXED_LIMIT)
 
-    def _started(self, tenant: str, space: Space, query: RecallQuery, pending: Sequence[int]) -> "asyncio.Task[_Dense]":
+    def _started(self, tenant: str, space: Space, query: RecallQuery, pending: _Pending) -> "asyncio.Task[_Dense]":
         task = asyncio.create_task(self._near(tenant, space, query, pending))
         # Nobody may be left to hear why it failed, when the other leg has failed before.
         task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         return task
 
-    async def _near(self, tenant: str, space: Space, query: RecallQuery, pending: Sequence[int]) -> _Dense:
+    async def _near(self, tenant: str, space: Space, query: RecallQuery, pending: _Pending) -> _Dense:
         """What the dense leg finds, looked up while the other still searches."""
         dense = await self._dense(tenant, space, query, pending)
         units = {each.unit for found in dense.found.values() for each in found}
@@ -223,7 +231,7 @@ class Recall:
         async with self._records.transaction(tenant) as tx:
             return replace(dense, candidates=await tx.candidates(space.number, sorted(units), query.filter))
 
-    async def _dense(self, tenant: str, space: Space, query: RecallQuery, pending: Sequence[int]) -> _Dense:
+    async def _dense(self, tenant: str, space: Space, query: RecallQuery, pending: _Pending) -> _Dense:
         part = f"embedder:{space.model}"
         backend = space.backend.name.lower()
         asked_at = math.inf
@@ -246,10 +254,10 @@ class Recall:
                 found = await index.search(tenant, space, list(View), vector, query.filter, DENSE_LIMIT, query.exact)
                 legs = {leg: list(found[view]) for leg, view in _VIEWS.items()}
                 self._parts.back(part)
-                if pending:
+                if pending.units:
                     part = f"embedder:{space.model}"
-                    await self._scan(tenant, space, vector, pending, legs)
-                return _Dense(legs)
+                    await self._scan(tenant, space, vector, pending.units, legs)
+                return _Dense(legs, ("index",) if pending.are_more else ())
         except (TimeoutError, JanusError) as error:
             if isinstance(error, Unavailable) and error.part == "postgres":
                 raise

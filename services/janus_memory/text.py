@@ -90,7 +90,7 @@ def _term(word: str) -> str:
 
 
 def stem(word: str) -> str:
-    """Strips plural, -ing, -ed and -ly of English words; leaves others nearly alone.
+    """Strips plural, -ing, -ed and -ly of English words; leaves others nearly alone, and numbers and codes as they are.
 
     Deliberately small: conversation is short and informal, and a stemmer that
     is wrong rarely beats one that is thorough.
@@ -101,7 +101,7 @@ def stem(word: str) -> str:
         if word.endswith(suffix) and not word.endswith("ss") and len(word) - len(suffix) + len(put) >= 3:
             word = word[: len(word) - len(suffix)] + put
             break
-    if len(word) > 3 and word[-1] == word[-2] and word[-1] not in "lsz":
+    if len(word) > 3 and word[-1] == word[-2] and word[-1] not in "lsz0123456789":
         word = word[:-1]
     return word[:-1] if len(word) > 3 and word.endswith("e") else word
 

@@ -60,3 +60,55 @@ async def test_columns_are_what_the_rows_hold(memory: Memory, db: Database, owne
     assert found.lengths.tolist() == [0, 1, 3]
     assert found.hashes.tobytes() == b"".join(bags)
     assert np.array_equal(matched.only(np.isin(matched.units, units[1:2])).hashes, found.hashes[:1])
+
+
+async def test_words_are_words_to_postgres_whatever_is_in_them(
+    memory: Memory, db: Database, owner: asyncpg.Connection
+) -> None:
+    tenant, space_no = memory.caller().tenant, 2**40 + 1
+    words = [
+        "it's",
+        "'",
+        "\\",
+        "\\'",
+        "' | 'x",
+        "!a",
+        "a & b",
+        "x:*",
+        "x:A",
+        "<->",
+        "(",
+        "$1",
+        "\u2603",
+        "\u65e5\u672c",
+    ]
+    units = {
+        word: await owner.fetchval(
+            """INSERT INTO memory.unit (tenant, space_no, kind, record_id, version, subject, agent, thread, position,
+                   session, speaker, occurred_at, importance, terms, bag)
+               VALUES ($1, $2, 2, $3, 1, '', '', '', 0, 0, '', now(), 0.1, array_to_tsvector($4), '') RETURNING unit""",
+            tenant, space_no, word, [lexeme(space_no, word)],
+        )
+        for word in words
+    }  # fmt: skip
+    notices: list[object] = []
+
+    def note(_: object, message: object) -> None:
+        notices.append(message)
+
+    async with db.tenant(tenant) as connection:
+        connection.add_log_listener(note)
+        tx = PostgresTransaction(connection)
+        for word, unit in units.items():
+            found = await tx.matching(space_no, {word: 1.0}, EVERYTHING, 10)
+            assert found.units.tolist() == [unit]
+        # By their weights, which no word takes from another.
+        weights = {word: float(place) for place, word in enumerate(words)}
+        for count in range(1, len(words) + 1):
+            some = dict(list(weights.items())[:count])
+            found = await tx.matching(space_no, some, EVERYTHING, 64)
+            assert found.units.tolist() == [units[word] for word in reversed(some)]
+        many = {f"w{place}": 0.1 for place in range(63)} | {words[0]: 1.0}
+        assert (await tx.matching(space_no, many, EVERYTHING, 64)).units.tolist() == [units[words[0]]]
+        connection.remove_log_listener(note)
+    assert notices == []

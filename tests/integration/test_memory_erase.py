@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 from uuid import uuid4
 
@@ -20,6 +21,7 @@ from janus_kit.settings import RedisSettings
 from janus_memory.adapters.pgvector_index import PgvectorIndex
 from janus_memory.adapters.postgres_records import PostgresRecords
 from janus_memory.adapters.redis_windows import RedisWindows
+from janus_memory.erasure import Target
 from janus_memory.model import Backend
 from janus_memory.receipts import ReceiptError, verify_receipt
 from janus_memory.reconcile import Reconcile
@@ -277,6 +279,30 @@ async def test_what_others_rest_on_an_erased_record_loses_the_source_and_its_wor
     hits = {hit.memory.text: hit.memory for hit in (await desk.recall("bob likes", kinds=[2])).hits}
     assert list(hits["bob likes something"].provenance) == [kept]
     assert len(hits["bob likes tea"].provenance) == 1
+
+
+async def test_what_rests_on_the_erased_is_found_alike_by_a_planner_that_knows_nothing(
+    desk: Caller, db: Database
+) -> None:
+    plans: list[str] = []
+
+    class Explaining:
+        def __init__(self, connection: Any) -> None:
+            self._connection = connection
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._connection, name)
+
+        async def execute(self, sql: str, *values: Any) -> str:
+            if "provenance_json" in sql:
+                plans.extend(row[0] for row in await self._connection.fetch(f"EXPLAIN (VERBOSE) {sql}", *values))
+            return str(await self._connection.execute(sql, *values))
+
+    async with PostgresRecords(db).transaction(desk.tenant) as tx:
+        tx._connection = Explaining(tx._connection)  # type: ignore[attr-defined]
+        await tx.uncite(Target("bob", 0), 500)
+    # Three ways to name a source: where it is looked for, and where it is taken out.
+    assert len(set(re.findall(r"\(hashed (SubPlan \d+)\)", "\n".join(plans)))) == 6
 
 
 async def test_who_spoke_after_an_erased_turn_is_embedded_anew_without_it(desk: Caller, db: Database) -> None:

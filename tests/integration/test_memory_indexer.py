@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from uuid import uuid4
 
@@ -22,8 +23,18 @@ from janus_memory import indexer as indexer_module
 from janus_memory.adapters.lexical_embedder import LexicalEmbedder
 from janus_memory.adapters.pgvector_index import PgvectorIndex
 from janus_memory.adapters.postgres_records import PostgresRecords
-from janus_memory.indexer import DEAD_AFTER, Indexer
-from janus_memory.model import Backend, Space, VectorRow
+from janus_memory.indexer import DEAD_AFTER, Indexer, _model_asked
+from janus_memory.model import (
+    LEXICAL_MODEL,
+    Backend,
+    Embeddable,
+    Indexed,
+    Kind,
+    Space,
+    SpaceDraft,
+    VectorRow,
+    Weights,
+)
 from janus_memory.parts import Parts
 from janus_memory.ports import Embedder, Purpose, UnusableEmbedding, VectorIndex
 
@@ -137,6 +148,34 @@ async def test_every_record_is_indexed_in_both_views_and_counted(bench: Bench) -
     assert await bench.owner.fetchval("SELECT units FROM memory.statistics WHERE tenant = $1", ann.tenant) == 3
     heron = "SELECT units FROM memory.lexicon WHERE tenant = $1 AND term = 'heron'"
     assert await bench.owner.fetchval(heron, ann.tenant) == 2
+
+
+async def test_a_token_of_more_than_a_recall_compares_by_itself_says_so(bench: Bench) -> None:
+    ann = bench.memory.caller()
+    few = await ann.remember("the heron")
+    recalled = await ann.recall("the heron", consistency_token=few.consistency_token)
+    assert list(recalled.degraded) == []
+    for start in range(0, 520, 65):
+        many = await ann.remember(*(f"fact {number}" for number in range(start, start + 65)))
+    recalled = await ann.recall("fact 519", consistency_token=many.consistency_token)
+    assert list(recalled.degraded) == ["index"]
+    assert texts(recalled)[0] == "fact 519"
+    await bench.drain()
+    recalled = await ann.recall("fact 519", consistency_token=many.consistency_token)
+    assert list(recalled.degraded) == []
+
+
+async def test_a_local_model_is_waited_for_like_any_other(bench: Bench) -> None:
+    async with PostgresRecords(bench.pool).transaction("ann") as tx:
+        local, lexical = [
+            await tx.add_space(SpaceDraft(f"s-{model}", Backend.PGVECTOR, model, 8, Weights(), ""))
+            for model in ("onnx/minilm", LEXICAL_MODEL)
+        ]
+    about = Indexed(1, Kind.FACT, "", "", "", datetime.now(UTC))
+    text, vector = (Embeddable(about, 1, {}, embedding) for embedding in ((), (1.0,) * 8))
+    assert _model_asked(local, [vector, text]) == "embedder:onnx/minilm"
+    assert _model_asked(local, [vector]) is None
+    assert _model_asked(lexical, [text]) is None
 
 
 async def test_applying_a_row_again_changes_nothing(bench: Bench) -> None:

@@ -21,7 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
-from janus_kit.errors import JanusError
+from janus_kit.errors import JanusError, ResourceExhausted
 from janus_kit.libraries import library
 from janus_kit.postgres import Database
 from janus_kit.telemetry.logging import get_logger
@@ -245,6 +245,8 @@ class ResidentVectors:
                 try:
                     if key in self._held:
                         await self._current(key)
+                except ResourceExhausted:
+                    pass  # No connection is free: searches look for themselves, and would all be scans without it.
                 except JanusError:
                     # Without Postgres nobody knows what should not be in memory any more.
                     self._hold(key, None)

@@ -16,6 +16,13 @@ def test_inflections_share_a_term() -> None:
     assert stem("painting") == stem("painted") == stem("paints") == stem("paint")
 
 
+def test_numbers_and_codes_stay_as_they_are() -> None:
+    for word in ("5000", "1000", "2022", "99100", "ba77", "inv100", "number55"):
+        assert stem(word) == word
+    assert stem("1990s") == "1990"
+    assert stem("running") == "run"
+
+
 def test_accents_apostrophes_and_width_do_not_matter() -> None:
     assert terms("Café") == terms("cafe\u0301") == terms("cafe")
     assert words("don\u2019t") == words("don't") == ["dont"]

@@ -306,7 +306,9 @@ class RecallResponse(_message.Message):
     @_builtins.property
     def degraded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Parts that were away, e.g. `chroma`, `embedder`; the hits come from the
-        remaining legs. Empty: nothing was missing.
+        remaining legs. `index`: of what the consistency token covers more than 512
+        records still wait for their vectors, and only the last 512 were compared by
+        them; words find all. Empty: nothing was missing.
         """
 
     @_builtins.property
