@@ -141,7 +141,8 @@ class World:
         found = {}
         tables = await self.owner.fetch(
             "SELECT relname FROM pg_class WHERE relnamespace = 'memory'::regnamespace AND relkind IN ('r', 'p')"
-            " AND NOT relispartition"
+            # A number that is made when a space comes to be searched often, in the background.
+            " AND NOT relispartition AND relname <> 'vector_era'"
         )
         for table in sorted(row["relname"] for row in tables):
             rows = await self.owner.fetch(f"SELECT t::text FROM memory.{table} t WHERE tenant = $1", tenant)
