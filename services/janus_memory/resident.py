@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BOTH = 0
-"""In place of a view: the row is of both."""
+"""In place of a view, here and in Postgres: the row is of both."""
 BLOCK = 2_048
 """Rows whose vectors lie in one array: what a change copies at most for each row that it takes out."""
 NEVER_US = (1 << 63) - 1

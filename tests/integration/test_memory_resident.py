@@ -229,7 +229,7 @@ async def test_a_space_is_loaded_when_it_is_searched_often_and_let_go_when_it_is
     try:
         await search()
         await search()
-        await asyncio.sleep(0.1)
+        assert bench.resident._wanted.empty()
         assert bench.resident.size == 0
         await search()
 

@@ -25,6 +25,7 @@ from janus_memory.adapters.pgvector_resident import ResidentVectors
 from janus_memory.adapters.sql import INDEXED_COLUMNS, Bound, allowed, indexed_of, rows_of
 from janus_memory.model import HardFilter, Neighbour, Space, VectorRow, View
 from janus_memory.reconciliation import Entry
+from janus_memory.resident import BOTH
 
 _PAGE = 1_000
 
@@ -35,8 +36,6 @@ _AS_GOOD_AS_ONE = 1e-9
 
 GRAPH_DIMENSIONS = (256, 384, 512, 768, 1024, 1536)
 """Dimensions that there are graphs for; spaces of others are scanned at any size."""
-_BOTH = 0
-"""Stands for both views in the table."""
 # As wide as a search of the graph begins: beyond the most that recall asks for.
 _EF_SEARCH = 400
 # Rows that a search walks past when a filter refuses them, before all are scanned instead.
@@ -132,7 +131,7 @@ class PgvectorIndex:
         part = """(SELECT unit FROM memory.vector
                    WHERE tenant = $1 AND space_no = $2 AND generation = $3 AND view = {} AND unit > $4
                    ORDER BY unit LIMIT $5)"""
-        both = " UNION ALL ".join(part.format(place) for place in (_BOTH, int(view)))
+        both = " UNION ALL ".join(part.format(place) for place in (BOTH, int(view)))
         while True:
             async with self._database.tenant(tenant) as connection:
                 rows = await connection.fetch(
@@ -211,12 +210,12 @@ class _Search:
         first, *others = map(int, views)
         # A scan keeps one core busy: two views that are both by themselves are scanned side by side.
         # Where they share their vectors, that would only be two transactions in place of one.
-        together = ((_BOTH, first), *((other,) for other in others)) if at_once else ((_BOTH, first, *others),)
+        together = ((BOTH, first), *((other,) for other in others)) if at_once else ((BOTH, first, *others),)
         parts = await _all_of(nearest(places) for places in together)
         found = {place: neighbours for part in parts for place, neighbours in part.items()}
         self.is_long = any(len(found[other]) >= self._limit for other in others)
         # Each part is in order as it is.
-        both = found[_BOTH]
+        both = found[BOTH]
         alone = {view: found[int(view)] for view in views}
         return {view: self._best(both, own) if both and own else both or own for view, own in alone.items()}
 
@@ -231,13 +230,13 @@ class _Search:
         size = self._space.dimensions
         async with self._database.tenant(self._tenant, by_index=self._is_by_key) as connection:
             await connection.once(_binary_vectors)
-            loose = await self._scan(connection, (_BOTH, int(view)), _LOOSE)
+            loose = await self._scan(connection, (BOTH, int(view)), _LOOSE)
             # Sorting all rows would look cheaper than the graph, and not be.
             await connection.execute(_WALKING)
             rows = await connection.fetch(
                 f"""SELECT unit, -(embedding::vector({size}) <#> $4::vector({size}))
                     FROM memory.vector
-                    WHERE {conditions} AND view IN ({_BOTH}, {int(view)}) AND graph AND dimensions = {size}
+                    WHERE {conditions} AND view IN ({BOTH}, {int(view)}) AND graph AND dimensions = {size}
                     ORDER BY embedding::vector({size}) <#> $4::vector({size}) LIMIT $5""",  # noqa: S608 - placeholders and constants
                 *bound.values,
             )
@@ -335,7 +334,7 @@ async def _put(connection: Connection, tenant: str, space: Space, placed: Sequen
              AND v.version <= n.version AND v.view = ANY(CASE WHEN n.shared THEN '{1,2}'::smallint[]
                                                               ELSE '{0}'::smallint[] END)""",
         tenant, space.number, space.generation, [row.about.unit for row in rows],
-        [row.version for row in rows], [view == _BOTH for view, _ in placed],
+        [row.version for row in rows], [view == BOTH for view, _ in placed],
     )  # fmt: skip
 
 
@@ -348,7 +347,7 @@ def _placed(rows: Sequence[VectorRow]) -> list[tuple[int, VectorRow]]:
     for by_view in by_unit.values():
         chosen = list(by_view.values())
         if len(chosen) == len(View) and list(chosen[0].vector) == list(chosen[1].vector):
-            placed.append((_BOTH, chosen[0]))
+            placed.append((BOTH, chosen[0]))
         else:
             placed.extend((int(row.view), row) for row in chosen)
     return placed
