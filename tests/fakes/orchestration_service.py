@@ -19,7 +19,9 @@ from janus_api.orchestration.v1 import agent_pb2, event_pb2, run_pb2, thread_pb2
 from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
 from janus_api.orchestration.v1 import orchestration_service_pb2_grpc as rpc
 from janus_kit.channel import connect
+from janus_kit.errors import JanusError
 from janus_kit.migrations import migrate
+from janus_kit.mount import Mount
 from janus_kit.server import Host, serve
 from janus_kit.settings import RedisSettings, ServerSettings
 from janus_orchestration.app import mount
@@ -140,8 +142,10 @@ def options(**settings: Any) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def running(postgres_url: str, redis_url: str, **settings: Any) -> AsyncIterator[Orchestration]:
-    """Migrate the database and serve orchestration over it, in this process."""
+async def running(
+    postgres_url: str, redis_url: str, *, peers_are_there: bool = True, **settings: Any
+) -> AsyncIterator[Orchestration]:
+    """Migrate the database and serve orchestration over it, in this process, once it reaches its peers."""
     postgres = patient_postgres(postgres_url)
     await migrate(postgres, ["janus_orchestration"])
     async with (
@@ -157,9 +161,24 @@ async def running(postgres_url: str, redis_url: str, **settings: Any) -> AsyncIt
         try:
             # A first attempt that a busy machine answers late would fail the test's first call.
             await asyncio.wait_for(channel.channel_ready(), 20)
+            if peers_are_there:
+                async with asyncio.timeout(20):
+                    await _reached(mounted, [name for name in ("inference", "memory") if f"{name}_target" in settings])
             yield Orchestration(host, address, rpc.OrchestrationServiceStub(channel))
         finally:
             await channel.close()
+
+
+async def _reached(mounted: Mount, names: list[str]) -> None:
+    """Wait for the peers that a test gave: one that is still connected to would fail the test's first turn."""
+    for part in mounted.parts:
+        while part.name in names:
+            try:
+                await part.check()
+            except JanusError:
+                await asyncio.sleep(0.05)
+            else:
+                break
 
 
 class Process(ServiceProcess):

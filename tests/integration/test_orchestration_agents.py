@@ -114,7 +114,7 @@ async def test_nothing_is_stored_while_nobody_can_say(own_url: str, redis_url: s
 async def test_a_service_that_does_not_answer_is_not_waited_for_long(own_url: str, redis_url: str) -> None:
     async with (
         silence() as target,
-        running(own_url, redis_url, inference_target=target, memory_target=target) as service,
+        running(own_url, redis_url, inference_target=target, memory_target=target, peers_are_there=False) as service,
     ):
         for model, space in (("fast", ""), ("", "notes")):
             error = await refused(service.caller(), model, space)

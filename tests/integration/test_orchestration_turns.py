@@ -388,7 +388,9 @@ async def test_an_inference_service_that_is_late_is_waited_for(own_url: str, red
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    async with running(own_url, redis_url, inference_target=address, inference_wait_s=15) as serving:
+    async with running(
+        own_url, redis_url, peers_are_there=False, inference_target=address, inference_wait_s=15
+    ) as serving:
         ann = serving.caller()
         thread = await ann.ready()
         stream = ann.converse(thread)
