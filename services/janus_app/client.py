@@ -71,11 +71,13 @@ def connect(data: Path, address: str | None = None) -> Iterator[Mesh]:
 
 
 def explain(error: grpc.RpcError) -> str:
-    """One or more lines for a person: code, message, and each field that was wrong."""
-    lines = [f"{error.code().name}: {error.details()}"]
+    """One or more lines for a person: code, message, and each broken rule that the message does not say."""
+    message = error.details() or ""
+    lines = [f"{error.code().name}: {message}"]
     status = rpc_status.from_call(error)
     for packed in status.details if status else ():
         bad = error_details_pb2.BadRequest()
         if packed.Unpack(bad):
-            lines += [f"  {violation.field}: {violation.description}" for violation in bad.field_violations]
+            rules = [f"{violation.field}: {violation.description}" for violation in bad.field_violations]
+            lines += [f"  {rule}" for rule in rules if rule not in message]
     return "\n".join(lines)

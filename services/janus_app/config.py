@@ -6,18 +6,22 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from janus_app.terminal import Column, plain, print_table
 from janus_kit.settings import Loaded
 
 
 def show(console: Console, loaded: Loaded) -> None:
     """One row a value; secrets are asterisks."""
-    table = Table("setting", "value", "from", box=None, header_style="bold", pad_edge=False)
+    rows = []
     for path, value in _rows((), loaded.masked()):
         origin = loaded.origin(path)
-        table.add_row(path, _text(value), origin, style="dim" if origin == "default" else "")
-    console.print(table)
+        cells = (plain(path), plain(_text(value)), plain(origin))
+        if origin == "default":
+            for cell in cells:
+                cell.stylize("dim")
+        rows.append(cells)
+    print_table(console, (Column("setting"), Column("value", folds=True), Column("from", folds=True)), rows)
 
 
 def _rows(path: tuple[str, ...], value: Any) -> Iterator[tuple[str, Any]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import platform
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -14,12 +14,13 @@ from pathlib import Path
 
 import grpc
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from janus_api.common.v1 import status_service_pb2 as status_pb
 from janus_app.client import MeshNotUp, connect, explain
 from janus_app.embedded import EmbeddedError, binaries
 from janus_app.settings import load_settings
+from janus_app.terminal import Column, plain, print_table
 from janus_kit.settings import Loaded, SettingsError
 
 LEAST_FREE_BYTES = 1 << 30
@@ -64,18 +65,17 @@ class Finding:
 def examine(console: Console, data: Path, config: Path | None, address: str | None) -> bool:
     """Print the report; False when something is wrong."""
     findings = list(_examine(data, config, address))
-    table = Table("", "what", box=None, header_style="bold", pad_edge=False)
-    # Folded, never cut: there is something to copy in them.
-    table.add_column("found", overflow="fold")
-    table.add_column("how to fix it", overflow="fold")
-    for finding in findings:
-        table.add_row(finding.verdict.value, finding.what, finding.detail, finding.fix)
-    console.print(table)
+    columns = (Column(""), Column("what"), Column("found", folds=True), Column("how to fix it", folds=True))
+    rows = [
+        (Text.from_markup(each.verdict.value), plain(each.what), plain(each.detail), plain(each.fix))
+        for each in findings
+    ]
+    print_table(console, columns, rows)
     return all(finding.verdict is not Verdict.WRONG for finding in findings)
 
 
 def _examine(data: Path, config: Path | None, address: str | None) -> Iterator[Finding]:
-    yield Finding("python", Verdict.GOOD, sys.version.split()[0])
+    yield Finding("python", Verdict.GOOD, platform.python_version())
     yield from _packages()
     yield _folder(data)
     try:

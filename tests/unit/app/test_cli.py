@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -102,7 +103,21 @@ def test_doctor_without_a_mesh_checks_what_it_would_use(runner: CliRunner) -> No
     assert result.exit_code == 0, result.output
     for line in ("postgres", "redis", "chroma"):
         assert any(line in row and "embedded" in row for row in result.stdout.splitlines()), line
-    assert "not running" in result.stdout
+    # A line each where it is read by a program.
+    (mesh,) = (row for row in result.stdout.splitlines() if " mesh " in row)
+    assert "not running" in mesh
+    assert "--address HOST:PORT" in mesh
+
+
+def test_config_show_has_a_line_for_each_setting(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = json.dumps([f"a-model-with-a-long-name-{number}" for number in range(20)])
+    monkeypatch.setenv("JANUS_INFERENCE__PROVIDERS__MINE__KIND", "openai")
+    monkeypatch.setenv("JANUS_INFERENCE__PROVIDERS__MINE__MODELS", models)
+    result = runner.invoke(app, ["config", "show"])
+    assert result.exit_code == 0, result.output
+    (line,) = (row for row in result.stdout.splitlines() if row.startswith("inference.providers.mine.models"))
+    assert "a-model-with-a-long-name-0" in line
+    assert "a-model-with-a-long-name-19" in line
 
 
 def test_doctor_fails_when_a_configured_store_does_not_answer(
