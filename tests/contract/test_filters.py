@@ -17,12 +17,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from tests.fakes.filters import NOON, metadata, to_wire, trees
 from tests.fakes.memory_service import Caller, Memory, running
+from tests.fakes.patience import patient_postgres
 
 from janus_api.content.v1 import message_pb2 as content
 from janus_api.memory.v1 import memory_service_pb2 as pb
 from janus_api.memory.v1 import record_pb2, space_pb2
 from janus_kit.postgres import database
-from janus_kit.settings import PostgresSettings
 from janus_kit.validate import Violations
 from janus_memory.adapters.chroma_index import ChromaIndex
 from janus_memory.adapters.pgvector_index import PgvectorIndex
@@ -109,7 +109,7 @@ class Stores:
 async def stores(postgres_url: str, redis_url: str, chroma_url: str) -> AsyncIterator[Stores]:
     async with AsyncExitStack() as stack:
         memory = await stack.enter_async_context(running(postgres_url, redis_url, chroma_url=chroma_url))
-        pool = await stack.enter_async_context(database(PostgresSettings(url=postgres_url), application="test"))
+        pool = await stack.enter_async_context(database(patient_postgres(postgres_url), application="test"))
         owner = await asyncpg.connect(postgres_url)
         stack.push_async_callback(owner.close)
         records = PostgresRecords(pool)

@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 
 import asyncpg
 import pytest
+from tests.fakes.patience import patient_postgres
 
 from janus_kit.errors import AlreadyExists
 from janus_kit.migrations import migrate
 from janus_kit.postgres import Database, database
-from janus_kit.settings import PostgresSettings
 from janus_orchestration.adapters.postgres_journal import PostgresStore
 from janus_orchestration.adapters.postgres_leases import PostgresLeases, PostgresOutbox
 from janus_orchestration.model import (
@@ -79,7 +79,7 @@ class Ground:
 
 @pytest.fixture
 async def ground(postgres_url: str) -> AsyncIterator[Ground]:
-    settings = PostgresSettings(url=postgres_url)
+    settings = patient_postgres(postgres_url)
     await migrate(settings, ["janus_orchestration"])
     async with database(settings, application="test") as db:
         yield Ground(

@@ -11,11 +11,11 @@ from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import pytest
+from tests.fakes.patience import patient_postgres
 
 from janus_kit.errors import ResourceExhausted
 from janus_kit.migrations import migrate
 from janus_kit.postgres import Database, database
-from janus_kit.settings import PostgresSettings
 from janus_orchestration.adapters.postgres_journal import PostgresStore
 from janus_orchestration.adapters.postgres_offers import PostgresOffer
 from janus_orchestration.adapters.postgres_tools import PostgresDispatches, PostgresWorkers
@@ -91,7 +91,7 @@ class Ground:
 
 @pytest.fixture
 async def ground(postgres_url: str) -> AsyncIterator[Ground]:
-    settings = PostgresSettings(url=postgres_url)
+    settings = patient_postgres(postgres_url)
     await migrate(settings, ["janus_orchestration"])
     async with database(settings, application="test") as db:
         yield Ground(
@@ -326,7 +326,7 @@ async def test_what_mcp_servers_offered_is_out_of_a_tenants_reach(ground: Ground
 
 
 async def test_workers_that_are_long_gone_are_forgotten(own_url: str) -> None:
-    async with database(PostgresSettings(url=own_url), application="test") as db:
+    async with database(patient_postgres(own_url), application="test") as db:
         ground = Ground(db, PostgresDispatches(db), PostgresWorkers(db, retention_s=RETENTION_S), "t")
         await ground.worker(lease_s=-10_000)
         stays = await ground.worker()

@@ -11,10 +11,10 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from tests.fakes.patience import patient_postgres
 
 from janus_kit.migrations import migrate
 from janus_kit.postgres import Connection, Database, database
-from janus_kit.settings import PostgresSettings
 from janus_memory.adapters.chroma_index import ChromaIndex
 from janus_memory.adapters.pgvector_index import PgvectorIndex
 from janus_memory.adapters.pgvector_resident import ResidentVectors
@@ -72,7 +72,7 @@ class InMemory(PgvectorIndex):
 
 @pytest.fixture
 async def backends(postgres_url: str, chroma_url: str) -> AsyncIterator[Backends]:
-    settings = PostgresSettings(url=postgres_url)
+    settings = patient_postgres(postgres_url)
     await migrate(settings, ["janus_memory"])
     async with database(settings, application="test") as pool:
         records = PostgresRecords(pool)

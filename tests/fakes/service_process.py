@@ -33,6 +33,8 @@ class ServiceProcess(ABC):
         self._environ = {
             **{name: value for name, value in os.environ.items() if not name.startswith("JANUS_")},
             "JANUS_POSTGRES_URL": postgres_url,
+            # A machine that stands still for a moment keeps no service from starting.
+            "JANUS_POSTGRES__CONNECT_TIMEOUT_S": "5",
             "JANUS_REDIS_URL": redis_url,
             "JANUS_SERVER__LISTEN": self.address,
             "JANUS_SERVER__LAME_DUCK_S": "0",

@@ -71,9 +71,11 @@ class Worker:
         await self.say(completed=pb.CallCompleted(call_id=call_id, result=result))
 
     async def beat(self, *call_ids: str) -> list[str]:
-        """A heartbeat, and the calls that the server says are here."""
+        """A heartbeat, and the calls that the server says are here; a stream may have lived long enough meanwhile."""
         await self.say(heartbeat=pb.Heartbeat(call_ids=call_ids))
-        assert await self.next() == "heartbeat", self.told[-1]
+        while (kind := await self.next()) == "drain":
+            pass
+        assert kind == "heartbeat", self.told[-1]
         return list(self.told[-1].heartbeat.call_ids)
 
     def cut(self) -> None:

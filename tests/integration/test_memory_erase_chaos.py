@@ -18,13 +18,14 @@ import grpc
 import pytest
 from tests.fakes.memory_process import MemoryProcess
 from tests.fakes.memory_service import Caller, texts
+from tests.fakes.patience import patient_postgres
 from tests.fakes.traces import traces
 
 from janus_api.memory.v1 import memory_service_pb2 as pb
 from janus_api.memory.v1 import scope_pb2, space_pb2
 from janus_kit.postgres import database
 from janus_kit.redis import redis as redis_client
-from janus_kit.settings import PostgresSettings, RedisSettings
+from janus_kit.settings import RedisSettings
 from janus_memory.adapters.chroma_index import ChromaIndex
 from janus_memory.adapters.pgvector_index import PgvectorIndex
 from janus_memory.adapters.postgres_records import PostgresRecords
@@ -157,7 +158,7 @@ async def leases_run_out(postgres_url: str) -> None:
 async def all_agree(world: World, postgres_url: str, redis_url: str, chroma_url: str) -> None:
     """After one repair at most, records, vectors, statistics and windows say the same."""
     async with (
-        database(PostgresSettings(url=postgres_url), application="test") as pool,
+        database(patient_postgres(postgres_url), application="test") as pool,
         redis_client(RedisSettings(url=redis_url)) as client,
     ):
         chroma = ChromaIndex(chroma_url, PostgresRecords(pool), timeout_s=10)

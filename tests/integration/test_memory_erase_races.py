@@ -11,6 +11,7 @@ import asyncpg
 import grpc
 import pytest
 from tests.fakes.memory_service import Caller, Memory, eventually, refused, running, said
+from tests.fakes.patience import patient_postgres
 from tests.fakes.tcp_proxy import TcpProxy
 from tests.fakes.traces import traces
 
@@ -18,7 +19,6 @@ from janus_api.memory.v1 import memory_service_pb2 as pb
 from janus_api.memory.v1 import record_pb2, scope_pb2, space_pb2
 from janus_kit.errors import Unavailable
 from janus_kit.postgres import Database, database
-from janus_kit.settings import PostgresSettings
 from janus_memory.adapters.chroma_index import ChromaIndex
 from janus_memory.adapters.lexical_embedder import LexicalEmbedder
 from janus_memory.adapters.pgvector_index import PgvectorIndex
@@ -71,7 +71,7 @@ class Bench:
 async def bench(postgres_url: str, redis_url: str, chroma_url: str) -> AsyncIterator[Bench]:
     async with (
         running(postgres_url, redis_url, chroma_url=chroma_url, indexer=False) as memory,
-        database(PostgresSettings(url=postgres_url), application="test") as pool,
+        database(patient_postgres(postgres_url), application="test") as pool,
     ):
         owner = await asyncpg.connect(postgres_url)
         await owner.execute("DELETE FROM memory.outbox")
@@ -243,7 +243,7 @@ async def test_an_erasure_that_was_left_alone_is_ended_by_the_service(
     redis.cut()
     await refused(desk.call("Erase", pb.EraseRequest(scope=scope_pb2.Scope(subject=subject))))
     async with (
-        database(PostgresSettings(url=postgres_url), application="test") as pool,
+        database(patient_postgres(postgres_url), application="test") as pool,
         redis_client(RedisSettings(url=redis_url)) as client,
     ):
         records = PostgresRecords(pool)

@@ -16,6 +16,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from prometheus_client import REGISTRY
 from tests.fakes.memory_service import Caller, Memory, eventually, refused, running, said, texts
+from tests.fakes.patience import patient_postgres
 from tests.fakes.reading_model import Reader, Script, everything, nothing, number_of, proposed, reading_model
 from tests.fakes.traces import traces
 
@@ -27,7 +28,6 @@ from janus_api.memory.v1 import recall_pb2, record_pb2, scope_pb2, space_pb2
 from janus_kit.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
 from janus_kit.postgres import Database, database
 from janus_kit.rpc_errors import from_status
-from janus_kit.settings import PostgresSettings
 from janus_memory.adapters.postgres_records import PostgresRecords
 from janus_memory.dead_letters import Replay
 from janus_memory.extracting import TRIES, TURNS
@@ -110,7 +110,7 @@ async def bench(postgres_url: str, redis_url: str) -> AsyncIterator[Bench]:
         memory = await stack.enter_async_context(
             running(postgres_url, redis_url, inference_target=reader.target, extraction_model="fast")
         )
-        pool = await stack.enter_async_context(database(PostgresSettings(url=postgres_url), application="test"))
+        pool = await stack.enter_async_context(database(patient_postgres(postgres_url), application="test"))
         owner = await asyncpg.connect(postgres_url)
         stack.push_async_callback(owner.close)
         yield Bench(memory, reader, memory.caller(), pool, owner)

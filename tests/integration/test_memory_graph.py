@@ -11,10 +11,10 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 from tests.fakes.memory_service import eventually
+from tests.fakes.patience import patient_postgres
 
 from janus_kit.migrations import migrate
 from janus_kit.postgres import Database, database
-from janus_kit.settings import PostgresSettings
 from janus_memory.adapters.pgvector_graph import PgvectorGraph
 from janus_memory.adapters.pgvector_index import PgvectorIndex
 from janus_memory.adapters.postgres_records import PostgresRecords
@@ -98,7 +98,7 @@ def clustered(size: int, seed: int, first: int = 1) -> list[VectorRow]:
 
 @pytest.fixture
 async def large(postgres_url: str) -> AsyncIterator[Large]:
-    settings = PostgresSettings(url=postgres_url)
+    settings = patient_postgres(postgres_url)
     await migrate(settings, ["janus_memory"])
     owner = await asyncpg.connect(postgres_url)
     async with database(settings, application="test") as pool:

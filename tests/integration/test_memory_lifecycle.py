@@ -16,12 +16,12 @@ import pytest_asyncio
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 from tests.fakes.memory_service import Caller, Memory, refused, running, texts
+from tests.fakes.patience import patient_postgres
 
 from janus_api.memory.v1 import filter_pb2, recall_pb2, record_pb2, scope_pb2, space_pb2
 from janus_api.memory.v1 import memory_service_pb2 as pb
 from janus_kit.errors import Aborted, AlreadyExists, InvalidArgument, NotFound
 from janus_kit.postgres import Database, database
-from janus_kit.settings import PostgresSettings
 from janus_memory.adapters.chroma_index import ChromaIndex
 from janus_memory.adapters.inference_embedder import KnownEmbedders
 from janus_memory.adapters.lexical_embedder import LexicalEmbedder
@@ -72,9 +72,7 @@ class Bench:
 async def bench(postgres_url: str, redis_url: str, chroma_url: str) -> AsyncIterator[Bench]:
     async with AsyncExitStack() as stack:
         memory = await stack.enter_async_context(running(postgres_url, redis_url, chroma_url=chroma_url, indexer=False))
-        pool: Database = await stack.enter_async_context(
-            database(PostgresSettings(url=postgres_url), application="test")
-        )
+        pool: Database = await stack.enter_async_context(database(patient_postgres(postgres_url), application="test"))
         chroma = ChromaIndex(chroma_url, PostgresRecords(pool), timeout_s=20)
         stack.push_async_callback(chroma.close)
         owner = await asyncpg.connect(postgres_url)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncpg
+from tests.fakes.patience import patient_postgres
 
 from janus_kit.migrations import find, migrate
-from janus_kit.settings import PostgresSettings
 
 
 async def test_vectors_survive_their_move_into_partitions(empty_url: str) -> None:
-    await migrate(PostgresSettings(url=empty_url), [])
+    await migrate(patient_postgres(empty_url), [])
     migrations = find("janus_memory")
     [place] = [number for number, each in enumerate(migrations) if each.name == "vectors"]
     connection = await asyncpg.connect(empty_url)

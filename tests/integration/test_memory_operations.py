@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 from google.rpc import error_details_pb2
 from tests.fakes.memory_service import Caller, Memory, eventually, refused, running
+from tests.fakes.patience import patient_postgres
 
 from janus_api.common.v1 import operation_pb2
 from janus_api.memory.v1 import memory_service_pb2 as pb
@@ -22,7 +23,6 @@ from janus_kit.errors import AlreadyExists, FailedPrecondition, InvalidArgument,
 from janus_kit.ids import new_id
 from janus_kit.postgres import Database, database
 from janus_kit.rpc_errors import from_status
-from janus_kit.settings import PostgresSettings
 from janus_memory import operation_runner
 from janus_memory.adapters.postgres_operations import PostgresOperations
 from janus_memory.adapters.postgres_records import PostgresRecords
@@ -117,7 +117,7 @@ class Bench:
 async def bench(postgres_url: str, redis_url: str) -> AsyncIterator[Bench]:
     async with AsyncExitStack() as stack:
         memory = await stack.enter_async_context(running(postgres_url, redis_url, indexer=False, operations=False))
-        pool = await stack.enter_async_context(database(PostgresSettings(url=postgres_url), application="test"))
+        pool = await stack.enter_async_context(database(patient_postgres(postgres_url), application="test"))
         owner = await asyncpg.connect(postgres_url)
         stack.push_async_callback(owner.close)
         await owner.execute("DELETE FROM memory.operation")

@@ -12,10 +12,10 @@ from typing import Any
 import asyncpg
 import pytest
 from tests.bench.memory_load import Corpus, fill
+from tests.fakes.patience import patient_postgres
 
 from janus_kit.migrations import migrate
 from janus_kit.postgres import Database, database
-from janus_kit.settings import PostgresSettings
 from janus_memory.adapters.pgvector_index import PgvectorIndex
 from janus_memory.adapters.postgres_records import PostgresTransaction
 from janus_memory.model import HardFilter, Kind, Scope, Space, View
@@ -52,7 +52,7 @@ class Newcomer:
 
 
 async def _fill(url: str) -> None:
-    await migrate(PostgresSettings(url=url), ["janus_memory"])
+    await migrate(patient_postgres(url), ["janus_memory"])
     owner = await asyncpg.connect(url)
     try:
         for table in ("unit", "turn", "memory"):
@@ -74,7 +74,7 @@ def filled(postgres_url: str) -> str:
 
 @pytest.fixture
 async def newcomer(filled: str) -> AsyncIterator[Newcomer]:
-    async with database(PostgresSettings(url=filled), application="test") as pool:
+    async with database(patient_postgres(filled), application="test") as pool:
         spaces = {}
         for tenant in ("memories", "new-turns", "new-memories"):
             async with pool.tenant(tenant) as connection:

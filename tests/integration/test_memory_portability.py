@@ -16,6 +16,7 @@ import grpc
 import pytest
 import pytest_asyncio
 from tests.fakes.memory_service import Caller, Memory, eventually, refused, running, said, texts
+from tests.fakes.patience import patient_postgres
 
 from janus_api.content.v1 import message_pb2 as content
 from janus_api.memory.v1 import memory_service_pb2 as pb
@@ -30,7 +31,6 @@ from janus_kit.errors import (
     ResourceExhausted,
 )
 from janus_kit.postgres import database
-from janus_kit.settings import PostgresSettings
 from janus_memory import export as exporting
 from janus_memory import importing
 from janus_memory.adapters.postgres_records import PostgresRecords
@@ -417,7 +417,7 @@ async def test_what_a_killed_import_left_is_removed_by_age(
            VALUES ('a', gen_random_uuid(), 0, 'x', now() - interval '26 hours'),
                   ('b', gen_random_uuid(), 0, 'x', now())"""
     )
-    async with database(PostgresSettings(url=postgres_url), application="test") as pool:
+    async with database(patient_postgres(postgres_url), application="test") as pool:
         assert await PostgresRecords(pool).forget_imports() == 1
     assert [row["tenant"] for row in await owner.fetch("SELECT tenant FROM memory.import_part")] == ["b"]
     await owner.execute("DELETE FROM memory.import_part")

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 import asyncpg
 import pytest
 from tests.fakes.memory_service import Caller, Memory, eventually, running, texts
+from tests.fakes.patience import patient_postgres
 
 from janus_api.memory.v1 import memory_service_pb2 as pb
 from janus_api.memory.v1 import record_pb2, scope_pb2, space_pb2
@@ -20,7 +21,7 @@ from janus_kit.errors import NotFound
 from janus_kit.postgres import database
 from janus_kit.redis import RedisClient, key
 from janus_kit.redis import redis as redis_client
-from janus_kit.settings import PostgresSettings, RedisSettings
+from janus_kit.settings import RedisSettings
 from janus_memory.adapters.chroma_index import ChromaIndex
 from janus_memory.adapters.pgvector_index import PgvectorIndex
 from janus_memory.adapters.postgres_records import PostgresRecords
@@ -70,7 +71,7 @@ async def bench(
 ) -> AsyncIterator[Bench]:
     async with (
         running(postgres_url, redis_url, chroma_url=chroma_url) as memory,
-        database(PostgresSettings(url=postgres_url), application="test") as pool,
+        database(patient_postgres(postgres_url), application="test") as pool,
         redis_client(RedisSettings(url=redis_url)) as client,
     ):
         owner = await asyncpg.connect(postgres_url)
@@ -258,7 +259,7 @@ async def test_each_space_has_its_turn_once_in_a_while(bench: Bench, postgres_ur
 
 
 async def test_the_worker_sees_names_of_spaces_and_nothing_in_them(bench: Bench, postgres_url: str) -> None:
-    async with database(PostgresSettings(url=postgres_url), application="test") as pool:
+    async with database(patient_postgres(postgres_url), application="test") as pool:
         for column in ("description", "model", "incarnation", "weights"):
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
                 async with pool.worker() as connection:

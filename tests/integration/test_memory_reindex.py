@@ -11,6 +11,7 @@ from typing import Any, cast
 import asyncpg
 import pytest
 from tests.fakes.memory_service import Caller, Memory, eventually, refused, running, said
+from tests.fakes.patience import patient_postgres
 
 from janus_api.common.v1 import operation_pb2
 from janus_api.memory.v1 import memory_service_pb2 as pb
@@ -20,7 +21,7 @@ from janus_kit.errors import AlreadyExists, FailedPrecondition, InvalidArgument,
 from janus_kit.postgres import database
 from janus_kit.redis import redis as redis_client
 from janus_kit.rpc_errors import from_status
-from janus_kit.settings import PostgresSettings, RedisSettings
+from janus_kit.settings import RedisSettings
 from janus_memory import rebuild
 from janus_memory.adapters.chroma_index import ChromaIndex
 from janus_memory.adapters.lexical_embedder import LexicalEmbedder
@@ -187,7 +188,7 @@ async def bench(
         memory = await stack.enter_async_context(
             running(postgres_url, redis_url, chroma_url=chroma_url, operations=False, indexer=indexer)
         )
-        pool = await stack.enter_async_context(database(PostgresSettings(url=postgres_url), application="test"))
+        pool = await stack.enter_async_context(database(patient_postgres(postgres_url), application="test"))
         client = await stack.enter_async_context(redis_client(RedisSettings(url=redis_url)))
         owner = await asyncpg.connect(postgres_url)
         stack.push_async_callback(owner.close)

@@ -8,12 +8,13 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import asyncpg
 from tests.fakes.memory_service import Caller, MemoryProcess, running
+from tests.fakes.patience import patient_postgres
 
 from janus_api.common.v1 import operation_pb2
 from janus_api.memory.v1 import memory_service_pb2 as pb
 from janus_api.memory.v1 import space_pb2
 from janus_kit.rpc_errors import from_status
-from janus_kit.settings import PostgresSettings, RedisSettings
+from janus_kit.settings import RedisSettings
 from janus_memory.settings import MemorySettings
 from janus_memory.verify import verify
 
@@ -111,7 +112,7 @@ async def test_a_rebuild_survives_kills_and_nobody_notices(postgres_url: str, re
         stores = MemorySettings(chroma_url=chroma_url)
         compared = verify(
             stores,
-            postgres=PostgresSettings(url=postgres_url),
+            postgres=patient_postgres(postgres_url),
             redis=RedisSettings(url=redis_url),
             tenant=ann.tenant,
             repair=False,

@@ -14,12 +14,12 @@ from typing import Any, cast
 import asyncpg
 import pytest
 from tests.fakes.memory_service import Memory, eventually, texts
+from tests.fakes.patience import patient_postgres
 
 from janus_api.memory.v1 import memory_service_pb2 as pb
 from janus_api.memory.v1 import scope_pb2
 from janus_kit.migrations import migrate
 from janus_kit.postgres import Connection, Database, database
-from janus_kit.settings import PostgresSettings
 from janus_memory import metrics
 from janus_memory.adapters import pgvector_resident
 from janus_memory.adapters.pgvector_index import PgvectorIndex
@@ -79,7 +79,7 @@ def unit(vector: list[float]) -> list[float]:
 
 @pytest.fixture
 async def bench(postgres_url: str) -> AsyncIterator[Bench]:
-    settings = PostgresSettings(url=postgres_url)
+    settings = patient_postgres(postgres_url)
     await migrate(settings, ["janus_memory"])
     owner = await asyncpg.connect(postgres_url)
     async with database(settings, application="test") as pool:

@@ -16,6 +16,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from tests.fakes.memory_service import Caller, Memory, eventually, refused, running, said, texts
 from tests.fakes.memory_statistics import CURRENT, counted, kept
+from tests.fakes.patience import patient_postgres
 
 from janus_api.content.v1 import message_pb2 as content
 from janus_api.memory.v1 import memory_service_pb2 as pb
@@ -23,7 +24,7 @@ from janus_api.memory.v1 import record_pb2, space_pb2
 from janus_kit.errors import NotFound, Unavailable
 from janus_kit.postgres import Database, database
 from janus_kit.redis import redis as redis_client
-from janus_kit.settings import PostgresSettings, RedisSettings
+from janus_kit.settings import RedisSettings
 from janus_memory.adapters.inference_embedder import KnownEmbedders
 from janus_memory.adapters.lexical_embedder import LexicalEmbedder
 from janus_memory.adapters.onnx_embedder import OnnxModels
@@ -87,9 +88,7 @@ class Bench:
 async def bench(postgres_url: str, redis_url: str) -> AsyncIterator[Bench]:
     async with AsyncExitStack() as stack:
         memory = await stack.enter_async_context(running(postgres_url, redis_url, indexer=False, sweep_every_s=3_600))
-        pool: Database = await stack.enter_async_context(
-            database(PostgresSettings(url=postgres_url), application="test")
-        )
+        pool: Database = await stack.enter_async_context(database(patient_postgres(postgres_url), application="test"))
         client = await stack.enter_async_context(redis_client(RedisSettings(url=redis_url), application="test"))
         owner = await asyncpg.connect(postgres_url)
         stack.push_async_callback(owner.close)

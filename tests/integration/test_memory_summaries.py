@@ -14,6 +14,7 @@ import asyncpg
 import grpc
 import pytest
 from tests.fakes.memory_service import Caller, Memory, eventually, running, said
+from tests.fakes.patience import patient_postgres
 
 from janus_api.content.v1 import message_pb2 as content
 from janus_api.inference.v1 import event_pb2
@@ -23,7 +24,6 @@ from janus_api.memory.v1 import memory_service_pb2 as memory_pb
 from janus_api.memory.v1 import record_pb2, scope_pb2
 from janus_kit.channel import connect
 from janus_kit.postgres import database
-from janus_kit.settings import PostgresSettings
 from janus_memory.adapters.inference_summaries import InferenceSummaries
 from janus_memory.adapters.postgres_records import PostgresRecords
 from janus_memory.model import Summary
@@ -90,7 +90,7 @@ async def opened(postgres_url: str, redis_url: str, *, with_model: bool) -> Asyn
     try:
         async with (
             running(postgres_url, redis_url, **BY_HAND) as memory,
-            database(PostgresSettings(url=postgres_url), application="test") as pool,
+            database(patient_postgres(postgres_url), application="test") as pool,
         ):
             owner = await asyncpg.connect(postgres_url)
             # Threads of other tests are theirs.

@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.fakes.memory_requests import METHODS, Names, sealed, values_of
 from tests.fakes.memory_service import Caller, Memory, eventually, running, said
+from tests.fakes.patience import patient_postgres
 from tests.fakes.reading_model import everything, reading_model
 from tests.fakes.requests import UNSET, Leaf, leaves, requests
 
@@ -35,7 +36,6 @@ from janus_api.memory.v1 import scope_pb2, space_pb2
 from janus_kit.errors import JanusError
 from janus_kit.postgres import database
 from janus_kit.rpc_errors import from_rpc
-from janus_kit.settings import PostgresSettings
 from janus_memory.adapters import chroma_index
 from janus_memory.adapters.postgres_records import PostgresRecords
 from janus_memory.consistency import token
@@ -265,7 +265,7 @@ def world(postgres_url: str, redis_url: str, chroma_url: str) -> Iterator[World]
         stack.push_async_callback(client.aclose)
         host, _, port = chroma_url.rpartition("/")[2].partition(":")
         chroma = await chromadb.AsyncHttpClient(host=host, port=int(port))
-        pool = await stack.enter_async_context(database(PostgresSettings(url=postgres_url), application="test"))
+        pool = await stack.enter_async_context(database(patient_postgres(postgres_url), application="test"))
         return World(memory, owner, PostgresRecords(pool), client, chroma, runner)
 
     with asyncio.Runner() as runner:

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.fakes.memory_statistics import COUNTED, CURRENT, counted, kept
+from tests.fakes.patience import patient_postgres
 
 from janus_kit.clock import SystemClock
 from janus_kit.migrations import migrate
 from janus_kit.postgres import database
-from janus_kit.settings import PostgresSettings
 from janus_memory.adapters.inference_embedder import KnownEmbedders
 from janus_memory.adapters.lexical_embedder import LexicalEmbedder
 from janus_memory.adapters.onnx_embedder import OnnxModels
@@ -155,7 +155,7 @@ def world(runner: asyncio.Runner, postgres_url: str) -> Iterator[World]:
     stack = AsyncExitStack()
 
     async def open_all() -> World:
-        config = PostgresSettings(url=postgres_url)
+        config = patient_postgres(postgres_url)
         await migrate(config, ["janus_memory"])
         pool = await stack.enter_async_context(database(config, application="test"))
         owner = await asyncpg.connect(postgres_url)

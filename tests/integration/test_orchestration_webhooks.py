@@ -32,6 +32,7 @@ from tests.fakes.orchestration_service import (
     processes,
     running,
 )
+from tests.fakes.patience import patient_postgres
 from tests.fakes.peers.inference_peer import InferencePeer, inference_peer
 from tests.fakes.webhook_receiver import Received, Receiver, webhook_receiver
 
@@ -40,7 +41,6 @@ from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
 from janus_kit.errors import Aborted, InvalidArgument, JanusError, NotFound, ResourceExhausted, Unavailable
 from janus_kit.postgres import database
 from janus_kit.rpc_errors import from_rpc
-from janus_kit.settings import PostgresSettings
 from janus_orchestration import webhook_sender
 from janus_orchestration.adapters.postgres_journal import PostgresStore
 from janus_orchestration.model import Cursor, Recorded
@@ -221,7 +221,7 @@ async def test_events_of_waiting_runs_are_told_as_well(
     getattr(event, kind).SetInParent()
     recorded = Recorded(Cursor(1, 900), kind, event.SerializeToString(), durable=True)
     async with (
-        database(PostgresSettings(url=own_url), application="test") as db,  # type: ignore[arg-type]
+        database(patient_postgres(own_url), application="test") as db,  # type: ignore[arg-type]
         PostgresStore(db).tenant(ann.tenant) as records,
     ):
         await records.add_events(run, [recorded])
@@ -241,7 +241,7 @@ async def test_an_event_that_is_too_large_is_told_without_its_contents(
     event.input_requested.input.question = "x" * 300_000
     recorded = Recorded(Cursor(1, 900), "input_requested", event.SerializeToString(), durable=True)
     async with (
-        database(PostgresSettings(url=own_url), application="test") as db,  # type: ignore[arg-type]
+        database(patient_postgres(own_url), application="test") as db,  # type: ignore[arg-type]
         PostgresStore(db).tenant(ann.tenant) as records,
     ):
         await records.add_events(run, [recorded])
