@@ -4,7 +4,8 @@ Pure: everything is counted from the steps, so that whoever takes a run over
 counts the same. Time is not a count; see ``interrupt``.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from janus_kit.errors import FailedPrecondition, JanusError, ResourceExhausted
 from janus_orchestration.events import BudgetWarning
@@ -67,9 +68,20 @@ def left(steps: Iterable[Step], most: Amounts) -> Budgets | None:
     return Budgets(max_tokens=tokens, max_cost_micro_usd=cost) if tokens or cost else None
 
 
+def of_attempts(lost: Usage | None, last: Usage | None) -> Usage | None:
+    """What the attempts at one model call used. Of those that were lost no price is known: the last one's stands."""
+    both = _sum_of([usage for usage in (lost, last) if usage is not None])
+    if both is None or last is None:
+        return both
+    return replace(both, cost_micro_usd=last.cost_micro_usd, price_version=last.price_version)
+
+
 def _sum(steps: Iterable[Step]) -> Usage | None:
+    return _sum_of([step.usage for step in steps if step.usage is not None])
+
+
+def _sum_of(usages: Sequence[Usage]) -> Usage | None:
     """The cost of a sum is unknown when that of a part is; a sum is an estimate when a part is."""
-    usages = [step.usage for step in steps if step.usage is not None]
     if not usages:
         return None
     costs = [usage.cost_micro_usd for usage in usages if usage.cost_micro_usd is not None]

@@ -13,7 +13,7 @@ from janus_kit.interceptors.context import deadline_scope
 from janus_kit.telemetry.logging import bound, get_logger
 from janus_orchestration import identity, telemetry
 from janus_orchestration.event_log import RunLog
-from janus_orchestration.interrupt import Interrupt
+from janus_orchestration.interrupt import Interrupt, Leaving
 from janus_orchestration.journal import Journal
 from janus_orchestration.model import (
     Agent,
@@ -158,12 +158,12 @@ class Executions:
         base, is_open = opened
         execution = self._prepare(claim.tenant, run, thread, agent, steps, cursor_of(starts, base), is_open, None)
         work: Callable[[], Awaitable[None]] = execution.turn.work
+        if run.cancel_on_disconnect and (claim.is_takeover or run.state is RunState.RUNNING):
+            # Its owner is gone, and with it the stream that it was to be bound to.
+            execution.interrupt.cancel("the client's stream was cut")
         if claim.is_takeover:
             telemetry.run_recovered.labels("owner_lost").inc()
             _log.info("run_taken_over", run_id=run.id, epoch=run.epoch, takeovers=run.takeovers)
-            if run.cancel_on_disconnect:
-                # Its owner died, and with it the stream that it was to be bound to.
-                execution.interrupt.cancel("the client's stream was cut")
             if run.takeovers > self._limits.max_takeovers:
                 _log.error("run_gives_up", run_id=run.id, takeovers=run.takeovers)
                 work = lambda: execution.turn.fail(_given_up(run))  # noqa: E731
@@ -241,6 +241,8 @@ class Executions:
     def _launch(self, execution: _Execution, work: Callable[[], Awaitable[None]]) -> None:
         run = execution.journal.run
         self._running[run.id] = execution
+        if not self._is_open:
+            execution.interrupt.leave()
         execution.task = asyncio.create_task(self._execute(execution, work), name=f"run-{run.id}")
         # However the task ends, even when it is cancelled before its first step.
         execution.task.add_done_callback(lambda _: self._ended(execution))
@@ -281,11 +283,23 @@ class Executions:
             await work()
         except Fenced:
             _log.warning("run_lost_to_another_owner")
+        except Leaving:
+            await self._hand_over(execution)
         except Exception:  # noqa: BLE001 - whatever it was, the run must end and say so
             incident = new_id("inc")
             _log.exception("run_broke", incident_id=incident)
             with suppress(Fenced):
                 await execution.turn.fail(Internal(incident))
+
+    async def _hand_over(self, execution: _Execution) -> None:
+        """Let another process go on at once, from the journal."""
+        run = execution.journal.run
+        try:
+            async with self._store.tenant(execution.tenant) as records:
+                await records.let_go(run.id, run.epoch)
+        except JanusError as error:
+            # It goes with all leases of this process, in a moment.
+            _log.warning("lease_not_released", reason=error.reason)
 
     def cancel(self, run_id: str, reason: str) -> bool:
         """Stop a run that is worked on here, at once; False when it is not."""
@@ -317,6 +331,8 @@ class Executions:
     async def drain(self) -> None:
         """Take no more runs, and wait for those that are worked on."""
         self._is_open = False
+        for execution in self._running.values():
+            execution.interrupt.leave()
         while tasks := [e.task for e in self._running.values() if e.task is not None and not e.task.done()]:
             await asyncio.wait(tasks)
 

@@ -1,4 +1,4 @@
-"""What may cut a run's work short: a cancel, or its budget of wall time.
+"""What may cut a run's work short: a cancel, its budget of wall time, or the stop of its process.
 
 Only calls to other services are cut; what is being journalled is finished
 first.
@@ -21,10 +21,16 @@ class WallTimeSpent(Exception):
     """The run has worked for as long as it may."""
 
 
+class Leaving(Exception):
+    """The process stops, and what the run needs has stopped already: another one goes on with it."""
+
+
 class Interrupt:
-    """One run's switch. Used by the task that works on the run; ``cancel`` by anybody."""
+    """One run's switch. Used by the task that works on the run; ``cancel`` and ``leave`` by anybody."""
 
     def __init__(self) -> None:
+        self.is_leaving = False
+        """Whether the process stops soon; what is under way may still end."""
         self._reason: str | None = None
         self._ends_at: float | None = None
         self._task: asyncio.Task[object] | None = None
@@ -35,6 +41,10 @@ class Interrupt:
             self._reason = reason
             if self._task is not None:
                 self._task.cancel()
+
+    def leave(self) -> None:
+        """The process stops soon."""
+        self.is_leaving = True
 
     def limit(self, seconds: float) -> None:
         """From now on, work for at most so long."""

@@ -4,9 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from janus_kit.clock import Clock
-from janus_kit.errors import Unavailable
+from janus_kit.errors import Cancelled, JanusError, Unavailable
+from janus_orchestration.budgets import of_attempts
 from janus_orchestration.events import ModelSaid
-from janus_orchestration.interrupt import Interrupt
+from janus_orchestration.interrupt import Interrupt, Leaving
 from janus_orchestration.journal import Changes, Journal
 from janus_orchestration.model import (
     Answer,
@@ -20,6 +21,7 @@ from janus_orchestration.model import (
 from janus_orchestration.ports import Model
 
 _RETRY_S = (0.05, 0.1, 0.2, 0.5)
+_STOPS = "DRAINING"
 
 
 class ModelFailed(Exception):
@@ -30,11 +32,19 @@ class ModelFailed(Exception):
         self.failure = failure
 
 
+class ModelLost(Exception):
+    """The service was gone in the midst of an answer: it can be asked again. ``error`` says how it went."""
+
+    def __init__(self, error: JanusError) -> None:
+        super().__init__(error.reason)
+        self.error = error
+
+
 class ModelCall:
     """The calls of a run, one at a time.
 
     A service that is away before it said anything is waited for, for ``wait_s``
-    seconds.
+    seconds; by a process that stops, not at all.
     """
 
     def __init__(self, journal: Journal, model: Model, interrupt: Interrupt, clock: Clock, *, wait_s: float) -> None:
@@ -44,15 +54,19 @@ class ModelCall:
         self._clock = clock
         self._wait_s = wait_s
         self._has_heard = False
+        self._lost: Usage | None = None
         # What the latest call used, as far as the service said: one that is cut has cost it.
         self.usage: Usage | None = None
 
-    async def answer(self, prompt: Prompt, step: Step, starting: Changes | None) -> Answer:
+    async def answer(self, prompt: Prompt, step: Step, starting: Changes | None, *, after_loss: bool = False) -> Answer:
         """The whole answer. ``starting`` is committed before anything of it is said; None when it is already.
 
-        Raises ModelFailed, or what the service refused the call with.
+        ``after_loss``: the same call as before, whose answer was lost; what that used stays used.
+
+        Raises ModelFailed, ModelLost, Leaving, or what the service refused the call with.
         """
-        self._has_heard, self.usage = False, None
+        self._has_heard = False
+        self._lost = self.usage = self.usage if after_loss else None
         give_up = self._clock.monotonic() + self._wait_s
         to_commit = starting
         attempt = 0
@@ -66,9 +80,14 @@ class ModelCall:
                         to_commit = None
                     async with self._interrupt.may_cut():
                         return await self._listen(events, step)
-            except Unavailable as error:
-                is_late = self._clock.monotonic() >= give_up
-                if self._has_heard or is_late or error.metadata.get("part") != "inference":
+            except (Unavailable, Cancelled) as error:
+                if not _is_lost(error):
+                    raise
+                if self._interrupt.is_leaving:
+                    raise Leaving from error
+                if self._has_heard:
+                    raise ModelLost(error) from error
+                if self._clock.monotonic() >= give_up:
                     raise
             async with self._interrupt.may_cut():
                 await asyncio.sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
@@ -78,7 +97,9 @@ class ModelCall:
         async for event in events:
             self._has_heard = True
             if event.usage is not None:
-                self.usage = event.usage
+                self.usage = of_attempts(self._lost, event.usage)
+            if event.failure is not None and event.failure.reason == _STOPS:
+                raise Unavailable("inference", "the server that worked on the answer stops", reason=_STOPS)
             is_delta = event.kind is ModelEventKind.DELTA
             await self._journal.say(ModelSaid(step.index, event.wire), keep=not is_delta)
             if event.answer is not None:
@@ -86,3 +107,8 @@ class ModelCall:
             if event.failure is not None:
                 raise ModelFailed(event.failure)
         raise Unavailable("inference", "the model's stream ended without saying how it ended")
+
+
+def _is_lost(error: JanusError) -> bool:
+    """Whether it is of the service itself, and not of what it asks or needs; its end cancels what is under way."""
+    return isinstance(error, Cancelled) or error.reason == _STOPS or error.metadata.get("part") == "inference"

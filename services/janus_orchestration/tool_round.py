@@ -57,7 +57,7 @@ from janus_orchestration.state import Trigger
 from janus_orchestration.tools import Offered
 
 _TOO_LARGE = "the result is larger than this run has room for"
-_OWNER_DIED = "the process that ran the call died"
+_OWNER_GONE = "the process that ran the call is gone"
 _NOTHING = Changes()
 
 
@@ -260,7 +260,7 @@ class ToolRound:
             if question := self._question(index, call):
                 asks.append(question)
             elif offered is not None and _is_lost(offered):
-                asks.append(self._another_try(asked, step, _OWNER_DIED))
+                asks.append(self._another_try(asked, step, _OWNER_GONE))
             else:
                 again.append(replace(step, attempts=step.attempts + 1))
         asking = self._asking(asked, asks)

@@ -50,7 +50,7 @@ from janus_orchestration.model import (
     ThreadMessage,
     Usage,
 )
-from janus_orchestration.model_call import ModelCall, ModelFailed
+from janus_orchestration.model_call import ModelCall, ModelFailed, ModelLost
 from janus_orchestration.outage import waited_out
 from janus_orchestration.ports import EventCodec, Fenced, Memory, Model, ToolCodec
 from janus_orchestration.recalling import Recalling, summarizes
@@ -63,6 +63,8 @@ _log = get_logger(__name__)
 
 # A debt is left alone by the outbox while the end of its run tries to pay it.
 _OUTBOX_DELAY_S = 15.0
+# So often in a row a model call is begun again that was lost with its service: it may be what the service dies of.
+_MOST_LOSSES = 3
 
 
 @dataclass(frozen=True)
@@ -254,7 +256,7 @@ class Turn:
                 message=f"the model's answer asks for {answer.unsupported}",
                 metadata={"feature": answer.unsupported},
             )
-        ended = journal.ended(step, usage=answer.usage, summary=answer.model)
+        ended = journal.ended(step, usage=self._call.usage, summary=answer.model)
         warned = self._warnings(ended)
         if answer.message is not None and (calls := self._helpers.tools.calls(answer.message)):
             await self._round.begin(ended, answer.message, calls, offered, warned, answer.finish_reason)
@@ -280,18 +282,25 @@ class Turn:
         """The answer, and the step as it is then.
 
         A model that takes no picture, sound or document that is in the thread is asked again without it: what
-        was said before, or a tool has answered, must not end every turn that follows.
+        was said before, or a tool has answered, must not end every turn that follows. One whose service was gone
+        before it had said all is asked again a few times.
         """
-        model = self._helpers.model
+        model, losses = self._helpers.model, 0
         while True:
             try:
-                return await self._call.answer(prompt, step, starting), step
+                return await self._call.answer(prompt, step, starting, after_loss=bool(losses)), step
             except (InvalidArgument, ModelFailed) as error:
                 hidden = prompt.hidden | prompts.refused_kinds(*_refusal(error))
                 if not model.hides(prompt, hidden - prompt.hidden):
                     raise
-            _log.info("prompt_shows_less", hides=sorted(hidden))
-            prompt, step = replace(prompt, hidden=hidden), replace(step, attempts=step.attempts + 1)
+                _log.info("prompt_shows_less", hides=sorted(hidden))
+                prompt = replace(prompt, hidden=hidden)
+            except ModelLost as lost:
+                losses += 1
+                if losses > _MOST_LOSSES:
+                    raise lost.error from lost
+                _log.warning("model_call_lost", reason=lost.error.reason, step=step.index, attempt=step.attempts)
+            step = replace(step, attempts=step.attempts + 1)
             starting = self._starting(step)
 
     def _starting(self, step: Step) -> Changes:

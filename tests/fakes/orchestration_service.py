@@ -143,7 +143,7 @@ def options(**settings: Any) -> dict[str, Any]:
 
 @asynccontextmanager
 async def running(
-    postgres_url: str, redis_url: str, *, peers_are_there: bool = True, **settings: Any
+    postgres_url: str, redis_url: str, *, peers_are_there: bool = True, drain_s: float = 0.2, **settings: Any
 ) -> AsyncIterator[Orchestration]:
     """Migrate the database and serve orchestration over it, in this process, once it reaches its peers."""
     postgres = patient_postgres(postgres_url)
@@ -153,7 +153,7 @@ async def running(
             OrchestrationSettings(**options(**settings)), postgres=postgres, redis=RedisSettings(url=redis_url)
         ) as mounted,
         serve(
-            [mounted], ServerSettings(listen="127.0.0.1:0", drain_s=0.2, lame_duck_s=0, health_interval_s=0.2)
+            [mounted], ServerSettings(listen="127.0.0.1:0", drain_s=drain_s, lame_duck_s=0, health_interval_s=0.2)
         ) as host,
     ):
         address = host.address or ""

@@ -31,6 +31,7 @@ from janus_api.memory.v1 import record_pb2, scope_pb2
 from janus_api.orchestration.v1 import agent_pb2
 from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
 from janus_inference.settings import InferenceSettings
+from janus_kit.errors import Unavailable
 from janus_kit.server import serve
 from janus_kit.settings import ServerSettings
 
@@ -151,7 +152,7 @@ async def test_the_outbox_stores_what_no_later_turn_does(
         stream = ann.converse(thread, "are you there?")
         call = await peer.call()
         call.start()
-        call.cut()
+        call.fail(Unavailable("openai"))
         assert kinds(await all_events(stream))[-1] == "run_failed"
 
         async def is_stored() -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 
 import grpc
 import pytest
@@ -22,7 +24,7 @@ from tests.fakes.orchestration_service import (
     until,
     until_kind,
 )
-from tests.fakes.peers.inference_peer import InferencePeer, inference_peer, reason_of
+from tests.fakes.peers.inference_peer import Call, InferencePeer, inference_peer, reason_of
 from tests.fakes.stopwatch import RanFor
 
 from janus_api.content.v1 import message_pb2 as content
@@ -181,16 +183,90 @@ async def test_an_answer_with_nul_is_committed(ann: Caller, peer: InferencePeer)
     assert await ann.history(thread) == [("user", "hello"), ("assistant", "a\x00b")]
 
 
-async def test_a_stream_that_ends_without_an_end_fails_the_run(ann: Caller, peer: InferencePeer) -> None:
+def _cut(call: Call) -> None:
+    call.cut()
+
+
+def _gone(call: Call) -> None:
+    call.refuse(Unavailable("inference"))
+
+
+def _stopping(call: Call) -> None:
+    call.fail(Unavailable("inference", "the server that worked on the answer stops", reason="DRAINING"))
+
+
+@pytest.mark.parametrize("lose", [_cut, _gone, _stopping])
+async def test_an_answer_that_is_lost_with_the_inference_service_is_asked_for_again(
+    ann: Caller, peer: InferencePeer, lose: Callable[[Call], None]
+) -> None:
     thread = await ann.ready()
     stream = ann.converse(thread)
     call = await peer.call()
     call.start()
     call.text("and then")
-    call.cut()
+    seen = await until_kind(stream, "model.text_delta")
+    lose(call)
+    again = await peer.call()
+    assert again.prompt == call.prompt
+    again.answer("what you asked for")
     events = await all_events(stream)
+    restarted = events[0].attempt_restarted
+    assert (kinds(events)[0], restarted.attempt) == ("attempt_restarted", 2)
+    # What was said of the first attempt comes after the place that the reader goes back to.
+    after = (restarted.discard_after.epoch, restarted.discard_after.sequence)
+    place = next(each for each in seen if each.HasField("model")).cursor
+    assert after < (place.epoch, place.sequence)
+    assert kinds(events)[-1] == "run_completed"
+    assert await ann.history(thread) == [("user", "hello"), ("assistant", "what you asked for")]
+    run = await ann.run(events[-1].run_id)
+    (step,) = [step for step in run.steps if step.kind == run_pb2.STEP_KIND_MODEL_CALL]
+    assert (step.attempts, run.takeovers) == (2, 0)
+
+
+async def test_an_answer_that_is_lost_again_and_again_fails_the_run(ann: Caller, peer: InferencePeer) -> None:
+    thread = await ann.ready()
+    stream = ann.converse(thread)
+    for _ in range(4):
+        call = await peer.call()
+        call.start()
+        call.text("and then")
+        call.cut()
+    events = await all_events(stream)
+    assert kinds(events).count("attempt_restarted") == 3
     assert kinds(events)[-1] == "run_failed"
     assert reason_of(events[-1].run_failed.status) == "DEPENDENCY_UNAVAILABLE"
+    assert len(peer.calls) == 4
+
+
+@pytest.mark.parametrize("lose", [_gone, _stopping])
+async def test_a_run_whose_model_stops_with_the_process_is_handed_over(
+    own_url: str, redis_url: str, peer: InferencePeer, lose: Callable[[Call], None]
+) -> None:
+    """As in `janus serve`, where inference ends its calls before orchestration has to."""
+    async with (
+        running(own_url, redis_url, inference_target=peer.target, lease_s=30) as second,
+        AsyncExitStack() as stack,
+    ):
+        first = await stack.enter_async_context(
+            running(own_url, redis_url, inference_target=peer.target, lease_s=30, drain_s=20)
+        )
+        ann = first.caller("ann")
+        run = await ann.start(await ann.ready())
+        call = await peer.call()
+        call.start()
+        stopped = asyncio.ensure_future(stack.aclose())
+
+        async def stops() -> bool:
+            return first.host.monitor.is_draining
+
+        await eventually(stops)
+        lose(call)
+        (await peer.call()).answer("from the other one")
+        await stopped
+        ann = second.caller("ann")
+        events = await ann.watched(run.id)
+        assert (kinds(events)[-1], events[-1].cursor.epoch) == ("run_completed", 2)
+        assert (await ann.run(run.id)).takeovers == 0
 
 
 async def test_the_budget_of_wall_time_ends_a_run(ann: Caller, peer: InferencePeer) -> None:
@@ -347,6 +423,10 @@ async def test_a_model_call_without_an_end_costs_what_was_last_heard_of_it(
         await ann.cancel(events[0].run_id)
     elif how == "cut":
         call.cut()
+        for _ in range(3):
+            call = await peer.call()
+            call.start()
+            call.cut()
     else:
         call.fail(Unavailable("openai"))
     last = (await all_events(stream))[-1]

@@ -42,8 +42,9 @@ class PostgresLeases:
 
     async def release(self, owner: str) -> None:
         async with self._database.worker() as connection:
+            # Nobody's, not a dead one's: whoever takes a run next takes nothing over.
             await connection.execute(
-                "UPDATE orchestration.run_lease SET expires_at = '-infinity' WHERE owner = $1", owner
+                "UPDATE orchestration.run_lease SET owner = NULL, expires_at = '-infinity' WHERE owner = $1", owner
             )
             await connection.execute("SELECT pg_notify($1, '')", READY_CHANNEL)
 

@@ -173,7 +173,9 @@ class Run(_message.Message):
     parent_run_id: _builtins.str
     """Run that handed over to it, or asked it; empty when a client started it."""
     takeovers: _builtins.int
-    """How often an owner took it over after the one before died, 0 or more."""
+    """How often an owner took it over after the one before died or froze, 0 or more;
+    one that stopped in order has handed it over, which does not count.
+    """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was accepted."""
