@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from janus_kit.errors import InvalidArgument, JanusError, Unavailable
 from janus_orchestration.dispatching import Answer, CallId, ClaimedCall, Registration, Report
-from janus_orchestration.model import Tool
+from janus_orchestration.model import SideEffect, Tool
 
 MOST_CREDITS = 1_000
 _DRAINING = "DRAINING"
@@ -148,9 +148,20 @@ class Session:
         return self._now() - self._began_at
 
     def overdue(self, by_s: float) -> list[CallId]:
-        """Calls whose deadline passed so long ago."""
+        """Calls whose deadline passed so long ago, and which may be stopped without their owner's word.
+
+        Not those that may happen once: a person is asked about them meanwhile, and a late answer spares the question.
+        """
         now = self._now() - by_s
-        return [call_id for call_id, held in self._held.items() if held.ends_at < now and not held.is_dropped]
+        return [
+            call_id
+            for call_id, held in self._held.items()
+            if held.ends_at < now and not held.is_dropped and not self._is_at_most_once(held.call.tool)
+        ]
+
+    def _is_at_most_once(self, name: str) -> bool:
+        tool = self.tools.get(name)
+        return tool is not None and tool.side_effect is SideEffect.AT_MOST_ONCE
 
     # -- what it is told -------------------------------------------------------------
 

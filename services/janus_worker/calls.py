@@ -22,6 +22,8 @@ _log = logging.getLogger("janus_worker")
 # What a message of the server's limit has room for.
 _MOST_BYTES = 3_500_000
 _MOST_TEXT_BYTES = 1024 * 1024
+# Of an error it is the beginning that says what went wrong.
+_MOST_ERROR_BYTES = 64 * 1024
 _CLOSE_S = 1.0
 
 
@@ -90,7 +92,7 @@ class Calls:
             _require_room(result)
             completed.result.CopyFrom(result)
         except ToolError as error:
-            completed.result.CopyFrom(content.ToolResult(parts=[content.Part(text=str(error))], is_error=True))
+            completed.result.CopyFrom(_said(str(error)))
         except KeyboardInterrupt:
             # On the loop's own thread that is somebody's Ctrl-C.
             raise
@@ -113,6 +115,15 @@ class Calls:
         # A function on a thread may outlive the loop.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(lambda: self.on_news())
+
+
+def _said(error: str) -> content.ToolResult:
+    """What the model reads of an error: no more of its text than the server takes."""
+    told = error.encode(errors="replace")
+    text = told[:_MOST_ERROR_BYTES].decode(errors="ignore")
+    if len(told) > _MOST_ERROR_BYTES:
+        text += "\n[the rest is left out]"
+    return content.ToolResult(parts=[content.Part(text=text)], is_error=True)
 
 
 def _require_room(result: content.ToolResult) -> None:

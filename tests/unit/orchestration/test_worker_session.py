@@ -25,8 +25,13 @@ from janus_orchestration.worker_session import (
 from janus_orchestration.worker_sessions import share
 
 
-def session(name: str = "one", *tools: str, credits: int = 2) -> Session:  # noqa: A002
-    found = tuple(Tool(each, "", "", SideEffect.READ_ONLY, timedelta(1)) for each in tools or ("count",))
+def session(
+    name: str = "one",
+    *tools: str,
+    credits: int = 2,  # noqa: A002
+    effect: SideEffect = SideEffect.READ_ONLY,
+) -> Session:
+    found = tuple(Tool(each, "", "", effect, timedelta(1)) for each in tools or ("count",))
     return Session(name, "tenant", Registration(name, found, credits))
 
 
@@ -189,3 +194,12 @@ async def test_a_deadline_that_passed_is_known_without_the_owner() -> None:
     assert made.overdue(1.0) == [call(1).call_id]
     made.drop(call(1).call_id, "late")
     assert made.overdue(1.0) == []
+
+
+async def test_a_call_that_may_happen_once_is_not_stopped_for_being_late() -> None:
+    made = session(effect=SideEffect.AT_MOST_ONCE)
+    made.give(call(1, left_s=-5))
+    assert made.overdue(1.0) == []
+    await made.complete(Answer(call(1).call_id, b"late, but there"))
+    answers, _ = await made.to_write(0)
+    assert [answer.result for answer in answers] == [b"late, but there"]

@@ -14,7 +14,7 @@ from google.rpc import code_pb2
 
 from janus_api.tools.v1 import tool_worker_service_pb2 as pb
 from janus_worker.calls import Calls
-from janus_worker.tool import Tool
+from janus_worker.tool import Tool, ToolError
 
 RAISED = [
     StopIteration,
@@ -131,3 +131,22 @@ def test_ctrl_c_in_a_function_with_async_ends_the_process(executor: Executor) ->
         asyncio.run(main())
     (task,) = working
     assert isinstance(task.exception(), KeyboardInterrupt)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("no such place", "no such place"),
+        ("é" * 3_000_000, "é" * 32_768 + "\n[the rest is left out]"),
+        ("half a pair: \ud800", "half a pair: ?"),
+    ],
+    ids=["short", "long", "surrogate"],
+)
+async def test_an_error_for_the_model_is_no_longer_than_the_server_takes(
+    serve: Callable[[Any], Calls], said: str, told: str
+) -> None:
+    async def it() -> str:
+        raise ToolError(said)
+
+    completed = await answer(serve(it))
+    assert ([part.text for part in completed.result.parts], completed.result.is_error) == ([told], True)
