@@ -15,10 +15,12 @@ from janus_kit.errors import FailedPrecondition, InvalidArgument, NotFound
 from janus_orchestration import state
 from janus_orchestration.executions import Executions
 from janus_orchestration.idempotency import Once, once
-from janus_orchestration.model import Pending, PendingKind, Run, RunState, Verdict
+from janus_orchestration.model import MOST_BYTES, Pending, PendingKind, Run, RunState, Verdict
 from janus_orchestration.ports import Records, Store
 from janus_orchestration.runs import RunDetails, Runs
 
+# Room for the word that there is no room.
+_ALWAYS_BYTES = 1_024
 _NAMES = {PendingKind.TOOL: "tool call", PendingKind.APPROVAL: "approval", PendingKind.INPUT: "input"}
 
 
@@ -63,8 +65,9 @@ class Answers:
                 if run is None:
                     raise NotFound("run", run_id)
                 await records.expire_pending(run_id)
-                for each in reply.given:
-                    pending = await _awaited(records, run, each)
+                awaited = [await _awaited(records, run, each) for each in reply.given]
+                await _require_room(records, run, reply.given)
+                for each, pending in zip(reply.given, awaited, strict=True):
                     await records.answer_pending(run_id, pending.id, each.verdict, each.content, caller.subject)
                 await records.wake(run_id)
                 return await self._runs.described(records, caller.tenant, run)
@@ -72,6 +75,20 @@ class Answers:
             result = await once(records, key, work)
         self._executions.answered(run_id)
         return result
+
+
+async def _require_room(records: Records, run: Run, given: Sequence[Given]) -> None:
+    """Results must fit into the run's next prompt: one that is acknowledged is not cut later. Small ones always do."""
+    if not any(each.kind is PendingKind.TOOL for each in given):
+        return
+    left = MOST_BYTES - await records.bytes_of(run.id)
+    for place, each in enumerate(given):
+        room = max(left, _ALWAYS_BYTES)
+        if len(each.content) > room:
+            raise InvalidArgument(
+                f"results.results[{place}]", f"must be at most {room} bytes, all that the run has left"
+            )
+        left -= len(each.content)
 
 
 async def _awaited(records: Records, run: Run, given: Given) -> Pending:

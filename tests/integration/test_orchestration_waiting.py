@@ -195,6 +195,29 @@ async def test_nobody_is_asked_about_a_call_that_is_not_right(ann: Caller, peer:
     assert "'city' is missing" in told["c1"][0]
 
 
+async def test_a_result_for_which_the_run_has_no_room_is_refused_and_can_be_given_again(
+    ann: Caller, peer: InferencePeer
+) -> None:
+    thread = await ready(ann, HERE)
+    stream = ann.converse(thread, "x" * 500_000)
+    (await peer.call()).tools(*((f"c{number}", "where.am_i") for number in range(1, 5)))
+    run_id = (await until_kind(stream, "tool_call_requested"))[0].run_id
+    await ann.until(run_id, TOOL)
+    large = "y" * 900_000
+    await ann.submit(run_id, {"c1": large})
+    error = await refused(ann.submit(run_id, {"c2": large, "c3": large}))
+    assert isinstance(error, InvalidArgument)
+    ((field, rule),) = error.violations
+    assert field == "results.results[1]"
+    assert rule.startswith("must be at most ")
+    # Nothing of it was taken; what fits is.
+    await ann.submit(run_id, {"c2": large, "c3": "small", "c4": "small"})
+    (await peer.call()).answer("ok")
+    await all_events(stream)
+    told = results((await ann.messages(thread))[2])
+    assert told == {"c1": (large, False), "c2": (large, False), "c3": ("small", False), "c4": ("small", False)}
+
+
 async def test_a_client_that_does_not_answer_in_time_ends_the_run(ann: Caller, peer: InferencePeer) -> None:
     hasty = agent_pb2.AgentTool(name="where.am_i", client_side=True, timeout=within(nanos=300_000_000))
     thread = await ready(ann, hasty, NOW)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from janus_kit.postgres_batch import Batch
 from janus_orchestration.adapters import rows
 from janus_orchestration.adapters.postgres_runs import ANSWER_CHANNEL, READY_CHANNEL
-from janus_orchestration.model import Pending, PendingKind, Verdict
+from janus_orchestration.events import ToolCallCompleted
+from janus_orchestration.model import Pending, PendingKind, StepKind, Verdict
 
 
 class PostgresPending:
@@ -86,6 +87,22 @@ class PostgresPending:
             answer,
             by,
         )
+
+    async def bytes_of(self, run_id: str) -> int:
+        size: int = await self._connection.fetchval(
+            "SELECT (SELECT coalesce(sum(octet_length(content)), 0) FROM orchestration.message "
+            "WHERE tenant = $1 AND run_id = $2) + (SELECT coalesce(sum(octet_length(answer)), 0) "
+            "FROM orchestration.pending WHERE tenant = $1 AND run_id = $2 AND kind = $3 AND NOT is_taken) "
+            "+ (SELECT coalesce(sum(octet_length(content)), 0) FROM orchestration.event "
+            "WHERE tenant = $1 AND run_id = $2 AND kind = $4 AND sequence > (SELECT coalesce(max(after_sequence), 0) "
+            "FROM orchestration.step WHERE tenant = $1 AND run_id = $2 AND kind = $5))",
+            self._tenant,
+            run_id,
+            PendingKind.TOOL.value,
+            ToolCallCompleted.kind,
+            StepKind.MODEL_CALL.value,
+        )
+        return int(size)
 
     async def expire_pending(self, run_id: str) -> None:
         await self._connection.later(

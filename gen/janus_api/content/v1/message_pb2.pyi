@@ -316,8 +316,8 @@ class ToolResult(_message.Message):
     """The tool failed and the parts say how. Default false."""
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Part]:
-        """What the tool says: texts, images, documents or a provider's own blocks, 0
-        to 64.
+        """What the tool says: texts, images or documents, in a prompt to the inference
+        service also a provider's own blocks; 0 to 64.
         """
 
     def __init__(
