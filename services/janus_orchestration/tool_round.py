@@ -132,8 +132,9 @@ class ToolRound:
         self._offered, self._results, self._waiting, self._consents = offered, {}, {}, {}
         self._usages, self._hands_to = {}, {}
         self._room = MOST_BYTES - len(answer.wire)
-        before, after = budgets.used(journal.with_steps(asked)), budgets.used(journal.with_steps(asked, *steps))
+        before = after = budgets.used(journal.with_steps(asked))
         if not budgets.refusal(journal.with_steps(asked, *steps), self._limits):
+            after = budgets.used(journal.with_steps(asked, *steps))
             # Nobody is asked about calls that will not be begun.
             asking = (self._question(index, call) for index, call in self._asked.calls.items())
             self._waiting = {each.step: each for each in asking if each is not None}

@@ -294,6 +294,7 @@ async def test_calls_that_a_budget_does_not_allow_are_said_not_to_have_begun(ann
     (await peer.call()).tools(("c1", "time.now"), ("c2", "time.now"))
     events = await all_events(stream)
     assert kinds(events)[-1] == "run_failed"
+    assert "budget_warning" not in kinds(events), "nothing of the budget was used"
     told = results((await ann.messages(thread))[2])
     assert told == dict.fromkeys(("c1", "c2"), ("the run failed before the call was begun", True))
 

@@ -141,6 +141,7 @@ async def test_an_answer_may_have_pictures_and_documents(
         ({"error": status_pb2.Status(code=code_pb2.NOT_FOUND, message="no such thing")}, "NOT_FOUND: no such thing"),
         ({"error": status_pb2.Status(code=99)}, "99"),
         ({}, "the tool's worker sent neither a result nor an error"),
+        ({"error": status_pb2.Status(message="fine")}, "the tool's worker sent neither a result nor an error"),
         (
             {"result": content.ToolResult(parts=[content.Part(refusal="no")])},
             "the tool ran, but its result breaks a rule: result.parts[0]: must be text, an image or a document",

@@ -165,7 +165,7 @@ def result_of(completed: pb.CallCompleted) -> bytes:
                 return result.SerializeToString(deterministic=True)
             broken = "; ".join(f"{violation.field}: {violation.rule}" for violation in check.found[:3])
             return _failed(f"the tool ran, but its result breaks a rule: {broken}")
-        case "error":
+        case "error" if completed.error.code != code_pb2.OK:
             error = completed.error
             known = error.code in code_pb2.Code.values()
             name = code_pb2.Code.Name(error.code) if known else str(error.code)

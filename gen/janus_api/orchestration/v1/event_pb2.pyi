@@ -652,7 +652,9 @@ Global___BudgetWarning: _TypeAlias = BudgetWarning  # noqa: Y015
 
 @_typing.final
 class AttemptRestarted(_message.Message):
-    """The owner died in a model call, which begins again."""
+    """A model call begins again: its owner or the inference service was gone in the
+    midst of it, or the model takes less of the conversation than it was shown.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
