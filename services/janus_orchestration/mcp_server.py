@@ -45,10 +45,10 @@ class Standing(StrEnum):
     """Whether a server can be called."""
 
     CONNECTING = "connecting"
-    """For the first time, or at once after it was lost."""
+    """For the first time, or at once after a connection that was well: a restart is no reason to fail calls."""
     CONNECTED = "connected"
     AWAY = "away"
-    """A try to connect has failed."""
+    """A try to connect has failed, or it is lost again and again."""
 
 
 class McpLimits(NamedTuple):
@@ -102,7 +102,8 @@ class McpServer:
             was_connected = self._standing is Standing.CONNECTED
             if was_connected and time.monotonic() - began > _WELL_AFTER_S:
                 wait_s = _FIRST_RETRY_S
-            self._stands(Standing.CONNECTING if was_connected else Standing.AWAY)
+            is_soon_tried = was_connected and wait_s <= _FIRST_RETRY_S
+            self._stands(Standing.CONNECTING if is_soon_tried else Standing.AWAY)
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s * random.uniform(0.5, 1.0)):  # noqa: S311
                     await self._hurry.wait()
@@ -210,7 +211,12 @@ class McpServer:
             outcome = "timed_out"
             if call.may_have_run and call.must_not_repeat:
                 raise OutcomeUnknown(f"the tool did not answer within {task.timeout_s:g} s") from None
-            if self._session is None and call.was_begun:
+            if not call.was_begun and self._session is None:
+                outcome = "away"
+                return self._not_connected()
+            if not call.was_begun:
+                return self._not_taken(task)
+            if self._session is None:
                 return self._not_back()
             raise
         except OutcomeUnknown:
@@ -232,7 +238,7 @@ class McpServer:
                         call.outcome = "lost"
                         return self._not_back()
                     call.outcome = "away"
-                    return ToolOutput(f"the tool's server '{self.name}' is not connected", is_error=True)
+                    return self._not_connected()
                 self._calls += 1
                 try:
                     return await call.over(session)
@@ -281,6 +287,13 @@ class McpServer:
             self._waiting -= 1
             if not self._waiting:
                 self._hurry.clear()
+
+    def _not_connected(self) -> ToolOutput:
+        return ToolOutput(f"the tool's server '{self.name}' is not connected", is_error=True)
+
+    def _not_taken(self, task: ToolTask) -> ToolOutput:
+        why = f"the tool's server '{self.name}' did not take the call within {task.timeout_s:g} s"
+        return ToolOutput(why, is_error=True)
 
     def _not_back(self) -> ToolOutput:
         why = f"the call was begun, but the tool's server '{self.name}' is not connected any more; {_UNKNOWN}"

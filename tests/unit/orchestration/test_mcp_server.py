@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from tests.fakes.mcp_shop import Offer
 
+from janus_kit.errors import Unavailable
 from janus_orchestration import mcp_server
 from janus_orchestration.mcp_ports import McpLost, McpNotTaken, McpSession, Progress
 from janus_orchestration.mcp_server import McpLimits, McpServer
@@ -93,6 +94,14 @@ async def until(condition: Any) -> None:
     async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110 - what is waited for is not of this loop
             await asyncio.sleep(0.005)
+
+
+async def until_lost(server: McpServer) -> None:
+    async with asyncio.timeout(20):
+        with suppress(Unavailable):
+            while True:
+                await server.check()
+                await asyncio.sleep(0)
 
 
 def serving(shop: Shop, offer: Offer | None = None, **limits: float) -> McpServer:
@@ -273,3 +282,41 @@ async def test_one_server_that_cannot_be_reached_keeps_no_other_waiting() -> Non
         async with asyncio.timeout(10):
             assert await tools.find("ann", ["far.brew", "shop.brew"]) == [BREW]
     assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("mcp-")]
+
+
+NOT_CONNECTED = ToolOutput("the tool's server 'shop' is not connected", is_error=True)
+
+
+async def test_a_server_that_is_lost_once_is_waited_for_and_one_that_is_lost_again_and_again_is_away() -> None:
+    shop = Shop()
+    server = serving(shop, longest_retry_s=3_600)
+    async with kept_connected([server]):
+        await server.tools()
+        shop.sessions[0].is_lost.set()
+        shop.outcomes.put_nowait("a cup")
+        await until_lost(server)
+        assert (await server.call("brew", TASK, Report())).text == "a cup"
+        shop.sessions[1].is_lost.set()
+        await until_lost(server)
+        report = Report()
+        assert await server.call("brew", TASK, report) == NOT_CONNECTED
+        assert len(shop.sessions) == 2, "it answered at once, before the next try to connect"
+        assert report.attempts == []
+
+
+async def test_a_call_whose_time_is_up_before_it_was_begun_is_not_said_to_be_slow() -> None:
+    shop = Shop()
+    shop.is_away = True
+    server = serving(shop)
+    async with kept_connected([server]):
+        waiting = replace(TASK, timeout_s=0.1, when_no_worker=WhenNoWorker.WAIT)
+        assert await server.call("brew", waiting, Report()) == NOT_CONNECTED
+    shop = Shop()
+    server = McpServer("shop", shop.connect, McpLimits(1, 20, 300, 1, 15), Offer())
+    async with kept_connected([server]):
+        first = asyncio.create_task(server.call("brew", TASK, Report()))
+        await until(lambda: shop.called)
+        output = await server.call("brew", replace(TASK, timeout_s=0.1), Report())
+        assert output == ToolOutput("the tool's server 'shop' did not take the call within 0.1 s", is_error=True)
+        shop.outcomes.put_nowait("a cup")
+        assert (await first).text == "a cup"
