@@ -84,6 +84,8 @@ async def drain(host: Host, mounts: Sequence[Mount], outside: Listener, settings
         if not finishing.done():
             _conclude(mounts)
             await asyncio.wait([finishing], timeout=_FLUSH_S)
+            outside.pipeline.end()
+            await asyncio.wait([finishing], timeout=_FLUSH_S)
     finally:
         finishing.cancel()
         hurry.cancel()
@@ -116,8 +118,11 @@ async def _finish(outside: Listener, mounts: Sequence[Mount], settings: ServerSe
                 await asyncio.sleep(held)
 
     async def concluded() -> None:
-        await asyncio.sleep(max(settings.drain_s - _CONCLUDE_S, settings.drain_s / 2))
+        left_s = min(_CONCLUDE_S, settings.drain_s / 2)
+        await asyncio.sleep(settings.drain_s - left_s)
         _conclude(mounts)
+        await asyncio.sleep(left_s / 2)
+        outside.pipeline.end()
 
     concluding = asyncio.create_task(concluded(), name="conclude")
     try:

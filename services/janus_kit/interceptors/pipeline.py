@@ -54,8 +54,10 @@ class Pipeline(grpc.aio.ServerInterceptor):
         self._deadline = deadline
         self._max_bytes = max_message_bytes
         self._handlers: dict[str, Handler] = {}
-        self._debugging: set[asyncio.Task[Any]] = set()
+        # By whether they are ours to end as soon as the server drains, as those of reflection and the like are.
+        self._under_way: dict[bool, set[asyncio.Task[Any]]] = {True: set(), False: set()}
         self._is_draining = False
+        self._is_ending = False
         self._may_refuse = asyncio.Event()
         self._may_refuse.set()
         self._unknown = _refusing_handler(self)
@@ -81,7 +83,13 @@ class Pipeline(grpc.aio.ServerInterceptor):
     def drain(self) -> None:
         """Refuse new calls from now on, and end reflection and the like at once."""
         self._is_draining = True
-        for task in self._debugging:
+        for task in self._under_way[True]:
+            task.cancel()
+
+    def end(self) -> None:
+        """End the calls that are left, as gRPC is about to: from here they end in a status that says why."""
+        self._is_ending = True
+        for task in self._under_way[False]:
             task.cancel()
 
     @contextmanager
@@ -104,27 +112,24 @@ class Pipeline(grpc.aio.ServerInterceptor):
         if self._is_draining and call.method.service != _HEALTH:
             await self._may_refuse.wait()
             raise _draining()
-        if call.method.is_infrastructure:
-            return await self._infrastructure(call, work)
-        caller = await identity.identified(self._authenticator, call)
-        with acting_as(caller), self._admission.admit(call):
-            return await work(call)
-
-    async def _infrastructure(self, call: Call, work: Work) -> Any:
-        if call.method.service == _HEALTH:
-            return await work(call)
-        task = asyncio.current_task()
+        ends_early = call.method.is_infrastructure and call.method.service != _HEALTH
+        tasks, task = self._under_way[ends_early], asyncio.current_task()
         assert task is not None
-        self._debugging.add(task)
+        tasks.add(task)
         try:
-            return await work(call)
+            if call.method.is_infrastructure:
+                return await work(call)
+            caller = await identity.identified(self._authenticator, call)
+            with acting_as(caller), self._admission.admit(call):
+                return await work(call)
         except asyncio.CancelledError:
-            # One cancel is `drain`'s, and the call has yet to end with a status.
-            if not self._is_draining or task.uncancel() > 0:
+            # One cancel is ours, and the call has yet to end with a status.
+            is_ours = self._is_draining if ends_early else self._is_ending
+            if not is_ours or task.uncancel() > 0:
                 raise
             raise _draining() from None
         finally:
-            self._debugging.discard(task)
+            tasks.discard(task)
 
     def _wrapped(self, method: Method, handler: Handler) -> Handler:
         """The handler with its behaviour inside the pipeline and its bytes undecoded."""

@@ -315,17 +315,27 @@ async def test_a_client_that_retries_loses_no_call_while_a_replica_is_replaced(s
             await asyncio.gather(*calling)
 
 
-async def test_what_outlasts_the_drain_is_cancelled(serving):
-    stopping = Stopping(ServerSettings(lame_duck_s=0, listen="127.0.0.1:0", drain_s=0.05))
+@pytest.mark.parametrize("is_hurried", [False, True], ids=["late", "hurried"])
+@pytest.mark.parametrize("shape", ["Unary", "ServerStream", "ClientStream", "Bidi"])
+async def test_what_outlasts_the_drain_is_cut_and_told_why(serving, shape, is_hurried, eventually, refusal):
+    drain_s = 60 if is_hurried else 1
+    stopping = Stopping(ServerSettings(lame_duck_s=0, listen="127.0.0.1:0", drain_s=drain_s))
     run = asyncio.create_task(stopping.run(serving))
     await stopping.is_serving.wait()
-    async with grpc.aio.insecure_channel(stopping.probe.host.address) as client:
-        call = asyncio.create_task(stopping.probe.call("Unary", channel=client))
+    host = stopping.probe.host
+    async with grpc.aio.insecure_channel(host.address) as client:
+        call = asyncio.create_task(stopping.probe.call(shape, channel=client))
         await stopping.started.wait()
         stopping.leave.set()
-        with pytest.raises(grpc.aio.AioRpcError):
+        if is_hurried:
+            await eventually(lambda: host.monitor.is_draining)
+            host.stop()
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
             await call
-    await run
+        refused = refusal(raised.value)
+        assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+        assert int(refused.trailers["grpc-retry-pushback-ms"]) > 0
+    await asyncio.wait_for(run, 10)
     assert stopping.probe.closed.is_set()
 
 
