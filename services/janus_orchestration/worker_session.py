@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from janus_kit.errors import InvalidArgument, JanusError, Unavailable
 from janus_orchestration.dispatching import Answer, CallId, ClaimedCall, Registration, Report
-from janus_orchestration.model import SideEffect, Tool
+from janus_orchestration.model import Tool
+from janus_orchestration.state import AfterUnknown, after_unknown
 
 MOST_CREDITS = 1_000
 _DRAINING = "DRAINING"
@@ -148,20 +149,19 @@ class Session:
         return self._now() - self._began_at
 
     def overdue(self, by_s: float) -> list[CallId]:
-        """Calls whose deadline passed so long ago, and which may be stopped without their owner's word.
+        """Calls whose deadline passed so long ago, and whose answers count no more.
 
-        Not those that may happen once: a person is asked about them meanwhile, and a late answer spares the question.
+        The answer to a call that must not be sent again counts until a person
+        has decided: only the records know when that is.
         """
         now = self._now() - by_s
-        return [
-            call_id
-            for call_id, held in self._held.items()
-            if held.ends_at < now and not held.is_dropped and not self._is_at_most_once(held.call.tool)
-        ]
+        late = [(call_id, held) for call_id, held in self._held.items() if held.ends_at < now and not held.is_dropped]
+        return [call_id for call_id, held in late if self._may_resend(held.call)]
 
-    def _is_at_most_once(self, name: str) -> bool:
-        tool = self.tools.get(name)
-        return tool is not None and tool.side_effect is SideEffect.AT_MOST_ONCE
+    def _may_resend(self, call: ClaimedCall) -> bool:
+        # One that was taken over from an earlier connection may be of a tool that this one does not offer.
+        tool = self.tools.get(call.tool)
+        return tool is not None and after_unknown(tool.side_effect) is AfterUnknown.RESEND
 
     # -- what it is told -------------------------------------------------------------
 

@@ -22,7 +22,7 @@ class Call:
         self.idempotency_key: str = call.idempotency_key
         """The same for every try of the call: give it to whatever must not act twice."""
         self.deadline: datetime = call.deadline.ToDatetime(UTC)
-        """The result is not awaited after that, by the server's clock."""
+        """No result is awaited after that, by the server's clock; an at-most-once tool's is until a person decides."""
         self.run_id: str = call.run_id
         self.thread_id: str = call.thread_id
         self.subject: str = call.subject

@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, closing
+from datetime import timedelta
 from typing import Any
 
 import grpc
@@ -17,6 +18,7 @@ from tests.fakes.orchestration_service import (
     Orchestration,
     all_events,
     assert_pairs,
+    eventually,
     kinds,
     running,
     until_kind,
@@ -30,6 +32,9 @@ from janus_api.orchestration.v1 import agent_pb2, event_pb2, run_pb2
 from janus_api.tools.v1 import tool_worker_service_pb2 as pb
 from janus_kit.errors import FailedPrecondition, InvalidArgument
 from janus_kit.rpc_errors import from_rpc, from_status
+from janus_orchestration import worker_sessions
+from janus_orchestration.worker_sessions import WorkerSessions
+from janus_worker import Worker as Helper
 
 ALONE = agent_pb2.MemoryPolicy(recall_limit=0, do_not_store=True)
 COUNT = ("c1", "count", '{"n": 1}')
@@ -370,6 +375,102 @@ async def test_an_answer_that_comes_while_a_person_is_asked_counts(
         await ann.decide(asked.run_id, approval.approval_id)
         assert await finished(ann, peer, stream, thread) == ("late, but there", False)
         assert sum(said.HasField("call") for said in bob.told) == 1
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Set whenever the service has looked for late calls, which are so as soon as their deadline has passed."""
+    event, look = asyncio.Event(), WorkerSessions._look_at_all
+
+    def look_and_tell(sessions: WorkerSessions) -> None:
+        look(sessions)
+        event.set()
+
+    monkeypatch.setattr(worker_sessions, "_OVERDUE_S", 0.0)
+    monkeypatch.setattr(WorkerSessions, "_look_at_all", look_and_tell)
+    return event
+
+
+async def has_looked(looked: asyncio.Event) -> None:
+    looked.clear()
+    async with asyncio.timeout(15):
+        await looked.wait()
+
+
+@pytest.mark.parametrize("approve", [True, False])
+async def test_a_late_call_that_must_not_be_repeated_is_kept_until_a_person_has_decided(
+    service: Orchestration, ann: Caller, peer: InferencePeer, looked: asyncio.Event, approve: bool
+) -> None:
+    once = tool(side_effect=pb.SIDE_EFFECT_AT_MOST_ONCE)
+    async with worker(service.address, ann.tenant, once, worker_id="bob") as bob:
+        thread = await ready(ann, timeout=Duration(nanos=300_000_000))
+        stream = ann.converse(thread)
+        (await peer.call()).tools(COUNT)
+        call = await bob.given()
+        asked = (await until_kind(stream, "approval_requested"))[-1]
+        await ann.until(asked.run_id, run_pb2.RUN_STATE_WAITING_APPROVAL)
+        await has_looked(looked)
+        assert await bob.beat(call.call_id) == [call.call_id]
+        await ann.decide(asked.run_id, asked.approval_requested.approval.approval_id, approve=approve)
+        assert (await bob.dropped()).call_id == call.call_id, "nobody waits for this try any more"
+        if approve:
+            again = await bob.given()
+            assert (again.attempt, again.idempotency_key) == (2, call.idempotency_key)
+            await bob.answer(again, "done")
+        text, is_error = await finished(ann, peer, stream, thread)
+        assert (text == "done", is_error) == (approve, not approve)
+
+
+async def offered(ann: Caller) -> str:
+    """A thread of an agent with the one tool, as soon as its worker has registered."""
+
+    async def is_offered() -> bool:
+        try:
+            await ann.agent(memory=ALONE, tools=[agent_pb2.AgentTool(name="count")])
+        except grpc.aio.AioRpcError as error:
+            if from_rpc(error).reason != "FIELD_INVALID":
+                raise
+            return False
+        return True
+
+    await eventually(is_offered)
+    return await ann.thread()
+
+
+async def test_the_helper_finishes_a_late_call_that_must_not_be_repeated(
+    service: Orchestration, ann: Caller, peer: InferencePeer, looked: asyncio.Event
+) -> None:
+    begun, may_end = asyncio.Event(), asyncio.Event()
+    calls = 0
+    helper = Helper(service.address, tenant=ann.tenant)
+
+    @helper.tool(timeout=timedelta(milliseconds=300))
+    async def count(n: int) -> str:
+        nonlocal calls
+        calls += 1
+        begun.set()
+        await may_end.wait()
+        return "late, but there"
+
+    serving = asyncio.create_task(helper.serve())
+    try:
+        thread = await offered(ann)
+        stream = ann.converse(thread)
+        (await peer.call()).tools(COUNT)
+        await asyncio.wait_for(begun.wait(), 15)
+        asked = (await until_kind(stream, "approval_requested"))[-1]
+        await ann.until(asked.run_id, run_pb2.RUN_STATE_WAITING_APPROVAL)
+        await has_looked(looked)
+        may_end.set()
+        # It has no calls then, and the server has what this one said.
+        helper.stop()
+        await asyncio.wait_for(serving, 15)
+        await ann.decide(asked.run_id, asked.approval_requested.approval.approval_id)
+        assert await finished(ann, peer, stream, thread) == ("late, but there", False)
+        assert calls == 1
+    finally:
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
 
 
 @pytest.mark.parametrize("kind", ["SIDE_EFFECT_IDEMPOTENT", "SIDE_EFFECT_AT_MOST_ONCE"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -29,9 +30,9 @@ def session(
     name: str = "one",
     *tools: str,
     credits: int = 2,  # noqa: A002
-    effect: SideEffect = SideEffect.READ_ONLY,
+    side_effect: SideEffect = SideEffect.READ_ONLY,
 ) -> Session:
-    found = tuple(Tool(each, "", "", effect, timedelta(1)) for each in tools or ("count",))
+    found = tuple(Tool(each, "", "", side_effect, timedelta(1)) for each in tools or ("count",))
     return Session(name, "tenant", Registration(name, found, credits))
 
 
@@ -196,10 +197,15 @@ async def test_a_deadline_that_passed_is_known_without_the_owner() -> None:
     assert made.overdue(1.0) == []
 
 
-async def test_a_call_that_may_happen_once_is_not_stopped_for_being_late() -> None:
-    made = session(effect=SideEffect.AT_MOST_ONCE)
+@pytest.mark.parametrize(
+    "made_by",
+    [lambda: session(side_effect=SideEffect.AT_MOST_ONCE), lambda: session("one", "else")],
+    ids=["at most once", "a tool that is not offered any more"],
+)
+async def test_a_late_call_that_may_stand_before_a_person_is_kept(made_by: Callable[[], Session]) -> None:
+    made = made_by()
     made.give(call(1, left_s=-5))
     assert made.overdue(1.0) == []
-    await made.complete(Answer(call(1).call_id, b"late, but there"))
-    answers, _ = await made.to_write(0)
-    assert [answer.result for answer in answers] == [b"late, but there"]
+    answer = Answer(call(1).call_id, b"late")
+    await made.complete(answer)
+    assert await made.to_write(1) == ([answer], [])

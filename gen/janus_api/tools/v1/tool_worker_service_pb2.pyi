@@ -328,7 +328,9 @@ class Call(_message.Message):
     """W3C trace context, for the worker's own spans. Empty: not traced."""
     @_builtins.property
     def deadline(self) -> _timestamp_pb2.Timestamp:
-        """The result is not awaited after that. Always set."""
+        """The result is not awaited after that; but that of an at-most-once tool counts
+        until a person has decided about the call. Always set.
+        """
 
     def __init__(
         self,
