@@ -32,19 +32,25 @@ HELP = (
 class Chat:
     """One person at a terminal, in one thread at a time."""
 
-    def __init__(self, mesh: Mesh, console: Console, *, subject: str, model: str) -> None:
+    def __init__(self, mesh: Mesh, console: Console, *, subject: str, model: str, agent: str = "") -> None:
         self._mesh = mesh
         self._console = console
         self._subject = subject
-        agent = agent_pb2.Agent(name=AGENT, model=model, instructions=INSTRUCTIONS)
-        mesh.orchestration.PutAgent(pb.PutAgentRequest(agent=agent))
+        self._agent = agent or AGENT
+        # One of the user's own is not written to: the model is asked for with each message.
+        self._model = model if agent else ""
+        if agent:
+            mesh.orchestration.GetAgent(pb.GetAgentRequest(name=agent))
+        else:
+            own = agent_pb2.Agent(name=AGENT, model=model, instructions=INSTRUCTIONS)
+            mesh.orchestration.PutAgent(pb.PutAgentRequest(agent=own))
         self._answering = Answering(mesh.orchestration, console)
         self._thread = ""
 
     def open(self, thread: str, *, resume: bool) -> None:
         """Enter a thread; a new one unless one is named, or the newest is to be gone on with."""
         if resume and not thread:
-            request = pb.ListThreadsRequest(subject=self._subject, agent=AGENT, page_size=1)
+            request = pb.ListThreadsRequest(subject=self._subject, agent=self._agent, page_size=1)
             newest = self._mesh.orchestration.ListThreads(request).threads
             thread = newest[0].id if newest else ""
         self._thread = thread or self._new_thread()
@@ -64,7 +70,7 @@ class Chat:
             self._watched(lambda transcript: self._follow(thread.active_run_id, transcript))
 
     def _new_thread(self) -> str:
-        thread = thread_pb2.Thread(agent=AGENT, subject=self._subject)
+        thread = thread_pb2.Thread(agent=self._agent, subject=self._subject)
         return self._mesh.orchestration.CreateThread(pb.CreateThreadRequest(thread=thread)).thread.id
 
     def loop(self) -> None:
@@ -111,7 +117,7 @@ class Chat:
     def _converse(self, said: str, transcript: Transcript) -> None:
         message = content.Message(role=content.ROLE_USER, name=self._subject, parts=[content.Part(text=said)])
         replies = self._mesh.orchestration.Converse(
-            pb.ConverseRequest(input=pb.RunInput(thread_id=self._thread, messages=[message]))
+            pb.ConverseRequest(input=pb.RunInput(thread_id=self._thread, messages=[message], model=self._model))
         )
         try:
             transcript.follow(reply.event for reply in self._answering.through(replies))

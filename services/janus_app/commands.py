@@ -72,6 +72,7 @@ def chat(
     address: Address = None,
     subject: Annotated[str, typer.Option(help="Who you are; memories belong to it.")] = "me",
     model: Annotated[str, typer.Option(help="Model or alias. Default: the server's.")] = "",
+    agent: Annotated[str, typer.Option(help="Talk to this agent of yours. Default: one of the chat's own.")] = "",
     thread: Annotated[str, typer.Option(help="Go on with this thread. Default: a new one.")] = "",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where you were: show the end of your newest thread, and its run.")
@@ -81,7 +82,7 @@ def chat(
     from janus_app.chat import Chat
 
     with mesh_of(data, address) as mesh:
-        chatting = Chat(mesh, Console(), subject=subject, model=model)
+        chatting = Chat(mesh, Console(), subject=subject, model=model, agent=agent)
         chatting.open(thread, resume=resume)
         chatting.loop()
 

@@ -61,7 +61,8 @@ class Transcript:
             self._line("[yellow]the model call begins again; what it had said is dropped[/]")
             self.answer = ""
         elif kind == "replay_compacted":
-            self._line("[dim]older tokens have expired; here is what was committed[/]")
+            if not self._has_gap:
+                self._line("[dim]older tokens have expired; here is what was committed[/]")
             self._has_gap = True
         elif kind == "message_committed":
             self._committed(event.message_committed)

@@ -49,14 +49,16 @@ def start(
     label: Annotated[list[str] | None, typer.Option(help="key=value; may be repeated.")] = None,
     request_id: Annotated[str, typer.Option(help="Makes a repeated start the same run.")] = "",
     watch: Annotated[bool, typer.Option("--watch", help="Follow it; Ctrl-C leaves it going.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Start a run in the background; its id is printed when it is durable."""
     from janus_app.runs.starting import hint
     from janus_app.runs.starting import start as work
     from janus_app.runs.starting import watch as follow
+    from janus_app.terminal import print_json
 
     with _calls(data, address, tenant, _WATCH_S if watch else _CALL_S) as calls:
-        run_id = work(
+        run = work(
             calls,
             text,
             thread=thread,
@@ -66,21 +68,26 @@ def start(
             labels=label or [],
             request_id=request_id,
         )
-        typer.echo(run_id)
+        if as_json:
+            print_json(run)
+        else:
+            typer.echo(run.id)
         if not watch:
-            hint(Console(stderr=True), calls, run_id)
+            hint(Console(stderr=True), calls, run.id)
             return
-        code = follow(Console(), calls, run_id)
+        code = follow(Console(stderr=as_json), calls, run.id, as_json=as_json)
     raise typer.Exit(code)
 
 
 @run_app.command()
-def watch(run_id: RunId, data: Data = None, address: Address = None, tenant: Tenant = "") -> None:
+def watch(
+    run_id: RunId, data: Data = None, address: Address = None, tenant: Tenant = "", as_json: Json = False
+) -> None:
     """Follow a run from its beginning to its end. Exit code 1: it did not complete. Ctrl-C leaves it going."""
     from janus_app.runs.starting import watch as work
 
     with _calls(data, address, tenant, _WATCH_S) as calls:
-        code = work(Console(), calls, run_id)
+        code = work(Console(stderr=as_json), calls, run_id, as_json=as_json)
     raise typer.Exit(code)
 
 
@@ -121,6 +128,7 @@ def cancel(
     address: Address = None,
     tenant: Tenant = "",
     reason: Annotated[str, typer.Option(help="For whoever watches it.")] = "",
+    as_json: Json = False,
 ) -> None:
     """Ask a run to stop. One that has ended stays as it is."""
     from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
@@ -128,7 +136,7 @@ def cancel(
 
     with _calls(data, address, tenant) as calls:
         request = pb.CancelRunRequest(run_id=run_id, reason=reason)
-        say_state(Console(), calls.unary("CancelRun", request).run)
+        say_state(Console(), calls.unary("CancelRun", request).run, as_json=as_json)
 
 
 @run_app.command()
@@ -140,6 +148,7 @@ def approve(
     tenant: Tenant = "",
     decline: Annotated[bool, typer.Option("--decline", help="The call may not run.")] = False,
     comment: Annotated[str, typer.Option(help="For the model, when declined; at most 1,024 characters.")] = "",
+    as_json: Json = False,
 ) -> None:
     """Give or refuse the consent that a run waits for."""
     from janus_api.orchestration.v1 import agent_pb2
@@ -152,7 +161,7 @@ def approve(
             approval_id = the_approval(calls.unary("GetRun", pb.GetRunRequest(run_id=run_id)).run)
         answer = pb.ApprovalAnswer(run_id=run_id, approval_id=approval_id, decision=decision, comment=comment)
         run = calls.unary("ResolveApproval", pb.ResolveApprovalRequest(approval=answer)).run
-        say_decision(Console(), run, decision)
+        say_decision(Console(), run, decision, as_json=as_json)
 
 
 @agent_app.command()

@@ -90,13 +90,21 @@ def the_approval(run: run_pb2.Run) -> str:
     return waiting[0]
 
 
-def say_decision(console: Console, run: run_pb2.Run, decision: agent_pb2.ApprovalDecision.ValueType) -> None:
+def say_decision(
+    console: Console, run: run_pb2.Run, decision: agent_pb2.ApprovalDecision.ValueType, *, as_json: bool = False
+) -> None:
     """What was decided about a run. It goes on a moment later, so its state says nothing yet."""
+    if as_json:
+        print_json(run)
+        return
     console.print(plain(f"{run.id}  {decision_word(decision)}"), highlight=False)
 
 
-def say_state(console: Console, run: run_pb2.Run) -> None:
+def say_state(console: Console, run: run_pb2.Run, *, as_json: bool = False) -> None:
     """A run in a line."""
+    if as_json:
+        print_json(run)
+        return
     console.print(Text.assemble(run.id, "  ", _shown_state(run.state)))
 
 

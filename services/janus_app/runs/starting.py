@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from janus_api.content.v1 import message_pb2 as content
+from janus_api.orchestration.v1 import event_pb2, run_pb2, thread_pb2
 from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
-from janus_api.orchestration.v1 import thread_pb2
 from janus_app.calls import Calls
 from janus_app.following import follow
 from janus_app.refusals import Refused
+from janus_app.terminal import print_json
 from janus_app.transcript import RunFailed, Transcript
 
 _LEFT = 130
@@ -29,8 +30,8 @@ def start(
     model: str,
     labels: Sequence[str],
     request_id: str,
-) -> str:
-    """Start a run, in a new thread unless one is named; its id, when it is durable."""
+) -> run_pb2.Run:
+    """Start a run, in a new thread unless one is named; returns when it is durable."""
     said = sys.stdin.read() if text == "-" else text
     pairs = dict(_label(each) for each in labels)
     if not thread:
@@ -42,13 +43,24 @@ def start(
     asked = pb.RunInput(
         thread_id=thread, agent=agent, messages=[message], model=model, labels=pairs, request_id=request_id
     )
-    run_id: str = calls.unary("StartRun", pb.StartRunRequest(input=asked)).run.id
-    return run_id
+    run: run_pb2.Run = calls.unary("StartRun", pb.StartRunRequest(input=asked)).run
+    return run
 
 
-def watch(console: Console, calls: Calls, run_id: str) -> int:
+class _JsonLines(Transcript):
+    """Events as JSON, a line each."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(quiet=True))
+
+    def show(self, event: event_pb2.RunEvent) -> None:
+        print_json(event)
+        super().show(event)
+
+
+def watch(console: Console, calls: Calls, run_id: str, *, as_json: bool = False) -> int:
     """Show a run to its end; the exit code. Ctrl-C leaves the run going and says how to come back."""
-    transcript = Transcript(console, whose=calls.whose)
+    transcript = _JsonLines() if as_json else Transcript(console, whose=calls.whose)
     try:
         follow(console, lambda request: calls.stream("WatchRun", request), run_id, transcript)
     except RunFailed as failure:

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf import json_format
 from rich.console import Console
 from tests.unit.app.test_transcript import said
 
@@ -19,6 +20,7 @@ from janus_app import following
 from janus_app.following import follow
 from janus_app.refusals import Refused
 from janus_app.runs.showing import show, the_approval
+from janus_app.runs.starting import watch
 from janus_app.transcript import RunFailed, Transcript
 
 
@@ -156,6 +158,30 @@ def test_a_run_is_followed_over_streams_that_are_cut(
     assert transcript.ended
 
 
+class Watched:
+    """The calls of a command that watches."""
+
+    whose = ""
+
+    def __init__(self, *events: event_pb2.RunEvent) -> None:
+        self._events = events
+
+    def stream(self, method: str, request: pb.WatchRunRequest) -> Iterator[pb.WatchRunResponse]:
+        assert (method, request.run_id) == ("WatchRun", "run_1")
+        return (pb.WatchRunResponse(event=event) for event in self._events)
+
+
+@pytest.mark.parametrize(("end", "code"), [("run_completed", 0), ("run_failed", 1)])
+def test_programs_get_every_event_as_a_line(
+    console: Console, screen: io.StringIO, capsys: pytest.CaptureFixture[str], end: str, code: int
+) -> None:
+    events = numbered(said("one\n"), said("two"), event_pb2.RunEvent(**{end: {}}))
+    assert watch(console, Watched(*events), "run_1", as_json=True) == code  # type: ignore[arg-type]
+    lines = [json_format.Parse(line, event_pb2.RunEvent()) for line in capsys.readouterr().out.splitlines()]
+    assert lines == events
+    assert bool(screen.getvalue()) == bool(code), "how it failed goes elsewhere"
+
+
 def test_a_run_is_followed_beyond_the_deadline_of_a_stream(
     console: Console, screen: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,7 +210,9 @@ def test_an_answer_whose_tokens_have_expired_is_shown_as_it_was_committed(
     asked = content.Message(role=content.ROLE_USER, parts=[content.Part(text="question")])
     transcript = Transcript(console)
     for message in (asked, answer):
-        transcript.show(event_pb2.RunEvent(replay_compacted={}))
+        for _ in range(2):
+            transcript.show(event_pb2.RunEvent(replay_compacted={}))
+        assert screen.getvalue().count("older tokens have expired") == 1
         transcript.show(event_pb2.RunEvent(message_committed=event_pb2.MessageCommitted(message=message)))
     transcript.show(event_pb2.RunEvent(run_completed={}))
     assert transcript.answer == "whole [b]answer[/b]"
