@@ -2,9 +2,8 @@
 
 In this order: health says NOT_SERVING; new calls from outside are refused, then
 its connections are told to go, while whoever calls waits for its refusal; calls and ``Mount.drain`` get ``drain_s``, at
-the end of which ``Mount.conclude`` lets streams say that they end; background
-tasks are cancelled; the inside stops; and then whoever made the mounts closes
-their pools.
+the end of which ``Mount.conclude`` lets streams say that they end, and calls that are left are ended as DRAINING;
+background tasks are cancelled; the inside stops; and then whoever made the mounts closes their pools.
 """
 
 import asyncio
@@ -84,7 +83,7 @@ async def drain(host: Host, mounts: Sequence[Mount], outside: Listener, settings
         if not finishing.done():
             _conclude(mounts)
             await asyncio.wait([finishing], timeout=_FLUSH_S)
-            outside.pipeline.end()
+            outside.pipeline.cut()
             await asyncio.wait([finishing], timeout=_FLUSH_S)
     finally:
         finishing.cancel()
@@ -96,9 +95,10 @@ async def drain(host: Host, mounts: Sequence[Mount], outside: Listener, settings
 async def stop(listeners: Sequence[Listener], background: Background) -> None:
     """End what is left: background tasks first, then the listeners, outside before inside."""
     await background.stop()
-    for place, listener in enumerate(listeners):
+    for listener in listeners:
         listener.pipeline.drain()
-        await listener.server.stop(0 if place == 0 else _FLUSH_S)
+        listener.pipeline.cut()
+        await listener.server.stop(_FLUSH_S)
     _log.info("stopped")
 
 
@@ -114,15 +114,12 @@ async def _finish(outside: Listener, mounts: Sequence[Mount], settings: ServerSe
         async with asyncio.TaskGroup() as stopping:
             with outside.pipeline.refusing_later():
                 await asyncio.sleep(held)
-                stopping.create_task(outside.server.stop(grace), name="stop")
+                stopping.create_task(_ended(outside, grace), name="stop")
                 await asyncio.sleep(held)
 
     async def concluded() -> None:
-        left_s = min(_CONCLUDE_S, settings.drain_s / 2)
-        await asyncio.sleep(settings.drain_s - left_s)
+        await asyncio.sleep(max(settings.drain_s - _CONCLUDE_S, settings.drain_s / 2))
         _conclude(mounts)
-        await asyncio.sleep(left_s / 2)
-        outside.pipeline.end()
 
     concluding = asyncio.create_task(concluded(), name="conclude")
     try:
@@ -130,6 +127,15 @@ async def _finish(outside: Listener, mounts: Sequence[Mount], settings: ServerSe
     finally:
         concluding.cancel()
         await asyncio.gather(concluding, return_exceptions=True)
+
+
+async def _ended(listener: Listener, grace_s: float) -> None:
+    """Until all its calls have ended. Those that have not by then are; what does not let go is left to gRPC."""
+    cutting = asyncio.get_running_loop().call_later(grace_s, listener.pipeline.cut)
+    try:
+        await listener.server.stop(grace_s + _FLUSH_S)
+    finally:
+        cutting.cancel()
 
 
 def _conclude(mounts: Sequence[Mount]) -> None:

@@ -54,10 +54,9 @@ class Pipeline(grpc.aio.ServerInterceptor):
         self._deadline = deadline
         self._max_bytes = max_message_bytes
         self._handlers: dict[str, Handler] = {}
-        # By whether they are ours to end as soon as the server drains, as those of reflection and the like are.
-        self._under_way: dict[bool, set[asyncio.Task[Any]]] = {True: set(), False: set()}
+        self._working: set[asyncio.Task[Any]] = set()
+        self._debugging: set[asyncio.Task[Any]] = set()
         self._is_draining = False
-        self._is_ending = False
         self._may_refuse = asyncio.Event()
         self._may_refuse.set()
         self._unknown = _refusing_handler(self)
@@ -83,14 +82,11 @@ class Pipeline(grpc.aio.ServerInterceptor):
     def drain(self) -> None:
         """Refuse new calls from now on, and end reflection and the like at once."""
         self._is_draining = True
-        for task in self._under_way[True]:
-            task.cancel()
+        _end(self._debugging)
 
-    def end(self) -> None:
-        """End the calls that are left, as gRPC is about to: from here they end in a status that says why."""
-        self._is_ending = True
-        for task in self._under_way[False]:
-            task.cancel()
+    def cut(self) -> None:
+        """End the calls that are still under way; each caller is told when to try again."""
+        _end(self._working)
 
     @contextmanager
     def refusing_later(self) -> Iterator[None]:
@@ -112,24 +108,16 @@ class Pipeline(grpc.aio.ServerInterceptor):
         if self._is_draining and call.method.service != _HEALTH:
             await self._may_refuse.wait()
             raise _draining()
-        ends_early = call.method.is_infrastructure and call.method.service != _HEALTH
-        tasks, task = self._under_way[ends_early], asyncio.current_task()
-        assert task is not None
-        tasks.add(task)
-        try:
-            if call.method.is_infrastructure:
-                return await work(call)
-            caller = await identity.identified(self._authenticator, call)
-            with acting_as(caller), self._admission.admit(call):
-                return await work(call)
-        except asyncio.CancelledError:
-            # One cancel is ours, and the call has yet to end with a status.
-            is_ours = self._is_draining if ends_early else self._is_ending
-            if not is_ours or task.uncancel() > 0:
-                raise
-            raise _draining() from None
-        finally:
-            tasks.discard(task)
+        if call.method.is_infrastructure:
+            return await self._infrastructure(call, work)
+        caller = await identity.identified(self._authenticator, call)
+        with acting_as(caller), self._admission.admit(call):
+            return await _among(self._working, work(call))
+
+    async def _infrastructure(self, call: Call, work: Work) -> Any:
+        if call.method.service == _HEALTH:
+            return await work(call)
+        return await _among(self._debugging, work(call))
 
     def _wrapped(self, method: Method, handler: Handler) -> Handler:
         """The handler with its behaviour inside the pipeline and its bytes undecoded."""
@@ -191,6 +179,27 @@ class Pipeline(grpc.aio.ServerInterceptor):
             await self.run(method, context, work)
 
         return stream_stream
+
+
+async def _among(tasks: set[asyncio.Task[Any]], work: Awaitable[Any]) -> Any:
+    """The work, as one of those that ``_end`` ends. Raises Unavailable when it did."""
+    task = asyncio.current_task()
+    assert task is not None
+    tasks.add(task)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        # One cancel is ours, and the call has yet to end with a status.
+        if task in tasks or task.uncancel() > 0:
+            raise
+        raise _draining() from None
+    finally:
+        tasks.discard(task)
+
+
+def _end(tasks: set[asyncio.Task[Any]]) -> None:
+    while tasks:
+        tasks.pop().cancel()
 
 
 async def _send(call: Call, responses: Any) -> None:

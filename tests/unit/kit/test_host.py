@@ -315,11 +315,12 @@ async def test_a_client_that_retries_loses_no_call_while_a_replica_is_replaced(s
             await asyncio.gather(*calling)
 
 
-@pytest.mark.parametrize("is_hurried", [False, True], ids=["late", "hurried"])
+@pytest.mark.parametrize("hurried", [False, True])
 @pytest.mark.parametrize("shape", ["Unary", "ServerStream", "ClientStream", "Bidi"])
-async def test_what_outlasts_the_drain_is_cut_and_told_why(serving, shape, is_hurried, eventually, refusal):
-    drain_s = 60 if is_hurried else 1
-    stopping = Stopping(ServerSettings(lame_duck_s=0, listen="127.0.0.1:0", drain_s=drain_s))
+async def test_what_outlasts_the_drain_is_ended_and_told_when_to_try_again(
+    serving, shape, hurried, eventually, refusal
+):
+    stopping = Stopping(ServerSettings(lame_duck_s=0, listen="127.0.0.1:0", drain_s=3600 if hurried else 0.05))
     run = asyncio.create_task(stopping.run(serving))
     await stopping.is_serving.wait()
     host = stopping.probe.host
@@ -327,16 +328,39 @@ async def test_what_outlasts_the_drain_is_cut_and_told_why(serving, shape, is_hu
         call = asyncio.create_task(stopping.probe.call(shape, channel=client))
         await stopping.started.wait()
         stopping.leave.set()
-        if is_hurried:
-            await eventually(lambda: host.monitor.is_draining)
+        await eventually(lambda: host.monitor.is_draining)
+        if hurried:
             host.stop()
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await call
-        refused = refusal(raised.value)
-        assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
-        assert int(refused.trailers["grpc-retry-pushback-ms"]) > 0
+    ended = refusal(raised.value)
+    assert (ended.code, ended.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+    assert int(ended.trailers["grpc-retry-pushback-ms"]) > 0
     await asyncio.wait_for(run, 10)
     assert stopping.probe.closed.is_set()
+
+
+async def test_a_call_that_does_not_let_go_is_cut_all_the_same(serving):
+    stopping = Stopping(ServerSettings(lame_duck_s=0, listen="127.0.0.1:0", drain_s=0.05))
+    run = asyncio.create_task(stopping.run(serving))
+    await stopping.is_serving.wait()
+
+    async def deaf(text):
+        stopping.started.set()
+        while not stopping.release.is_set():
+            with suppress(asyncio.CancelledError):
+                await stopping.release.wait()
+        return text
+
+    stopping.probe.act = deaf
+    async with grpc.aio.insecure_channel(stopping.probe.host.address) as client:
+        call = asyncio.create_task(stopping.probe.call("ServerStream", channel=client))
+        await stopping.started.wait()
+        stopping.leave.set()
+        with pytest.raises(grpc.aio.AioRpcError):
+            await asyncio.wait_for(call, 10)
+        stopping.release.set()
+    await asyncio.wait_for(run, 10)
 
 
 async def test_asked_a_second_time_the_host_waits_for_nobody(serving, eventually):
