@@ -163,6 +163,8 @@ def _parts(reply: status_pb.GetStatusResponse) -> Iterator[Finding]:
 
 
 def _fix(part: str) -> str:
+    if part.startswith("mcp-"):
+        return f"Start the server, or correct orchestration.mcp_servers.{part.removeprefix('mcp-')}, and restart."
     return {
         "postgres": "Start Postgres, or correct JANUS_POSTGRES_URL; the mesh goes on by itself when it is back.",
         "redis": "Start Redis, or correct JANUS_REDIS_URL; the mesh goes on by itself when it is back.",

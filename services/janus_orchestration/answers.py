@@ -81,7 +81,9 @@ async def _require_room(records: Records, run: Run, given: Sequence[Given]) -> N
     """Results must fit into the run's next prompt: one that is acknowledged is not cut later. Small ones always do."""
     if not any(each.kind is PendingKind.TOOL for each in given):
         return
-    left = MOST_BYTES - await records.bytes_of(run.id)
+    # What was said in the same turn before another agent handed it over belongs to it.
+    turn = [each.run_id for each in await records.lineage(run.id) if each.thread_id == run.thread_id]
+    left = MOST_BYTES - await records.bytes_of(run.id, turn)
     for place, each in enumerate(given):
         room = max(left, _ALWAYS_BYTES)
         if len(each.content) > room:

@@ -345,8 +345,8 @@ class PendingRecords(Protocol):
 
     async def answer_pending(self, run_id: str, pending_id: str, verdict: Verdict, answer: bytes, by: str) -> None: ...
 
-    async def bytes_of(self, run_id: str) -> int:
-        """About the size of what the run's next prompt has of it: its messages, and the results that have come."""
+    async def bytes_of(self, run_id: str, turn: Sequence[str]) -> int:
+        """About what the next prompt must hold: messages of the ``turn`` (its runs), and the results that have come."""
 
     async def expire_pending(self, run_id: str) -> None:
         """Let time decide what is due. The run must be locked."""

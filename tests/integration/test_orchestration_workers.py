@@ -357,19 +357,25 @@ async def test_a_vanished_workers_at_most_once_call_is_sent_again_only_with_a_pe
             assert sum(said.HasField("call") for said in second.told) == again
 
 
+async def late(ann: Caller, peer: InferencePeer, bob: Worker) -> tuple[str, Any, pb.Call, event_pb2.RunEvent]:
+    """A thread, its run's stream, and a call about which a person is asked, as its worker is late."""
+    thread = await ready(ann, timeout=Duration(nanos=300_000_000))
+    stream = ann.converse(thread)
+    (await peer.call()).tools(COUNT)
+    call = await bob.given()
+    asked = (await until_kind(stream, "approval_requested"))[-1]
+    await ann.until(asked.run_id, run_pb2.RUN_STATE_WAITING_APPROVAL)
+    return thread, stream, call, asked
+
+
 async def test_an_answer_that_comes_while_a_person_is_asked_counts(
     service: Orchestration, ann: Caller, peer: InferencePeer
 ) -> None:
     once = tool(side_effect=pb.SIDE_EFFECT_AT_MOST_ONCE)
     async with worker(service.address, ann.tenant, once, worker_id="bob") as bob:
-        thread = await ready(ann, timeout=Duration(nanos=300_000_000))
-        stream = ann.converse(thread)
-        (await peer.call()).tools(COUNT)
-        call = await bob.given()
-        asked = (await until_kind(stream, "approval_requested"))[-1]
+        thread, stream, call, asked = await late(ann, peer, bob)
         approval = asked.approval_requested.approval
         assert approval.reason.startswith("the tool did not answer within 0.3 s; whether the call did")
-        await ann.until(asked.run_id, run_pb2.RUN_STATE_WAITING_APPROVAL)
         await bob.answer(call, "late, but there")
         await bob.beat()
         await ann.decide(asked.run_id, approval.approval_id)
@@ -403,12 +409,7 @@ async def test_a_late_call_that_must_not_be_repeated_is_kept_until_a_person_has_
 ) -> None:
     once = tool(side_effect=pb.SIDE_EFFECT_AT_MOST_ONCE)
     async with worker(service.address, ann.tenant, once, worker_id="bob") as bob:
-        thread = await ready(ann, timeout=Duration(nanos=300_000_000))
-        stream = ann.converse(thread)
-        (await peer.call()).tools(COUNT)
-        call = await bob.given()
-        asked = (await until_kind(stream, "approval_requested"))[-1]
-        await ann.until(asked.run_id, run_pb2.RUN_STATE_WAITING_APPROVAL)
+        thread, stream, call, asked = await late(ann, peer, bob)
         await has_looked(looked)
         assert await bob.beat(call.call_id) == [call.call_id]
         await ann.decide(asked.run_id, asked.approval_requested.approval.approval_id, approve=approve)

@@ -88,10 +88,10 @@ class PostgresPending:
             by,
         )
 
-    async def bytes_of(self, run_id: str) -> int:
+    async def bytes_of(self, run_id: str, turn: Sequence[str]) -> int:
         size: int = await self._connection.fetchval(
             "SELECT (SELECT coalesce(sum(octet_length(content)), 0) FROM orchestration.message "
-            "WHERE tenant = $1 AND run_id = $2) + (SELECT coalesce(sum(octet_length(answer)), 0) "
+            "WHERE tenant = $1 AND run_id = ANY($6::text[])) + (SELECT coalesce(sum(octet_length(answer)), 0) "
             "FROM orchestration.pending WHERE tenant = $1 AND run_id = $2 AND kind = $3 AND NOT is_taken) "
             "+ (SELECT coalesce(sum(octet_length(content)), 0) FROM orchestration.event "
             "WHERE tenant = $1 AND run_id = $2 AND kind = $4 AND sequence > (SELECT coalesce(max(after_sequence), 0) "
@@ -101,6 +101,7 @@ class PostgresPending:
             PendingKind.TOOL.value,
             ToolCallCompleted.kind,
             StepKind.MODEL_CALL.value,
+            list(turn),
         )
         return int(size)
 
