@@ -69,7 +69,7 @@ class Database:
         """
         mode = " ISOLATION LEVEL REPEATABLE READ READ ONLY" if snapshot else ""
         plans = ("SET LOCAL enable_seqscan = off", "SET LOCAL enable_bitmapscan = off") if by_index else ()
-        return _Transaction(self._pool, f"BEGIN{mode}", f"SET LOCAL janus.tenant = {_literal(tenant)}", *plans)
+        return _Transaction(self._pool, f"BEGIN{mode}", f"SET LOCAL janus.tenant = {literal(tenant)}", *plans)
 
     def worker(self) -> AbstractAsyncContextManager[Connection]:
         """A transaction as ``janus_worker``, across tenants where policies let it."""
@@ -174,7 +174,7 @@ class Database:
             "server_settings": {
                 "role": role,
                 "application_name": self._application,
-                # What ``_literal`` counts on; it is the default.
+                # What ``literal`` counts on; it is the default.
                 "standard_conforming_strings": "on",
                 "statement_timeout": str(round(settings.statement_timeout_s * 1000)),
                 "idle_in_transaction_session_timeout": "60000",
@@ -207,12 +207,13 @@ class _Transaction:
     driver's own transaction, which takes two round trips more to begin and to say whose it is.
     """
 
-    __slots__ = ("_begins_with", "_cancels", "_connection", "_pool")
+    __slots__ = ("_ahead", "_cancels", "_connection", "_has_begun", "_pool")
 
     def __init__(self, pool: Pool, *begins_with: str) -> None:
         self._pool = pool
-        # Until it has begun.
-        self._begins_with = begins_with
+        # What goes ahead of the next statement.
+        self._ahead = begins_with
+        self._has_begun = False
         self._connection: PooledConnection | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -225,16 +226,20 @@ class _Transaction:
         return self
 
     async def execute(self, sql: str, *arguments: object, **options: Any) -> str:
-        if self._begins_with and not arguments:
-            # Of the same kind as what begins it.
-            sql = "; ".join((*self._begins_with, sql))
-            self._begins_with = ()
+        if self._ahead and not arguments:
+            # Of the same kind as what goes ahead.
+            sql = "; ".join((*self._ahead, sql))
+            self._ahead = ()
         status: str = await self._begun().execute(sql, *arguments, **options)
         return status
 
+    def ahead(self, statement: str) -> None:
+        """Have a statement without parameters, which returns no rows, go ahead of the next one: it is no round trip."""
+        self._ahead += (statement,)
+
     async def begin(self) -> None:
         """Have it begun: the driver makes cursors in a transaction that it knows of."""
-        if self._begins_with:
+        if not self._has_begun:
             await self.execute("")
 
     def _begun(self) -> PooledConnection:
@@ -242,15 +247,16 @@ class _Transaction:
         connection = self._connection
         if connection is None:
             raise asyncpg.InterfaceError("the transaction is over")
-        if self._begins_with:
-            connection.put_ahead(self._begins_with)
-            self._begins_with = ()
+        if self._ahead:
+            connection.put_ahead(self._ahead)
+            self._ahead = ()
+        self._has_begun = True
         return connection
 
     async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         connection, self._connection = self._connection, None
         assert connection is not None
-        if self._begins_with:
+        if not self._has_begun:
             # Nothing was asked.
             self._pool.give_back(connection)
             return
@@ -284,7 +290,7 @@ class _Transaction:
             raise told from error
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """A string constant of SQL, for statements that take no parameters."""
     if "\x00" in text:
         raise ValueError("Postgres has no strings with NUL")

@@ -42,6 +42,10 @@ class Batch:
         self._waiting: list[_Statement] = []
         self._tables: frozenset[str] = frozenset()
 
+    def ahead(self, sql: str) -> None:
+        """Have a statement without parameters, which returns no rows, go ahead of the next one: it is no round trip."""
+        self._connection.ahead(sql)
+
     async def later(self, sql: str, *arguments: object, refusals: Refusals | None = None) -> None:
         """Write before anything that could see it, or at the end.
 

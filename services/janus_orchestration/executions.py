@@ -102,35 +102,48 @@ class Executions:
         return sum(execution.journal.log.idle_s > _STUCK_S for execution in self._running.values())
 
     def ids(self) -> list[str]:
-        return list(self._running)
+        """Of the runs that are in the journal: one that is being stored has no lease yet."""
+        return [run_id for run_id, execution in self._running.items() if execution.journal.is_stored]
 
     def epoch(self, run_id: str) -> int | None:
         """Under which epoch a run is worked on here; another owner may have it under a newer one."""
         execution = self._running.get(run_id)
         return execution.journal.run.epoch if execution is not None else None
 
-    def start(
+    async def start(
         self,
         tenant: str,
         run: Run,
         thread: Thread,
         agent: Agent,
         steps: Sequence[Step],
-        events: Sequence[Recorded],
         history: Sequence[ThreadMessage],
     ) -> Subscription:
-        """Work on a run that was stored a moment ago, with the steps that begin now.
+        """Work on a run that is about to be stored, with the steps that begin now.
 
-        Returns a subscription from its very first event.
+        Memory and the model take their time, so they are asked meanwhile. Nothing is said or written before
+        ``stored``; if it comes to nothing, ``withdraw`` ends the work. Returns a subscription from the very first
+        event.
         """
+        execution = self._prepare(
+            tenant, run, thread, agent, steps, Cursor(run.epoch, run.last_sequence), False, history
+        )
         # Before anything can be said, so that nothing has to be replayed.
-        self._hub.open_local(tenant, run.id, 0)
         subscription = self._hub.subscribe(tenant, run.id)
-        execution = self._prepare(tenant, run, thread, agent, steps, Cursor(), False, history)
-        # The model is asked first; it takes its time, while what was committed goes to the stream.
+        await execution.journal.hold()
         self._launch(execution, execution.turn.work)
-        execution.journal.log.publish(events)
+        # Asking comes before storing: a turn of the loop for the run's task, and one for the call that it makes.
+        for _ in range(2):
+            await asyncio.sleep(0)
         return subscription
+
+    def stored(self, run_id: str, events: Sequence[Recorded]) -> None:
+        """A run that was started is durable, with its first events."""
+        self._running[run_id].journal.stored(events)
+
+    def withdraw(self, run_id: str) -> None:
+        """A run that may have been started is not durable, or nobody knows whether it is: nobody heard of it."""
+        self.fence(run_id)
 
     async def adopt(self, claim: Claim) -> None:
         """Go on with a run that was claimed: from its journal, under its new epoch.
@@ -294,6 +307,7 @@ class Executions:
     async def _hand_over(self, execution: _Execution) -> None:
         """Let another process go on at once, from the journal."""
         run = execution.journal.run
+        await execution.journal.until_stored()
         try:
             async with self._store.tenant(execution.tenant) as records:
                 await records.let_go(run.id, run.epoch)

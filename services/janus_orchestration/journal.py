@@ -120,6 +120,7 @@ class Journal:
         self.owed: StoreDebt | None = None
         # What is said gets its place neither within a commit nor after the last one.
         self._order = asyncio.Lock()
+        self.is_stored = True
 
     @property
     def is_over(self) -> bool:
@@ -166,6 +167,22 @@ class Journal:
     def with_steps(self, *changed: Step) -> list[Step]:
         """All steps as they will be with these."""
         return list({**self.steps, **{step.index: step for step in changed}}.values())
+
+    async def hold(self) -> None:
+        """The run is being stored. Until it is, nothing is said of it or written."""
+        self.is_stored = False
+        await self._order.acquire()
+
+    def stored(self, events: Sequence[Recorded]) -> None:
+        """The run that was held is durable, and with it its first events."""
+        self.is_stored = True
+        self.log.publish(events)
+        self._order.release()
+
+    async def until_stored(self) -> None:
+        """Wait for what is being written."""
+        async with self._order:
+            pass
 
     async def say(self, event: Event, *, keep: bool) -> None:
         """Send an event now; one that is to be kept is journalled with the next commit."""

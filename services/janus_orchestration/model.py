@@ -2,7 +2,8 @@
 
 Contents that only other services interpret (messages, recalled records, what a
 model said) travel through as the bytes of their wire form in a field ``wire``,
-beside the few facts that are decided on here.
+beside the few facts that are decided on here. What a run has hundreds of is a
+NamedTuple: made in half the time.
 """
 
 from dataclasses import dataclass, field
@@ -119,8 +120,7 @@ class Usage:
     source: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One message of a conversation. ``text`` is its text parts, joined."""
 
     id: str
@@ -130,8 +130,7 @@ class Message:
     name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ThreadMessage:
+class ThreadMessage(NamedTuple):
     """A message that is part of a thread for good.
 
     ``run_id`` is the run that it came with as input, or that made it as output;
@@ -376,8 +375,7 @@ class MemoryScope:
     thread: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class PromptMessage:
+class PromptMessage(NamedTuple):
     """A message for a model: a committed one by its bytes, or a text of ours.
 
     ``asked`` is what the run itself was asked, which is shown as it is or not at all.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
-from janus_kit.errors import JanusError
+from janus_kit.errors import AlreadyExists, JanusError
 from janus_orchestration.events import Event
 from janus_orchestration.model import (
     Agent,
@@ -62,6 +62,12 @@ class OutcomeUnknown(Exception):
 
 class StreamAway(Exception):
     """The event stream's store does not answer."""
+
+
+def message_taken(ids: Sequence[str]) -> AlreadyExists:
+    """One of these new messages has an id that is in its thread already."""
+    text = "the thread has a message with one of these ids already"
+    return AlreadyExists("RESOURCE_EXISTS", text, "message", ", ".join(ids[:3]))
 
 
 class EventCodec(Protocol):
@@ -136,8 +142,14 @@ class ThreadRecords(Protocol):
 
     async def lock_thread(self, thread_id: str) -> Thread | None: ...
 
-    async def lock_thread_for(self, thread_id: str, agent: str, otherwise: str) -> tuple[Thread | None, Agent | None]:
-        """A thread, and the newest version of an agent: the named one, else the thread's, else ``otherwise``."""
+    async def lock_thread_for(
+        self, thread_id: str, agent: str, otherwise: str, *, limit: int, most_bytes: int
+    ) -> tuple[Thread | None, Agent | None, list[ThreadMessage]]:
+        """Lock a thread: as it is then, the newest version of an agent, and what was said.
+
+        The agent is the named one, else the thread's, else ``otherwise``. Of the messages the newest ones, oldest
+        first, as ``messages`` limits them; none when a run has the thread's turn.
+        """
 
     async def add_thread(self, thread: Thread) -> bool:
         """False when the id is taken."""
@@ -168,13 +180,11 @@ class ThreadRecords(Protocol):
         limit: int,
         descending: bool = False,
         most_bytes: int | None = None,
-        as_before: bool = False,
     ) -> list[ThreadMessage]:
         """Committed messages beyond a position, in the order asked for.
 
         With ``most_bytes`` they end with the first that makes them larger, but
-        not before the second one. ``as_before`` may leave out what this
-        transaction has put there, and saves a round trip.
+        not before the second one.
         """
 
     async def commit_messages(

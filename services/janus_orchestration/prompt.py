@@ -12,6 +12,7 @@ from datetime import datetime
 from janus_orchestration.model import (
     MOST_BYTES,
     AgentSpec,
+    Message,
     Prompt,
     PromptMessage,
     Recalled,
@@ -50,16 +51,12 @@ _DELIMITER = re.compile(r"<(?=\s*/?\s*(?:recalled_memories|conversation_summary)
 _BRACKETS = str.maketrans("[]", "()")
 
 
-def estimated_tokens(text: str) -> int:
-    """A rough count, for budgets that need no exactness."""
-    return -(-len(text) // _CHARS_PER_TOKEN)
-
-
-def message_tokens(message: ThreadMessage) -> int:
-    """Estimated tokens of a committed message, media included."""
-    media = max(0, len(message.message.wire) - 4 * len(message.message.text) - 256)
-    text = estimated_tokens(message.message.text)
-    return text + media // _BYTES_PER_MEDIA_TOKEN + _MESSAGE_OVERHEAD
+def message_tokens(message: Message) -> int:
+    """A rough count of a committed message's tokens, media included, for budgets that need no exactness."""
+    chars = len(message.text)
+    media = len(message.wire) - 4 * chars - 256
+    tokens = -(-chars // _CHARS_PER_TOKEN) + _MESSAGE_OVERHEAD
+    return tokens + media // _BYTES_PER_MEDIA_TOKEN if media > 0 else tokens
 
 
 def hits_within(hits: Sequence[RecalledHit], most_bytes: int) -> tuple[RecalledHit, ...]:
@@ -81,12 +78,13 @@ def window(history: Sequence[ThreadMessage], max_tokens: int, keep: int) -> tupl
     """
     chosen: list[ThreadMessage] = []
     spent = size = 0
-    for place, message in enumerate(reversed(history)):
+    for place, item in enumerate(reversed(history)):
+        message = item.message
         spent += message_tokens(message)
-        size += len(message.message.wire)
+        size += len(message.wire)
         if place >= keep and (spent > max_tokens or size > MOST_BYTES):
             break
-        chosen.append(message)
+        chosen.append(item)
     chosen.reverse()
     while len(chosen) > keep and chosen[0].message.role is not Role.USER:
         chosen.pop(0)
@@ -106,14 +104,12 @@ def assemble(
     A recalled turn that the conversation holds anyway is not said twice.
     ``asked`` are the ids of what the run itself was asked.
     """
-    present = {message.message.id for message in conversation}
+    present = {item.message.id for item in conversation} if recalled.hits else frozenset()
     hits = [hit for hit in recalled.hits if hit.record_id not in present]
     blocks = (memory_block(hits, spec.memory.recall_tokens), summary_block(recalled.summary))
     messages = [PromptMessage(Role.USER, text=block) for block in blocks if block]
-    messages += [
-        PromptMessage(item.message.role, wire=item.message.wire, asked=item.message.id in asked)
-        for item in conversation
-    ]
+    said = [item.message for item in conversation]
+    messages += [PromptMessage(message.role, "", message.wire, message.id in asked) for message in said]
     return Prompt(
         model=options.model or spec.model,
         system=spec.instructions,

@@ -34,7 +34,7 @@ from janus_orchestration.model import (
     Thread,
     ThreadMessage,
 )
-from janus_orchestration.ports import EventCodec, Records, Store
+from janus_orchestration.ports import EventCodec, Records, Store, message_taken
 from janus_orchestration.replay import Replay, cursor_of
 from janus_orchestration.threads import first_within
 from janus_orchestration.watch import Batch, Hub, Subscription
@@ -76,14 +76,45 @@ class RunDetails:
 
 
 @dataclass(frozen=True)
-class _Stored:
+class _Planned:
+    """A run that is not stored yet. ``before`` is its thread without it; what was said there, where it is known."""
+
     run: Run
-    thread: Thread
+    before: Thread
+    history: list[ThreadMessage]
     agent: Agent
     steps: list[Step]
     events: list[Recorded]
-    history: list[ThreadMessage]
     way: Way
+    messages: tuple[Message, ...]
+
+    @property
+    def has_turn(self) -> bool:
+        return not self.before.active_run
+
+    @property
+    def starts_here(self) -> bool:
+        return self.run.state is RunState.RUNNING
+
+    @property
+    def thread(self) -> Thread:
+        """With the run."""
+        if not self.has_turn:
+            return self.before
+        thread = replace(self.before, active_run=self.run.id)
+        if self.starts_here:
+            position = thread.last_position + len(self.messages)
+            thread = replace(thread, last_position=position, updated_at=self.run.created_at)
+        return thread
+
+    @property
+    def conversation(self) -> list[ThreadMessage]:
+        """What was said, and what the run is asked."""
+        first = self.before.last_position + 1
+        return [
+            *self.history,
+            *(ThreadMessage(message, place, self.run.id) for place, message in enumerate(self.messages, first)),
+        ]
 
 
 class Runs:
@@ -119,20 +150,28 @@ class Runs:
         refuses a second message, ResourceExhausted when too many wait.
         """
         run_id = new_id("run")
-        async with self._store.tenant(caller.tenant) as records:
-            if asking.request_id:
-                known = await records.answered(asking.method, asking.request_id, asking.body_hash, run_id.encode())
-                if known is not None:
-                    return Started(known.decode())
-            stored = await self._add(records, caller, run_id, asking, may_start=True)
+        subscription: Subscription | None = None
+        try:
+            async with self._store.tenant(caller.tenant) as records:
+                if asking.request_id:
+                    known = await records.answered(asking.method, asking.request_id, asking.body_hash, run_id.encode())
+                    if known is not None:
+                        return Started(known.decode())
+                planned = await self._plan(records, caller, run_id, asking, may_start=True)
+                if planned.starts_here:
+                    # While it is being stored.
+                    subscription = await self._executions.start(
+                        caller.tenant, planned.run, planned.thread, planned.agent, planned.steps, planned.conversation
+                    )
+                await self._add(records, planned)
+        except BaseException:
+            self._executions.withdraw(run_id)
+            raise
         telemetry.runs_started.inc()
-        if stored.way.stopping:
-            self._executions.cancel(stored.way.stopping, stored.way.reason)
-        if stored.run.state is not RunState.RUNNING:
-            return Started(run_id)
-        subscription = self._executions.start(
-            caller.tenant, stored.run, stored.thread, stored.agent, stored.steps, stored.events, stored.history
-        )
+        if planned.way.stopping:
+            self._executions.cancel(planned.way.stopping, planned.way.reason)
+        if planned.starts_here:
+            self._executions.stored(run_id, planned.events)
         return Started(run_id, subscription)
 
     async def enqueue(self, records: Records, caller: Identity, run_id: str, asking: Asking) -> None:
@@ -140,31 +179,46 @@ class Runs:
 
         Raises as ``start`` does.
         """
-        await self._add(records, caller, run_id, asking, may_start=False)
+        await self._add(records, await self._plan(records, caller, run_id, asking, may_start=False))
 
-    async def _add(
+    async def _plan(
         self, records: Records, caller: Identity, run_id: str, asking: Asking, *, may_start: bool
-    ) -> _Stored:
-        thread, agent = await records.lock_thread_for(asking.thread_id, asking.agent, DEFAULT_AGENT)
+    ) -> _Planned:
+        """What a run is to be; stops what is before it, as its agent's policy has it. Locks its thread."""
+        thread, agent, history = await records.lock_thread_for(
+            asking.thread_id, asking.agent, DEFAULT_AGENT, limit=MOST_HISTORY, most_bytes=MOST_HISTORY_BYTES
+        )
         if thread is None:
             raise NotFound("thread", asking.thread_id)
         name = asking.agent or thread.agent or DEFAULT_AGENT
-        if agent is None or agent.spec.name != name:
-            # The default, which is yet to be made; or the thread was handed over as its lock was waited for.
+        if agent is None:
+            # The default may be yet to be made.
             agent = await agent_or_default(records, name, self._clock)
         if agent is None:
             raise NotFound("agent", name)
+        was_free = not thread.active_run
         way = await make_way(records, thread, agent.spec.double_texting, asking.messages, self._stop)
-        thread, asking = way.thread, replace(asking, messages=way.messages)
+        thread = way.thread
         ahead = await self._ahead(records, thread, agent) if thread.active_run else 0
         now = self._clock.now()
         starts_here = may_start and not ahead and self._executions.room > 0
+        if starts_here and not was_free:
+            # Those that were before it have made way.
+            history = await records.messages(
+                thread.id,
+                after=thread.last_position + 1,
+                limit=MOST_HISTORY,
+                descending=True,
+                most_bytes=MOST_HISTORY_BYTES,
+            )
+            history.reverse()
         events: list[Event] = [RunQueued(thread.id, ahead)]
         if starts_here:
+            _require_new(way.messages, history)
             events.append(RunStarted(thread.id, name, agent.version))
             events += [
                 MessageCommitted(message, position)
-                for position, message in enumerate(asking.messages, thread.last_position + 1)
+                for position, message in enumerate(way.messages, thread.last_position + 1)
             ]
         run = Run(
             id=run_id,
@@ -183,36 +237,23 @@ class Runs:
             started_at=now if starts_here else None,
         )
         recorded = [self._recorded(run, Cursor(1, sequence), event) for sequence, event in enumerate(events, 1)]
-        history: list[ThreadMessage] = []
-        owner = self._executions.owner if starts_here else None
-        has_turn = not thread.active_run
-        if has_turn:
-            thread = replace(thread, active_run=run_id)
-        await records.add_run(run, has_turn=has_turn, owner=owner, lease_s=self._lease_s)
-        await records.add_events(run, recorded)
-        first = thread.last_position + 1
         steps = _first_steps(run, agent) if starts_here else []
-        if steps:
-            await records.put_steps(run_id, steps)
-        if starts_here:
-            await records.commit_messages(thread, asking.messages, run_id=run_id, is_output=False)
-            thread = replace(thread, last_position=thread.last_position + len(asking.messages), updated_at=now)
+        return _Planned(run, thread, history, agent, steps, recorded, way, way.messages)
+
+    async def _add(self, records: Records, planned: _Planned) -> None:
+        """Store a run, and what it is asked."""
+        run = planned.run
+        owner = self._executions.owner if planned.starts_here else None
+        await records.add_run(run, has_turn=planned.has_turn, owner=owner, lease_s=self._lease_s)
+        await records.add_events(run, planned.events)
+        if planned.starts_here:
+            if planned.steps:
+                await records.put_steps(run.id, planned.steps)
+            await records.commit_messages(planned.before, planned.messages, run_id=run.id, is_output=False)
         else:
-            await records.add_waiting_messages(run, asking.messages, is_output=False)
-        if has_turn:
-            await records.write_thread(thread)
-        if starts_here:
-            before = await records.messages(
-                thread.id,
-                after=first,
-                limit=MOST_HISTORY,
-                descending=True,
-                most_bytes=MOST_HISTORY_BYTES,
-                as_before=True,
-            )
-            asked = [ThreadMessage(message, place, run_id) for place, message in enumerate(asking.messages, first)]
-            history = [*reversed(before), *asked]
-        return _Stored(run, thread, agent, steps, recorded, history, way)
+            await records.add_waiting_messages(run, planned.messages, is_output=False)
+        if planned.has_turn:
+            await records.write_thread(planned.thread)
 
     async def _ahead(self, records: Records, thread: Thread, agent: Agent) -> int:
         """How many runs are before a new one. Raises when the agent or the queue takes no more."""
@@ -398,6 +439,13 @@ class Runs:
         if self._executions.epoch(run.id) != run.epoch:
             return None
         return self._hub.published(tenant, run.id)
+
+
+def _require_new(messages: Sequence[Message], history: Sequence[ThreadMessage]) -> None:
+    """Raise AlreadyExists for a message that is there: the store finds it too, but the model would be asked by then."""
+    present = {item.message.id for item in history}
+    if taken := [message.id for message in messages if message.id in present]:
+        raise message_taken(taken)
 
 
 def _first_steps(run: Run, agent: Agent) -> list[Step]:

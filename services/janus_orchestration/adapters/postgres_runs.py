@@ -162,8 +162,9 @@ class PostgresRuns:
 
     async def take_waiting_messages(self, run_id: str) -> list[Message]:
         found = await self._connection.fetch(
-            "DELETE FROM orchestration.message WHERE tenant = $1 AND run_id = $2 AND position IS NULL "
-            "RETURNING id, role, name, text, content, position, run_id, is_output, ordinal",
+            "DELETE FROM orchestration.message WHERE tenant = $1 "  # noqa: S608 - constants only
+            "AND run_id = $2 AND position IS NULL "
+            f"RETURNING {rows.MESSAGE_COLUMNS}, ordinal",
             self._tenant,
             run_id,
         )
@@ -171,7 +172,7 @@ class PostgresRuns:
 
     async def messages_of(self, run_id: str) -> list[ThreadMessage]:
         found = await self._connection.fetch(
-            "SELECT id, role, name, text, content, position, run_id, is_output FROM orchestration.message "
+            f"SELECT {rows.MESSAGE_COLUMNS} FROM orchestration.message "  # noqa: S608 - constants only
             "WHERE tenant = $1 AND run_id = $2 AND position IS NOT NULL ORDER BY position",
             self._tenant,
             run_id,

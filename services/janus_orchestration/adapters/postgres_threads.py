@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from operator import attrgetter
 
-from janus_kit.errors import AlreadyExists
+from janus_kit.postgres import literal
 from janus_kit.postgres_batch import Batch
 from janus_orchestration.adapters import rows
 from janus_orchestration.model import Agent, Message, Run, Thread, ThreadMessage
+from janus_orchestration.ports import message_taken
 
-_MESSAGE = "id, role, name, text, content, position, run_id, is_output"
 # What goes with a run, and with a thread.
 _OF_RUNS = ("run_epoch", "step", "event", "run_lease", "tool_dispatch", "pending", "webhook_delivery")
 _OF_THREADS = (("memory_outbox", "thread_id"), ("message", "thread_id"), ("thread", "id"))
@@ -118,23 +119,37 @@ class PostgresConversations:
     async def lock_thread(self, thread_id: str) -> Thread | None:
         return await self._thread(thread_id, " FOR UPDATE")
 
-    async def lock_thread_for(self, thread_id: str, agent: str, otherwise: str) -> tuple[Thread | None, Agent | None]:
+    async def lock_thread_for(
+        self, thread_id: str, agent: str, otherwise: str, *, limit: int, most_bytes: int
+    ) -> tuple[Thread | None, Agent | None, list[ThreadMessage]]:
+        # By itself, so that what is read next is read after it has waited. Rows that OFFSET passes over are locked.
+        self._connection.ahead(
+            f"SELECT 1 FROM orchestration.thread WHERE tenant = {literal(self._tenant)} "  # noqa: S608 - literals
+            f"AND id = {literal(thread_id)} FOR UPDATE OFFSET 1"
+        )
         row = await self._connection.fetchrow(
             f"SELECT {', '.join('t.' + column for column in rows.THREAD_COLUMNS.split(', '))}, "  # noqa: S608
-            "v.version, v.spec, v.created_at FROM orchestration.thread t "
+            "v.version, v.spec, v.created_at, said.* FROM orchestration.thread t "
             "LEFT JOIN orchestration.agent a ON a.tenant = t.tenant "
             "AND a.name = coalesce(nullif($3, ''), nullif(t.agent, ''), $4) "
             "LEFT JOIN orchestration.agent_version v ON v.tenant = a.tenant AND v.name = a.name "
-            "AND v.version = a.version WHERE t.tenant = $1 AND t.id = $2 FOR UPDATE OF t",
+            "AND v.version = a.version CROSS JOIN LATERAL ("
+            f"SELECT {', '.join(f'array_agg({column})' for column in rows.MESSAGE_COLUMNS.split(', '))} "
+            f"FROM ({_sized('WHERE tenant = $1 AND thread_id = $2 AND t.active_run IS NULL', 'DESC', 5)}) newest"
+            ") said WHERE t.tenant = $1 AND t.id = $2",
             self._tenant,
             thread_id,
             agent,
             otherwise,
+            limit,
+            most_bytes,
         )
         if row is None:
-            return None, None
-        found, version = rows.parts(row, rows.THREAD_COLUMNS, "version, spec, created_at")
-        return rows.thread_from(found), None if version["spec"] is None else rows.agent_from(version)
+            return None, None, []
+        found, version, said = rows.parts(row, rows.THREAD_COLUMNS, "version, spec, created_at", rows.MESSAGE_COLUMNS)
+        history = list(map(rows.message_from, zip(*said.values(), strict=True))) if said["id"] else []
+        history.sort(key=attrgetter("position"))
+        return rows.thread_from(found), None if version["spec"] is None else rows.agent_from(version), history
 
     async def _thread(self, thread_id: str, lock: str) -> Thread | None:
         row = await self._connection.fetchrow(
@@ -199,7 +214,7 @@ class PostgresConversations:
 
     async def message_of(self, thread_id: str, message_id: str) -> ThreadMessage | None:
         row = await self._connection.fetchrow(
-            f"SELECT {_MESSAGE} FROM orchestration.message "  # noqa: S608 - constants only
+            f"SELECT {rows.MESSAGE_COLUMNS} FROM orchestration.message "  # noqa: S608 - constants only
             "WHERE tenant = $1 AND thread_id = $2 AND id = $3 AND position IS NOT NULL",
             self._tenant,
             thread_id,
@@ -254,24 +269,18 @@ class PostgresConversations:
         limit: int,
         descending: bool = False,
         most_bytes: int | None = None,
-        as_before: bool = False,
     ) -> list[ThreadMessage]:
         beyond, order = ("<", "DESC") if descending else (">", "ASC")
-        newest = f"WHERE tenant = $1 AND thread_id = $2 AND position {beyond} $3 ORDER BY position {order} LIMIT $4"
-        statement = f"SELECT {_MESSAGE} FROM orchestration.message {newest}"  # noqa: S608 - constants only
+        where = f"WHERE tenant = $1 AND thread_id = $2 AND position {beyond} $3"
         values: list[object] = [self._tenant, thread_id, after, limit]
-        if most_bytes is not None:
-            # Sizes are known without reading what is large.
+        if most_bytes is None:
             statement = (
-                f"SELECT {_MESSAGE} FROM (SELECT *, row_number() OVER sofar AS place, "  # noqa: S608
-                "sum(octet_length(content)) OVER sofar - octet_length(content) AS before "
-                f"FROM (SELECT * FROM orchestration.message {newest}) found "
-                f"WINDOW sofar AS (ORDER BY position {order})) sized "
-                f"WHERE before <= $5 OR place <= 2 ORDER BY position {order}"
+                f"SELECT {rows.MESSAGE_COLUMNS} FROM orchestration.message {where} ORDER BY position {order} LIMIT $4"  # noqa: S608
             )
+        else:
+            statement = _sized(where, order, 4)
             values.append(most_bytes)
-        fetch = self._connection.fetch_as_before if as_before else self._connection.fetch
-        found = await fetch(statement, *values)
+        found = await self._connection.fetch(statement, *values)
         return [rows.message_from(row) for row in found]
 
     async def commit_messages(
@@ -285,7 +294,7 @@ class PostgresConversations:
 
     async def waiting_messages(self, run_id: str) -> list[Message]:
         found = await self._connection.fetch(
-            f"SELECT {_MESSAGE} FROM orchestration.message "  # noqa: S608 - constants only
+            f"SELECT {rows.MESSAGE_COLUMNS} FROM orchestration.message "  # noqa: S608 - constants only
             "WHERE tenant = $1 AND run_id = $2 AND position IS NULL ORDER BY ordinal",
             self._tenant,
             run_id,
@@ -319,7 +328,7 @@ class PostgresConversations:
     async def take_back(self, run_ids: Sequence[str], thread: Thread, at: datetime) -> list[ThreadMessage]:
         found = await self._connection.fetch(
             "DELETE FROM orchestration.message "  # noqa: S608 - constants only
-            f"WHERE tenant = $1 AND thread_id = $2 AND run_id = ANY($3::text[]) RETURNING {_MESSAGE}",
+            f"WHERE tenant = $1 AND thread_id = $2 AND run_id = ANY($3::text[]) RETURNING {rows.MESSAGE_COLUMNS}",
             self._tenant,
             thread.id,
             list(run_ids),
@@ -362,14 +371,6 @@ class PostgresConversations:
         run_id: str,
         is_output: bool,
     ) -> None:
-        def taken() -> AlreadyExists:
-            return AlreadyExists(
-                "RESOURCE_EXISTS",
-                "the thread has a message with one of these ids already",
-                "message",
-                ", ".join(message.id for message in messages[:3]),
-            )
-
         await self._connection.later(
             "INSERT INTO orchestration.message "
             "(tenant, thread_id, id, role, name, text, content, position, ordinal, run_id, is_output) "
@@ -386,5 +387,20 @@ class PostgresConversations:
             list(positions),
             run_id or None,
             is_output,
-            refusals={"message_pkey": taken},
+            refusals={"message_pkey": lambda: message_taken([message.id for message in messages])},
         )
+
+
+def _sized(where: str, order: str, limit: int) -> str:
+    """The first messages in an order, no more than parameter ``limit``, and than has room in bytes, the next one.
+
+    They end with the first that makes them larger, but not before the second one.
+    """
+    # Sizes are known without reading what is large.
+    return (
+        f"SELECT {rows.MESSAGE_COLUMNS} FROM (SELECT *, row_number() OVER sofar AS place, "  # noqa: S608 - constants only
+        "sum(octet_length(content)) OVER sofar - octet_length(content) AS before "
+        f"FROM (SELECT * FROM orchestration.message {where} AND position IS NOT NULL "
+        f"ORDER BY position {order} LIMIT ${limit}) found WINDOW sofar AS (ORDER BY position {order})) sized "
+        f"WHERE before <= ${limit + 1} OR place <= 2 ORDER BY position {order}"
+    )

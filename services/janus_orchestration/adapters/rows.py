@@ -51,6 +51,7 @@ RUN_COLUMNS = (
     "revision, last_sequence, reserved_sequence, stream_broken, takeovers, created_at, started_at, ended_at, "
     "usage, finish_reason, error, cancel_reason, rolls_back, waited_s, waiting_since"
 )
+MESSAGE_COLUMNS = "id, role, name, text, content, position, run_id, is_output"
 _ROLES = {role.value: role for role in Role}
 _MOST_REMEMBERED_CHARS = 65_536
 PENDING_COLUMNS = (
@@ -185,13 +186,12 @@ def thread_from(row: Row) -> Thread:
 
 
 def message_from(row: Row) -> ThreadMessage:
-    """``text`` and ``name`` come from columns, so that no wire form is decoded for them."""
-    return ThreadMessage(
-        Message(row["id"], _ROLES[row["role"]], row["text"], row["content"], row["name"]),
-        row["position"] or 0,
-        row["run_id"] or "",
-        row["is_output"],
-    )
+    """Of ``MESSAGE_COLUMNS``, and what else there is after them.
+
+    ``text`` and ``name`` come from columns, so that no wire form is decoded for them.
+    """
+    message_id, role, name, text, wire, position, run_id, is_output, *_ = row
+    return ThreadMessage(Message(message_id, _ROLES[role], text, wire, name), position or 0, run_id or "", is_output)
 
 
 def run_from(row: Row) -> Run:

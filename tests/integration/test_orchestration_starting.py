@@ -1,0 +1,180 @@
+"""The model is asked while a run is being stored; of a run that is not stored, nobody ever hears."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+import grpc
+import pytest
+from tests.fakes.orchestration_service import Caller, all_events, asking, eventually, kinds, running, until_kind
+from tests.fakes.peers.inference_peer import InferencePeer
+
+from janus_api.content.v1 import message_pb2 as content
+from janus_api.orchestration.v1 import agent_pb2
+from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
+from janus_kit.rpc_errors import from_rpc
+
+RECALLS = pytest.mark.parametrize("recalls", [0, 5], ids=["without recall", "with recall"])
+
+
+@pytest.fixture
+async def disk(own_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A superuser's connection to the test's database."""
+    connection = await asyncpg.connect(own_url)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+@asynccontextmanager
+async def nothing_is_stored(disk: asyncpg.Connection) -> AsyncIterator[None]:
+    """Within, whoever writes events waits."""
+    async with disk.transaction():
+        await disk.execute("LOCK TABLE orchestration.event IN SHARE MODE")
+        yield
+
+
+async def waiting(disk: asyncpg.Connection) -> int:
+    """The process of the server that waits for a lock, once one does."""
+    found: list[asyncpg.Record] = []
+
+    async def waits() -> bool:
+        found[:] = await disk.fetch(
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        return bool(found)
+
+    await eventually(waits)
+    return int(found[0]["pid"])
+
+
+async def ready(caller: Caller, recalls: int = 0) -> str:
+    return await caller.ready(memory=agent_pb2.MemoryPolicy(recall_limit=recalls, do_not_store=True))
+
+
+async def stored_runs(disk: asyncpg.Connection) -> int:
+    return int(await disk.fetchval("SELECT count(*) FROM orchestration.run"))
+
+
+@RECALLS
+async def test_the_model_is_asked_while_the_run_is_stored_and_heard_afterwards(
+    ann: Caller, peer: InferencePeer, disk: asyncpg.Connection, recalls: int
+) -> None:
+    thread = await ready(ann, recalls)
+    async with nothing_is_stored(disk):
+        stream = ann.converse(thread, "hi")
+        first = asyncio.create_task(stream.read())
+        call = await peer.call()
+        call.answer("Hello")
+        assert [part.text for message in call.prompt.messages for part in message.parts] == ["hi"]
+        assert await stored_runs(disk) == 0
+        assert not first.done()
+    events = [(await first).event, *await all_events(stream)]
+    assert [event.cursor.sequence for event in events] == list(range(1, len(events) + 1))
+    told = ["memory_recalled"] if recalls else []
+    assert kinds(events) == [
+        *["run_queued", "run_started", "message_committed", *told],
+        *["model.started", "model.text_delta", "model.finished", "message_committed", "run_completed"],
+    ]
+    assert await ann.history(thread) == [("user", "hi"), ("assistant", "Hello")]
+    assert len(peer.calls) == 1
+    assert await disk.fetchval("SELECT after_sequence FROM orchestration.step WHERE index = 1") == 3
+
+
+@RECALLS
+async def test_a_run_that_cannot_be_stored_leaves_nothing(
+    ann: Caller, peer: InferencePeer, disk: asyncpg.Connection, recalls: int
+) -> None:
+    thread = await ready(ann, recalls)
+    async with nothing_is_stored(disk):
+        starting = asyncio.create_task(ann.start(thread))
+        call = await peer.call()
+        call.start()
+        call.text("too ", "early")
+        await disk.execute("SELECT pg_terminate_backend($1)", await waiting(disk))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await starting
+        assert from_rpc(refused.value).code == "UNAVAILABLE"
+        await asyncio.wait_for(call.closed.wait(), 10)
+    assert await stored_runs(disk) == 0
+    peer.always = ("at last",)
+    assert kinds(await all_events(ann.converse(thread)))[-1] == "run_completed"
+    assert await ann.history(thread) == [("user", "hello"), ("assistant", "at last")]
+
+
+async def test_a_client_that_leaves_meanwhile_leaves_no_run(
+    ann: Caller, peer: InferencePeer, disk: asyncpg.Connection
+) -> None:
+    thread = await ready(ann)
+    async with nothing_is_stored(disk):
+        stream = ann.converse(thread)
+        first = asyncio.create_task(stream.read())
+        call = await peer.call()
+        stream.cancel()
+        await asyncio.wait([first])
+        await asyncio.wait_for(call.closed.wait(), 10)
+    assert await stored_runs(disk) == 0
+    peer.always = ("here",)
+    assert kinds(await all_events(ann.converse(thread)))[-1] == "run_completed"
+
+
+async def test_heartbeats_do_not_mind_a_run_that_is_stored_slowly(
+    own_url: str, redis_url: str, peer: InferencePeer, disk: asyncpg.Connection
+) -> None:
+    async with running(own_url, redis_url, inference_target=peer.target, lease_s=0.5, poll_s=0.05) as service:
+        ann = service.caller()
+        thread = await ready(ann)
+        async with nothing_is_stored(disk):
+            stream = ann.converse(thread)
+            call = await peer.call()
+            call.start()
+            # Several heartbeats.
+            await asyncio.sleep(0.8)
+        await until_kind(stream, "model.started")
+        call.text("done")
+        call.finish()
+        rest = await all_events(stream)
+        assert (kinds(rest)[-1], rest[-1].cursor.epoch, len(peer.calls)) == ("run_completed", 1, 1)
+
+
+async def test_what_was_said_while_a_run_waited_for_its_thread_is_in_its_prompt(
+    ann: Caller, peer: InferencePeer, disk: asyncpg.Connection
+) -> None:
+    peer.always = ("first answer",)
+    thread = await ready(ann)
+    await all_events(ann.converse(thread, "first"))
+    async with disk.transaction():
+        await disk.execute("SELECT 1 FROM orchestration.thread FOR UPDATE")
+        starting = asyncio.create_task(ann.start(thread, "second"))
+        await waiting(disk)
+        await disk.execute(
+            "INSERT INTO orchestration.message (tenant, thread_id, id, position, ordinal, role, name, text, content) "
+            "SELECT tenant, thread_id, 'msg_between', 3, 0, role, name, 'between', content "
+            "FROM orchestration.message WHERE position = 1"
+        )
+        await disk.execute("UPDATE orchestration.thread SET last_position = 3")
+    await starting
+    await peer.call()
+    prompt = (await peer.call()).prompt
+    assert len(prompt.messages) == 4
+    assert prompt.messages[2] == prompt.messages[0], "what was put in between has the words of the first"
+
+
+async def test_a_message_that_is_there_is_refused_before_the_model_is_asked(ann: Caller, peer: InferencePeer) -> None:
+    peer.always = ("yes",)
+    thread = await ready(ann)
+    request = pb.StartRunRequest(input=asking(thread, "once"))
+    request.input.messages[0].id = "msg_of_mine"
+    run = (await ann.call("StartRun", request)).run
+    await ann.watched(run.id)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await ann.call("StartRun", request)
+    error = from_rpc(refused.value)
+    assert (error.code, error.reason) == ("ALREADY_EXISTS", "RESOURCE_EXISTS")
+    assert len(peer.calls) == 1
+    assert [message.id for message in await ann.messages(thread)].count("msg_of_mine") == 1
+    assert (await ann.messages(thread))[0].role == content.ROLE_USER
