@@ -55,6 +55,13 @@ def bare_chain(upstream: str) -> Iterator[Measured]:
 
 
 @contextmanager
+def bare_run(postgres_url: str, redis_url: str, upstream: str) -> Iterator[Measured]:
+    """The bare run in front of the model and the memory at ``upstream``."""
+    with _announced("tests.bench.bare_run", postgres_url, redis_url, upstream) as process:
+        yield process
+
+
+@contextmanager
 def services() -> Iterator[Measured]:
     """Inference and memory that cost almost nothing."""
     with _announced("tests.fakes.bench_services") as process:
