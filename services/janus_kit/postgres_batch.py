@@ -41,10 +41,15 @@ class Batch:
         self._schema = schema
         self._waiting: list[_Statement] = []
         self._tables: frozenset[str] = frozenset()
+        self._refusals: dict[str, Callable[[], Exception]] = {}
 
-    def ahead(self, sql: str) -> None:
-        """Have a statement without parameters, which returns no rows, go ahead of the next one: it is no round trip."""
+    def ahead(self, sql: str, **refusals: Callable[[], Exception]) -> None:
+        """Have a statement without parameters, which returns no rows, go ahead of the next one: it is no round trip.
+
+        ``refusals`` are what is raised when it fails, by the SQLSTATE.
+        """
         self._connection.ahead(sql)
+        self._refusals |= refusals
 
     async def later(self, sql: str, *arguments: object, refusals: Refusals | None = None) -> None:
         """Write before anything that could see it, or at the end.
@@ -93,16 +98,19 @@ class Batch:
     async def _run(self, run: Callable[..., Any], last: _Statement) -> Any:
         """Run a statement together with what waits."""
         waiting, self._waiting, self._tables = self._waiting, [], frozenset()
-        if not waiting and not last.refusals:
-            return await run(last.sql, *last.arguments)
         statements = [*waiting, last]
-        sql = _together(tuple([(each.sql, len(each.arguments)) for each in statements]))
+        sql, arguments = last.sql, last.arguments
+        if waiting:
+            sql = _together(tuple([(each.sql, len(each.arguments)) for each in statements]))
+            arguments = tuple([value for each in statements for value in each.arguments])
         try:
-            return await run(sql, *[value for each in statements for value in each.arguments])
-        except asyncpg.IntegrityConstraintViolationError as error:
-            for each in statements:
-                if (refusal := each.refusals.get(error.constraint_name or "")) is not None:
-                    raise refusal() from error
+            return await run(sql, *arguments)
+        except asyncpg.PostgresError as error:
+            names = error.constraint_name or "", error.sqlstate
+            for refusals in (*(each.refusals for each in statements), self._refusals):
+                for name in names:
+                    if (refusal := refusals.get(name)) is not None:
+                        raise refusal() from error
             raise
 
 

@@ -7,6 +7,7 @@ commit whose answer was lost is found by its revision and not applied twice.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -37,7 +38,7 @@ from janus_orchestration.model import (
     Usage,
 )
 from janus_orchestration.outage import waited_out
-from janus_orchestration.ports import Fenced, Records, Store
+from janus_orchestration.ports import Fenced, Records, Stale, Store
 from janus_orchestration.removals import FINAL_AFTER_S
 from janus_orchestration.state import Trigger
 
@@ -241,73 +242,81 @@ class Journal:
             await self.log.flushed()
             drafts = self.log.draft(changes.events)
             recorded = [*self.log.notes, *drafts]
-            self.run = await waited_out(lambda: self._write(changes, recorded))
+            self.run, self.thread = await waited_out(lambda: self._write(changes, recorded))
             self._starts_epoch = False
             self.log.notes.clear()
             self.steps.update((step.index, step) for step in changes.steps)
-            self._remember_thread(changes)
             self.log.publish(drafts)
 
-    def _remember_thread(self, changes: Changes) -> None:
-        if not changes.joins and not changes.outputs and changes.owes is None:
-            return
-        position = self.thread.last_position + len(changes.joins) + len(changes.outputs)
-        memory = position if changes.owes is not None else self.thread.memory_position
-        self.thread = replace(self.thread, last_position=position, memory_position=memory)
-
-    async def _write(self, changes: Changes, recorded: list[Recorded]) -> Run:
-        ends = changes.ending is not None
+    async def _write(self, changes: Changes, recorded: list[Recorded]) -> tuple[Run, Thread]:
+        """The run and its thread as they are then."""
+        touches_thread = bool(
+            changes.ending is not None or changes.joins or changes.outputs or changes.owes is not None
+        )
+        if self.run.state is RunState.RUNNING:
+            # What nobody else has touched need not be read.
+            with suppress(Stale):
+                async with self._store.tenant(self.tenant) as records:
+                    known = self.thread if touches_thread else None
+                    records.expect(self.run, known)
+                    return await self._put(records, self.run, known, changes, recorded)
         async with self._store.tenant(self.tenant) as records:
-            touches_thread = bool(ends or changes.joins or changes.outputs or changes.owes is not None)
             thread, held = await self._lock(records, with_thread=touches_thread)
             if held is None or held.epoch != self.run.epoch:
                 raise Fenced(self.run.id)
             if held.revision == self.run.revision + 1:
-                return held
+                return held, thread or self.thread
             if state.is_terminal(held.state):
                 # Cancelled by somebody while it waited.
                 raise Fenced(self.run.id)
-            now = self._clock.now()
-            run = self._changed(held, changes, recorded, now)
-            await records.write_run(run)
-            if changes.steps:
-                await records.put_steps(run.id, changes.steps)
-            if settled := [step.index for step in changes.steps if _is_settled_call(step)]:
-                await records.drop_calls(run.id, settled)
-            if changes.waits is not None:
-                await records.add_waiting_messages(run, [changes.waits], is_output=True)
-            if changes.asks:
-                await records.add_pending(run.id, changes.asks)
-            for pending in changes.asks:
-                if pending.kind is PendingKind.AGENT:
-                    await self._children.ask(records, run, self.thread.subject, pending, changes.left)
-            if held_back := [each.step for each in changes.asks if each.is_retry]:
-                await records.hold_calls(run.id, held_back)
-            if changes.retries:
-                await records.reopen_calls(run.id, changes.retries)
-            if changes.takes:
-                await records.take_pending(run.id, changes.takes)
-            if self._has_asked and (ends or changes.takes):
-                await records.orphan(run.id, all_of_them=ends)
-            owed = None
-            if thread is not None:
-                owed = await self._write_thread(records, thread, run, changes, now)
-            if changes.pays is not None:
-                await records.pay_debt(changes.pays)
-            if recorded:
-                await records.add_events(run, recorded)
-            if self._starts_epoch:
-                # Nothing of this epoch was said before its first commit.
-                first = recorded[0].cursor.sequence if recorded else self.log.last.sequence + 1
-                await records.set_epoch_start(run.id, run.epoch, first)
-            if ends:
-                await self._pass_on(records, run, changes)
-            elif run.state in state.WAITING:
-                await records.let_go(run.id, run.epoch)
-            elif owed is not None:
-                debts = await records.debts(run.thread_id, as_before=True)
-                self.owed = owed if all(debt == owed for debt in debts) else None
-        return run
+            return await self._put(records, held, thread, changes, recorded)
+
+    async def _put(
+        self, records: Records, held: Run, thread: Thread | None, changes: Changes, recorded: list[Recorded]
+    ) -> tuple[Run, Thread]:
+        """Write to a run, and to its thread where that is to change; both are locked, and as given."""
+        ends = changes.ending is not None
+        now = self._clock.now()
+        run = self._changed(held, changes, recorded, now)
+        await records.write_run(run)
+        if changes.steps:
+            await records.put_steps(run.id, changes.steps)
+        if settled := [step.index for step in changes.steps if _is_settled_call(step)]:
+            await records.drop_calls(run.id, settled)
+        if changes.waits is not None:
+            await records.add_waiting_messages(run, [changes.waits], is_output=True)
+        if changes.asks:
+            await records.add_pending(run.id, changes.asks)
+        for pending in changes.asks:
+            if pending.kind is PendingKind.AGENT:
+                await self._children.ask(records, run, self.thread.subject, pending, changes.left)
+        if held_back := [each.step for each in changes.asks if each.is_retry]:
+            await records.hold_calls(run.id, held_back)
+        if changes.retries:
+            await records.reopen_calls(run.id, changes.retries)
+        if changes.takes:
+            await records.take_pending(run.id, changes.takes)
+        if self._has_asked and (ends or changes.takes):
+            await records.orphan(run.id, all_of_them=ends)
+        owed = None
+        if thread is not None:
+            thread, owed = await self._write_thread(records, thread, run, changes, now)
+        if changes.pays is not None:
+            await records.pay_debt(changes.pays)
+        if recorded:
+            await records.add_events(run, recorded)
+        if self._starts_epoch:
+            # Nothing of this epoch was said before its first commit.
+            first = recorded[0].cursor.sequence if recorded else self.log.last.sequence + 1
+            await records.set_epoch_start(run.id, run.epoch, first)
+        if ends:
+            await self._pass_on(records, run, changes)
+        elif run.state in state.WAITING:
+            await records.let_go(run.id, run.epoch)
+        elif owed is not None:
+            debts = await records.debts(run.thread_id, as_before=True)
+            self.owed = owed if all(debt == owed for debt in debts) else None
+        return run, thread or self.thread
 
     async def _lock(self, records: Records, *, with_thread: bool) -> tuple[Thread | None, Run | None]:
         if with_thread:
@@ -360,11 +369,11 @@ class Journal:
 
     async def _write_thread(
         self, records: Records, thread: Thread, run: Run, changes: Changes, now: datetime
-    ) -> StoreDebt | None:
-        """What the thread becomes; what memory is owed with that."""
+    ) -> tuple[Thread, StoreDebt | None]:
+        """What the thread becomes, and what memory is owed with that."""
         if changes.takes_back:
             await self._take_back(records, thread, changes, now)
-            return None
+            return thread, None
         before, debt = thread, None
         if changes.joins:
             await records.commit_waiting_messages(run, thread)
@@ -379,7 +388,7 @@ class Journal:
             await records.add_debt(debt, changes.owes_after_s)
         if thread != before:
             await records.write_thread(thread)
-        return debt
+        return thread, debt
 
     async def _take_back(self, records: Records, thread: Thread, changes: Changes, now: datetime) -> None:
         gone = await records.take_back(changes.takes_back, thread, now)

@@ -1,8 +1,8 @@
 """What orchestration needs from the world, as small Protocols.
 
 Failures come as ``janus_kit.errors``: ``Unavailable("postgres")`` from the
-store, ``Unavailable("memory")`` from memory, and so on. Three are ours alone and
-never reach a caller: ``Fenced``, ``StreamAway`` and ``OutcomeUnknown``.
+store, ``Unavailable("memory")`` from memory, and so on. Four are ours alone and
+never reach a caller: ``Fenced``, ``Stale``, ``StreamAway`` and ``OutcomeUnknown``.
 """
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence, Set
@@ -50,6 +50,10 @@ from janus_orchestration.webhook import DeliveryClaim, Letter, Webhook, WebhookD
 
 class Fenced(Exception):
     """Another owner has the run; nothing more may be written for it here."""
+
+
+class Stale(Exception):
+    """A run or its thread is another than its owner knows it."""
 
 
 class OutcomeUnknown(Exception):
@@ -231,6 +235,9 @@ class RunRecords(Protocol):
 
     async def lock_thread_and_run(self, thread_id: str, run_id: str) -> tuple[Thread | None, Run | None]:
         """Both; a thread is always locked before its runs."""
+
+    def expect(self, run: Run, thread: Thread | None) -> None:
+        """Lock what its owner knows, together with the next statement, which raises Stale where it is otherwise."""
 
     async def waiting_runs(self, thread_id: str, *, besides: str) -> int: ...
 

@@ -60,8 +60,10 @@ class PostgresJournal:
     async def write_run(self, run: Run) -> None:
         await self._connection.later(
             "UPDATE orchestration.run SET state = $3, revision = $4, last_sequence = $5, started_at = $6, "
-            "ended_at = $7, usage = $8, finish_reason = $9, error = $10, reserved_sequence = $11, waited_s = $12, "
-            "waiting_since = $13 WHERE tenant = $1 AND id = $2",
+            "ended_at = $7, usage = $8, finish_reason = $9, error = $10, waited_s = $12, waiting_since = $13, "
+            # Meanwhile more may have been reserved, but by a run that waits from now on.
+            "reserved_sequence = CASE WHEN $13::timestamptz IS NULL THEN greatest(reserved_sequence, $11) ELSE $11 END "
+            "WHERE tenant = $1 AND id = $2",
             self._tenant,
             run.id,
             run.state.value,

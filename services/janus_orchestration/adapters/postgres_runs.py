@@ -4,9 +4,11 @@ from collections.abc import Collection
 from datetime import datetime
 
 from janus_kit.errors import AlreadyExists
+from janus_kit.postgres import literal
 from janus_kit.postgres_batch import Batch
 from janus_orchestration.adapters import rows
 from janus_orchestration.model import Ancestor, Message, Run, RunState, Thread, ThreadMessage
+from janus_orchestration.ports import Stale
 from janus_orchestration.state import TERMINAL
 
 READY_CHANNEL = "janus_orchestration_ready"
@@ -116,6 +118,12 @@ class PostgresRuns:
             run_id,
         )
         return None if row is None else rows.run_from(row)
+
+    def expect(self, run: Run, thread: Thread | None) -> None:
+        known = ("NULL", 0, 0) if thread is None else (literal(thread.id), thread.last_position, thread.memory_position)
+        values = (literal(self._tenant), literal(run.id), run.epoch, run.revision, literal(run.state.value), *known)
+        statement = f"SELECT orchestration.expect({', '.join(map(str, values))}) OFFSET 1"
+        self._connection.ahead(statement, JN001=lambda: Stale(run.id))
 
     async def waiting_runs(self, thread_id: str, *, besides: str) -> int:
         count: int = await self._connection.fetchval(

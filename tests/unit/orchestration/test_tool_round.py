@@ -40,7 +40,7 @@ from janus_orchestration.model import (
     ToolOutput,
     Verdict,
 )
-from janus_orchestration.ports import Fenced, OutcomeUnknown, ToolReport, ToolTask
+from janus_orchestration.ports import Fenced, OutcomeUnknown, Stale, ToolReport, ToolTask
 from janus_orchestration.state import Trigger
 from janus_orchestration.tool_round import ToolRound, WaitedTooLong
 from janus_orchestration.tools import Offered
@@ -109,6 +109,12 @@ class Records:
 
     async def lock_thread_and_run(self, thread_id: str, run_id: str) -> tuple[Thread, Run]:
         return self.disk.thread, self.disk.run
+
+    def expect(self, run: Run, thread: Thread | None) -> None:
+        there = self.disk.run
+        if (there.epoch, there.revision, there.state) != (run.epoch, run.revision, run.state):
+            raise Stale(run.id)
+        assert thread in (None, self.disk.thread)
 
     async def write_run(self, run: Run) -> None:
         self.disk.run = run
