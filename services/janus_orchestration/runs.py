@@ -77,16 +77,16 @@ class RunDetails:
 
 @dataclass(frozen=True)
 class _Planned:
-    """A run that is not stored yet. ``before`` is its thread without it; what was said there, where it is known."""
+    """A run that is not stored yet: its thread without it and with it, and what was said there, where that is known."""
 
     run: Run
     before: Thread
+    thread: Thread
     history: list[ThreadMessage]
     agent: Agent
     steps: list[Step]
     events: list[Recorded]
     way: Way
-    messages: tuple[Message, ...]
 
     @property
     def has_turn(self) -> bool:
@@ -97,24 +97,11 @@ class _Planned:
         return self.run.state is RunState.RUNNING
 
     @property
-    def thread(self) -> Thread:
-        """With the run."""
-        if not self.has_turn:
-            return self.before
-        thread = replace(self.before, active_run=self.run.id)
-        if self.starts_here:
-            position = thread.last_position + len(self.messages)
-            thread = replace(thread, last_position=position, updated_at=self.run.created_at)
-        return thread
-
-    @property
     def conversation(self) -> list[ThreadMessage]:
         """What was said, and what the run is asked."""
         first = self.before.last_position + 1
-        return [
-            *self.history,
-            *(ThreadMessage(message, place, self.run.id) for place, message in enumerate(self.messages, first)),
-        ]
+        asked = [ThreadMessage(message, place, self.run.id) for place, message in enumerate(self.way.messages, first)]
+        return [*self.history, *asked]
 
 
 class Runs:
@@ -237,8 +224,13 @@ class Runs:
             started_at=now if starts_here else None,
         )
         recorded = [self._recorded(run, Cursor(1, sequence), event) for sequence, event in enumerate(events, 1)]
+        after = thread
+        if not thread.active_run:
+            position = thread.last_position + len(way.messages) if starts_here else thread.last_position
+            updated_at = now if starts_here else thread.updated_at
+            after = replace(thread, active_run=run_id, last_position=position, updated_at=updated_at)
         steps = _first_steps(run, agent) if starts_here else []
-        return _Planned(run, thread, history, agent, steps, recorded, way, way.messages)
+        return _Planned(run, thread, after, history, agent, steps, recorded, way)
 
     async def _add(self, records: Records, planned: _Planned) -> None:
         """Store a run, and what it is asked."""
@@ -249,9 +241,9 @@ class Runs:
         if planned.starts_here:
             if planned.steps:
                 await records.put_steps(run.id, planned.steps)
-            await records.commit_messages(planned.before, planned.messages, run_id=run.id, is_output=False)
+            await records.commit_messages(planned.before, planned.way.messages, run_id=run.id, is_output=False)
         else:
-            await records.add_waiting_messages(run, planned.messages, is_output=False)
+            await records.add_waiting_messages(run, planned.way.messages, is_output=False)
         if planned.has_turn:
             await records.write_thread(planned.thread)
 
