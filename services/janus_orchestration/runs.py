@@ -85,7 +85,7 @@ class _Planned:
     history: list[ThreadMessage]
     agent: Agent
     steps: list[Step]
-    events: list[Recorded]
+    events: list[Event]
     way: Way
 
     @property
@@ -150,7 +150,7 @@ class Runs:
                     subscription = await self._executions.start(
                         caller.tenant, planned.run, planned.thread, planned.agent, planned.steps, planned.conversation
                     )
-                await self._add(records, planned)
+                recorded = await self._add(records, planned)
         except BaseException:
             self._executions.withdraw(run_id)
             raise
@@ -158,7 +158,7 @@ class Runs:
         if planned.way.stopping:
             self._executions.cancel(planned.way.stopping, planned.way.reason)
         if planned.starts_here:
-            self._executions.stored(run_id, planned.events)
+            self._executions.stored(run_id, recorded)
         return Started(run_id, subscription)
 
     async def enqueue(self, records: Records, caller: Identity, run_id: str, asking: Asking) -> None:
@@ -223,21 +223,21 @@ class Runs:
             cancel_on_disconnect=asking.cancel_on_disconnect,
             started_at=now if starts_here else None,
         )
-        recorded = [self._recorded(run, Cursor(1, sequence), event) for sequence, event in enumerate(events, 1)]
         after = thread
         if not thread.active_run:
             position = thread.last_position + len(way.messages) if starts_here else thread.last_position
             updated_at = now if starts_here else thread.updated_at
             after = replace(thread, active_run=run_id, last_position=position, updated_at=updated_at)
         steps = _first_steps(run, agent) if starts_here else []
-        return _Planned(run, thread, after, history, agent, steps, recorded, way)
+        return _Planned(run, thread, after, history, agent, steps, events, way)
 
-    async def _add(self, records: Records, planned: _Planned) -> None:
-        """Store a run, and what it is asked."""
+    async def _add(self, records: Records, planned: _Planned) -> list[Recorded]:
+        """Store a run, what it is asked, and its first events, which are returned."""
         run = planned.run
+        recorded = [self._recorded(run, Cursor(1, place), event) for place, event in enumerate(planned.events, 1)]
         owner = self._executions.owner if planned.starts_here else None
         await records.add_run(run, has_turn=planned.has_turn, owner=owner, lease_s=self._lease_s)
-        await records.add_events(run, planned.events)
+        await records.add_events(run, recorded)
         if planned.starts_here:
             if planned.steps:
                 await records.put_steps(run.id, planned.steps)
@@ -246,6 +246,7 @@ class Runs:
             await records.add_waiting_messages(run, planned.way.messages, is_output=False)
         if planned.has_turn:
             await records.write_thread(planned.thread)
+        return recorded
 
     async def _ahead(self, records: Records, thread: Thread, agent: Agent) -> int:
         """How many runs are before a new one. Raises when the agent or the queue takes no more."""
