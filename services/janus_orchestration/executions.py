@@ -139,7 +139,9 @@ class Executions:
 
     def stored(self, run_id: str, events: Sequence[Recorded]) -> None:
         """A run that was started is durable, with its first events."""
-        self._running[run_id].journal.stored(events)
+        # A process that closes has ended the work already, and gives up the lease with all others.
+        if (execution := self._running.get(run_id)) is not None:
+            execution.journal.stored(events)
 
     def withdraw(self, run_id: str) -> None:
         """A run that may have been started is not durable, or nobody knows whether it is: nobody heard of it."""
