@@ -36,8 +36,8 @@ class OrchestrationSettings(Settings):
     """A recall that takes longer is done without."""
     store_timeout_s: Seconds = 3.0
     """How long the end of a run waits for memory to take its turns; then the outbox does it."""
-    inference_wait_s: float = Field(default=5.0, ge=0, le=300)
-    """How long a model call is tried again while the inference service is away."""
+    inference_wait_s: float = Field(default=15.0, ge=0, le=300)
+    """How long a model call is tried again while the inference service is away: longer than it takes to restart."""
     max_agents: int = Field(default=8, ge=1, le=64)
     """Agents that may be at work above one another: those that handed over or asked, and the last one."""
 

@@ -52,7 +52,7 @@ EVERY_MS = 20
 BARE_MEMORY = agent_pb2.MemoryPolicy(recall_limit=0, do_not_store=True)
 # A model call and a store.
 TWO_STEPS = agent_pb2.MemoryPolicy(recall_limit=0)
-DEFAULTS = {"lease_s": 3.0, "poll_s": 0.5, "inference_wait_s": 5.0, "stream_retry_s": 1.0}
+DEFAULTS = {"lease_s": 3.0, "poll_s": 0.5, "inference_wait_s": 15.0, "stream_retry_s": 1.0}
 
 
 @dataclass(frozen=True)
