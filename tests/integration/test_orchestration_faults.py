@@ -47,6 +47,8 @@ async def test_a_run_that_kills_whoever_works_on_it_is_given_up_and_says_so(
         error = from_status(events[-1].run_failed.status)
         assert (error.code, error.reason, dict(error.metadata)) == ("ABORTED", "RUN_GIVEN_UP", {"takeovers": "2"})
         assert not events[-1].run_failed.retryable
+        # The one that fails it has taken it over, too.
+        assert (await second.caller(name).run(run.id)).takeovers == 2
 
 
 def tenant() -> str:

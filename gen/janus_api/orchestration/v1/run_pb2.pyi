@@ -174,7 +174,8 @@ class Run(_message.Message):
     """Run that handed over to it, or asked it; empty when a client started it."""
     takeovers: _builtins.int
     """How often an owner took it over after the one before died or froze, 0 or more;
-    one that stopped in order has handed it over, which does not count.
+    one that stopped in order has handed it over, which does not count. A run that
+    is given up (RUN_GIVEN_UP) was taken over once more, to be failed.
     """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
