@@ -59,10 +59,10 @@ def serve(
         overrides["server.listen"] = listen
     if http is not None:
         overrides["edge.listen"] = http
+    services = command.services(only)
     try:
-        services = command.services(only)
         command.run(Reloading(sources(config, overrides)), data_folder(data), services)
-    except (SettingsError, EmbeddedError, command.CannotServe, *command.REFUSALS) as error:
+    except (SettingsError, EmbeddedError, *command.REFUSALS) as error:
         raise failed(str(error)) from None
 
 

@@ -8,6 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
+import typer
 import uvloop
 from rich.console import Console
 
@@ -26,19 +27,15 @@ REFUSALS = (ListenError, MigrationError, Unavailable)
 """What keeps a mesh from starting and can be told in a sentence."""
 
 
-class CannotServe(Exception):
-    """The arguments make no sense together; the text says why."""
-
-
 def services(only: str | None) -> tuple[str, ...]:
-    """The services to run, in starting order; raises CannotServe for a name that is none."""
+    """The services to run, in starting order; raises BadParameter for a name that is none."""
     if only is None:
         return SERVICES
     asked = [name.strip() for name in only.split(",") if name.strip()]
     if unknown := [name for name in asked if name not in SERVICES]:
-        raise CannotServe(f"--only {unknown[0]}: no such service; there are {', '.join(SERVICES)}")
+        raise typer.BadParameter(f"--only {unknown[0]}: no such service; there are {', '.join(SERVICES)}")
     if not asked:
-        raise CannotServe(f"--only names no service; there are {', '.join(SERVICES)}")
+        raise typer.BadParameter(f"--only names no service; there are {', '.join(SERVICES)}")
     return tuple(name for name in SERVICES if name in asked)
 
 

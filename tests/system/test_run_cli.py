@@ -173,12 +173,14 @@ def test_what_cannot_be_done_is_said_in_a_line(janus: Any, tmp_path: Path) -> No
     assert "NOT_FOUND" in janus("run", "show", "run_absent", code=1).stderr
     assert "NOT_FOUND" in janus("run", "watch", "run_absent", code=1).stderr
     assert "NOT_FOUND" in janus("run", "cancel", "run_absent", code=1).stderr
-    assert "no label" in janus("run", "start", "hi", "--label", "team", code=1).stderr
-    assert "running" in janus("run", "list", "--state", "lazy", code=1).stderr
+    assert "no label" in janus("run", "start", "hi", "--label", "team", code=2).stderr
+    assert "running" in janus("run", "list", "--state", "lazy", code=2).stderr
     assert "no Agent of the contract" in janus("agent", "put", "-", input="name: a\nmodell: b\n", code=1).stderr
     assert "neither YAML nor JSON" in janus("agent", "put", "-", input="{", code=1).stderr
     assert "describes no agent" in janus("agent", "put", "-", input="- a\n", code=1).stderr
-    assert "cannot be read" in janus("agent", "put", str(tmp_path / "absent.yaml"), code=1).stderr
+    absent = str(tmp_path / "absent.yaml")
+    told = janus("agent", "put", absent, code=1).stderr
+    assert told == f"{absent} cannot be read: No such file or directory\n"
     assert "agent.tools[0].name" in janus("agent", "put", "-", input="{name: a, tools: [{name: nope}]}", code=1).stderr
     assert "version" in janus("agent", "put", "-", "--expected-version", "7", input="name: a", code=1).stderr
     run_id = started(janus, "hello")

@@ -76,8 +76,8 @@ def search(
     """The best turns and memories for a query."""
     from janus_app.memory.records import recall_request, show_hits
 
+    request = recall_request(query, space, subject, agent, thread, kind or [], limit, where, explain)
     with _calls(data, address, tenant, timeout) as calls:
-        request = recall_request(query, space, subject, agent, thread, kind or [], limit, where, explain)
         show_hits(Console(), calls.unary("Recall", request), explain=explain, as_json=as_json)
 
 
@@ -206,9 +206,11 @@ def reindex(
 ) -> None:
     """Rebuild a space's vectors, with another model or on another backend if asked, while it is used."""
     from janus_app.memory.rebuilding import reindex as work
+    from janus_app.memory.rebuilding import reindex_request
 
+    request = reindex_request(space, backend, model, dimensions)
     with _calls(data, address, tenant, timeout) as calls:
-        if not work(Console(), calls, space, backend, model, dimensions, wait=wait):
+        if not work(Console(), calls, request, wait=wait):
             raise typer.Exit(1)
 
 

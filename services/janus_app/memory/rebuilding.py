@@ -22,20 +22,22 @@ _CUTS = 20
 _PAUSE_S = 1.0
 
 
-def reindex(
-    console: Console, calls: Calls, space: str, backend: str, model: str, dimensions: int, *, wait: bool
-) -> bool:
-    """Whether it succeeded, or has started where nobody waits for it."""
+def reindex_request(space: str, backend: str, model: str, dimensions: int) -> pb.ReindexRequest:
+    """Raises BadParameter for a backend that is none."""
     names = {"": 0, "pgvector": space_pb2.VECTOR_BACKEND_PGVECTOR, "chroma": space_pb2.VECTOR_BACKEND_CHROMA}
     if backend not in names:
         raise typer.BadParameter(f"There is no backend '{backend}': pgvector or chroma.")
-    request = pb.ReindexRequest(
+    return pb.ReindexRequest(
         space=space,
         backend=space_pb2.VectorBackend.ValueType(names[backend]),
         embedding_model=model,
         dimensions=dimensions,
     )
     started = calls.unary("Reindex", request).operation
+
+
+def reindex(console: Console, calls: Calls, request: pb.ReindexRequest, *, wait: bool) -> bool:
+    """Whether it succeeded, or has started where nobody waits for it."""
     if wait:
         return _well(console, _followed(console, calls, started.id))
     console.print(started.id, highlight=False, markup=False)

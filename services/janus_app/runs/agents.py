@@ -47,8 +47,10 @@ def read(file: str) -> agent_pb2.Agent:
         value = yaml.safe_load(text)
         # YAML would let the last one win without a word.
         repeated = next(repeated_keys(text), None)
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refused(f"{file} cannot be read: {error}") from None
+    except OSError as error:
+        raise Refused(f"{file} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise Refused(f"{file} cannot be read: it is not UTF-8") from None
     except yaml.YAMLError as error:
         raise Refused(f"{file} is neither YAML nor JSON: {error}") from None
     if repeated is not None:

@@ -52,20 +52,21 @@ def start(
     as_json: Json = False,
 ) -> None:
     """Start a run in the background; its id is printed when it is durable."""
-    from janus_app.runs.starting import hint
+    from janus_app.runs.starting import hint, labels_of
     from janus_app.runs.starting import start as work
     from janus_app.runs.starting import watch as follow
     from janus_app.terminal import print_json
 
     with _calls(data, address, tenant, _WATCH_S if watch else _CALL_S) as calls:
         run = work(
+    labels = labels_of(label or [])
             calls,
             text,
             thread=thread,
             agent=agent,
             subject=subject,
             model=model,
-            labels=label or [],
+            labels=labels,
             request_id=request_id,
         )
         if as_json:
@@ -104,10 +105,11 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """Runs, newest first."""
-    from janus_app.runs.showing import show_list
+    from janus_app.runs.showing import show_list, states_of
 
     with _calls(data, address, tenant) as calls:
-        show_list(Console(), calls, thread, state or [], limit, as_json=as_json)
+        show_list(Console(), calls, thread, states, limit, as_json=as_json)
+    states = states_of(state or [])
 
 
 @run_app.command()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
+import typer
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 from rich.text import Text
@@ -52,9 +52,26 @@ _STATES = {
 }
 
 
-def show_list(console: Console, calls: Calls, thread: str, states: Sequence[str], limit: int, *, as_json: bool) -> None:
+def states_of(names: Sequence[str]) -> list[run_pb2.RunState.ValueType]:
+    """States by the names that `show_list` shows. Raises BadParameter for one that is none."""
+    known = {_name(value): value for value in run_pb2.RunState.values() if value}
+    for name in names:
+        if name.lower() not in known:
+            raise typer.BadParameter(f"There is no state '{name}'. There are {', '.join(known)}.")
+    return [known[name.lower()] for name in names]
+
+
+def show_list(
+    console: Console,
+    calls: Calls,
+    thread: str,
+    states: Sequence[run_pb2.RunState.ValueType],
+    limit: int,
+    *,
+    as_json: bool,
+) -> None:
     """A row a run, newest first."""
-    runs = list(_listed(calls, thread, [_state(name) for name in states], limit))
+    runs = list(_listed(calls, thread, states, limit))
     if as_json:
         for run in runs:
             print_json(run)
@@ -108,7 +125,9 @@ def say_state(console: Console, run: run_pb2.Run, *, as_json: bool = False) -> N
     console.print(Text.assemble(run.id, "  ", _shown_state(run.state)))
 
 
-def _listed(calls: Calls, thread: str, states: Sequence[Any], limit: int) -> Iterator[run_pb2.Run]:
+def _listed(
+    calls: Calls, thread: str, states: Sequence[run_pb2.RunState.ValueType], limit: int
+) -> Iterator[run_pb2.Run]:
     token = ""
     while limit > 0:
         request = pb.ListRunsRequest(thread_id=thread, states=states, page_size=min(limit, 1_000), page_token=token)
@@ -134,16 +153,12 @@ def _row(run: run_pb2.Run) -> tuple[Text, ...]:
     )
 
 
-def _state(name: str) -> int:
-    known = {each.removeprefix("RUN_STATE_").lower(): value for each, value in run_pb2.RunState.items() if value}
-    if name.lower() not in known:
-        raise Refused(f"There is no state '{name}'. There are {', '.join(known)}.")
-    return known[name.lower()]
+def _name(state: run_pb2.RunState.ValueType) -> str:
+    return run_pb2.RunState.Name(state).removeprefix("RUN_STATE_").lower()
 
 
 def _shown_state(state: run_pb2.RunState.ValueType) -> Text:
-    name = run_pb2.RunState.Name(state).removeprefix("RUN_STATE_").lower()
-    return Text(name, style=_STATES.get(state, "cyan"))
+    return Text(_name(state), style=_STATES.get(state, "cyan"))
 
 
 def _facts(run: run_pb2.Run) -> Iterator[tuple[str, Text]]:

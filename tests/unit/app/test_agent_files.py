@@ -47,6 +47,19 @@ def test_a_key_that_stands_twice_is_named_with_its_line(tmp_path: Path, text: st
     assert str(refused.value) == f"{file} {told}."
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(None, "cannot be read: No such file or directory"), (b"name: \xff", "cannot be read: it is not UTF-8")],
+)
+def test_a_file_that_cannot_be_read_is_named_once(tmp_path: Path, content: bytes | None, told: str) -> None:
+    file = tmp_path / "agent.yaml"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(Refused) as refused:
+        read(str(file))
+    assert str(refused.value) == f"{file} {told}"
+
+
 def test_names_are_taken_as_the_contract_and_as_json_write_them(tmp_path: Path) -> None:
     file = tmp_path / "agent.yaml"
     file.write_text(

@@ -46,8 +46,18 @@ main()
 
 
 def test_a_command_that_is_called_in_a_wrong_way_exits_with_2(runner: CliRunner) -> None:
-    for command in (["run", "list", "--nonsense"], ["run", "show"], ["memory", "search", "x", "--limit", "0"]):
-        assert runner.invoke(app, command).exit_code == 2
+    for command, told in (
+        (["run", "list", "--nonsense"], "--nonsense"),
+        (["run", "list", "--state", "running", "--state", "lazy"], "There is no state 'lazy'. There are queued,"),
+        (["run", "start", "hi", "--label", "team"], "'team' is no label"),
+        (["run", "show"], "Missing argument"),
+        (["memory", "search", "x", "--limit", "0"], "--limit"),
+        (["memory", "search", "x", "--kind", "novel"], "There is no kind 'novel'"),
+        (["memory", "search", "x", "--filter", "{}"], "names no condition"),
+        (["memory", "reindex", "--backend", "paper"], "There is no backend 'paper'"),
+    ):
+        result = runner.invoke(app, command)
+        assert (result.exit_code, told in result.stderr) == (2, True), result.output
 
 
 @pytest.mark.parametrize("command", [["chat"], ["chat", "--address", "127.0.0.1:1"]])
@@ -87,7 +97,7 @@ def test_a_misspelt_setting_is_an_error_that_names_the_nearest(runner: CliRunner
 
 def test_serve_refuses_a_service_that_does_not_exist(runner: CliRunner) -> None:
     result = runner.invoke(app, ["serve", "--only", "memory,telepathy"])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "telepathy" in result.stderr
     assert "inference, memory, orchestration, edge" in result.stderr
 
