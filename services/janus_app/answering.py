@@ -13,8 +13,8 @@ from rich.console import Console
 
 from janus_api.orchestration.v1 import agent_pb2, event_pb2, run_pb2
 from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
-from janus_app.client import explain
-from janus_app.following import ATTEMPTS, CUT, PAUSE_SECONDS
+from janus_app.client import PATIENCE_SECONDS, PAUSE_SECONDS, explain
+from janus_app.following import CUT
 from janus_app.terminal import plain
 
 Reply = TypeVar("Reply", pb.ConverseResponse, pb.WatchRunResponse)
@@ -94,14 +94,14 @@ class Answering:
 
     def _call(self, method: str, request: Any) -> Any:
         """An answer, also from a mesh that is started again meanwhile."""
-        for _ in range(ATTEMPTS):
+        give_up = time.monotonic() + PATIENCE_SECONDS
+        while True:
             try:
-                return getattr(self._orchestration, method)(request, wait_for_ready=True, timeout=_CALL_S)
+                return getattr(self._orchestration, method)(request, timeout=_CALL_S)
             except grpc.RpcError as error:
-                if error.code() not in CUT:
+                if error.code() not in CUT or time.monotonic() >= give_up:
                     raise
-                time.sleep(PAUSE_SECONDS)
-        return getattr(self._orchestration, method)(request, timeout=_CALL_S)
+            time.sleep(PAUSE_SECONDS)
 
 
 def _as_json(said: str, asked: run_pb2.PendingInput) -> str:

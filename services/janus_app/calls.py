@@ -43,13 +43,23 @@ class Calls:
 
 
 @contextmanager
-def mesh_of(data: Path | None, address: str | None) -> Iterator[Mesh]:
-    """The mesh that a command talks to; whatever goes wrong is said in plain words, with exit code 1."""
-    from janus_app.client import MeshNotUp, connect, explain
+def mesh_of(data: Path | None, address: str | None, *, waits: bool = False) -> Iterator[Mesh]:
+    """The mesh that a command talks to; whatever goes wrong is said in plain words, with exit code 1.
+
+    ``waits``: one of the data folder that restarts is waited for.
+    """
+    from janus_app.client import PATIENCE_SECONDS, MeshNotUp, await_restart, connect, explain
     from janus_app.settings import data_folder
 
+    def say_so() -> None:
+        told = f"the mesh stops or starts; waiting for it, up to {PATIENCE_SECONDS:.0f} s …"
+        Console(stderr=True).print(told, style="yellow", highlight=False)
+
+    folder = data_folder(data)
     try:
-        with connect(data_folder(data), address) as mesh:
+        if waits and not address:
+            await_restart(folder, say_so)
+        with connect(folder, address) as mesh:
             yield mesh
     except (MeshNotUp, Refused) as error:
         raise failed(str(error)) from None

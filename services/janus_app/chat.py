@@ -21,6 +21,7 @@ AGENT = "janus-chat"
 SHOWN_AGAIN = 6
 """Messages of a thread that is gone on with."""
 FOLLOW_SECONDS = 600
+CANCEL_SECONDS = 30
 
 INSTRUCTIONS = "You are a helpful assistant. Use what was recalled when it helps, and say where it is from."
 HELP = (
@@ -101,11 +102,7 @@ class Chat:
         try:
             work(transcript)
         except KeyboardInterrupt:
-            if transcript.run_id:
-                self._mesh.orchestration.CancelRun(
-                    pb.CancelRunRequest(run_id=transcript.run_id, reason="stopped at the terminal")
-                )
-            self._console.print("\n[yellow]stopped[/]")
+            self._stop(transcript.run_id)
         except EOFError:
             back = f"janus chat --resume --thread {self._thread}"
             self._console.print(f"\nThe run waits for you. Come back with: {back}", highlight=False, soft_wrap=True)
@@ -113,6 +110,17 @@ class Chat:
             self._console.print(f"[red]{failure}[/]", highlight=False)
         except grpc.RpcError as error:
             self._console.print(explain(error), style="red", highlight=False, markup=False)
+
+    def _stop(self, run_id: str) -> None:
+        """Cancel the run, if it is known which; without a mesh it goes on."""
+        try:
+            if run_id:
+                request = pb.CancelRunRequest(run_id=run_id, reason="stopped at the terminal")
+                self._mesh.orchestration.CancelRun(request, timeout=CANCEL_SECONDS)
+            self._console.print("\n[yellow]stopped[/]")
+        except grpc.RpcError as error:
+            told = f"\nThe run goes on. {explain(error)}"
+            self._console.print(told, style="red", highlight=False, markup=False)
 
     def _converse(self, said: str, transcript: Transcript) -> None:
         message = content.Message(role=content.ROLE_USER, name=self._subject, parts=[content.Part(text=said)])
@@ -135,7 +143,7 @@ class Chat:
         """The rest of a run whose stream was cut, or of one that was left."""
 
         def watch(request: pb.WatchRunRequest) -> Any:
-            replies = self._mesh.orchestration.WatchRun(request, wait_for_ready=True, timeout=FOLLOW_SECONDS)
+            replies = self._mesh.orchestration.WatchRun(request, timeout=FOLLOW_SECONDS)
             return self._answering.through(replies)
 
         follow(self._console, watch, run_id, transcript)

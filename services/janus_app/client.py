@@ -5,7 +5,8 @@ They are plain blocking gRPC clients, as any user's program could be.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,12 @@ from janus_api.orchestration.v1 import orchestration_service_pb2_grpc as orchest
 from janus_app.embedded import read_state
 
 READY_SECONDS = 3.0
+PATIENCE_SECONDS = 75.0
+"""How long a mesh that restarts is waited for: it drains (20 s, unless set), and then has to be started."""
+PAUSE_SECONDS = 0.5
+
+# A mesh that is back is found at once, not after gRPC's two minutes.
+_OPTIONS = [("grpc.enable_retries", 0), ("grpc.max_reconnect_backoff_ms", 1_000)]
 
 
 class MeshNotUp(Exception):
@@ -55,7 +62,7 @@ def find(data: Path, address: str | None) -> str:
 def connect(data: Path, address: str | None = None) -> Iterator[Mesh]:
     """Stubs for a mesh that answers; raises MeshNotUp after 3 s when none does."""
     target = find(data, address)
-    with grpc.insecure_channel(target, options=[("grpc.enable_retries", 0)]) as channel:
+    with grpc.insecure_channel(target, options=_OPTIONS) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=READY_SECONDS)
         except grpc.FutureTimeoutError:
@@ -68,6 +75,26 @@ def connect(data: Path, address: str | None = None) -> Iterator[Mesh]:
             orchestration=orchestration_rpc.OrchestrationServiceStub(channel),
             status=status_rpc.StatusServiceStub(channel),
         )
+
+
+def await_restart(data: Path, on_wait: Callable[[], None]) -> None:
+    """Return when the mesh of this folder answers, or 75 s later; at once when no process runs on it.
+
+    One that runs and does not answer stops or starts: `on_wait` is called, and the next one waited for. At an
+    address that was given, one that restarts looks like none.
+    """
+    if read_state(data) is None:
+        return
+    give_up, is_told = time.monotonic() + PATIENCE_SECONDS, False
+    while time.monotonic() < give_up:
+        try:
+            with connect(data):
+                return
+        except MeshNotUp:
+            if not is_told:
+                on_wait()
+            is_told = True
+            time.sleep(PAUSE_SECONDS)
 
 
 def explain(error: grpc.RpcError) -> str:

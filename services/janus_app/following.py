@@ -9,10 +9,8 @@ import grpc
 from rich.console import Console
 
 from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
+from janus_app.client import PATIENCE_SECONDS, PAUSE_SECONDS
 from janus_app.transcript import Transcript
-
-ATTEMPTS = 40
-PAUSE_SECONDS = 0.5
 
 CUT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 """Ends of a stream that are not its run's: a stream has a deadline, and a run may wait for days."""
@@ -25,24 +23,28 @@ def follow(console: Console, watch: Watch, run_id: str, transcript: Transcript) 
 
     The run is durable: whoever serves next goes on where the stream was cut.
     Raises what the transcript raises, and grpc.RpcError when nobody serves for
-    too long.
+    75 s.
     """
-    attempts = 0
+    give_up: float | None = None
     while True:
-        seen = transcript.cursor.sequence
+        seen, begun = transcript.cursor.sequence, time.monotonic()
         try:
             request = pb.WatchRunRequest(run_id=run_id, after=transcript.cursor if seen else None)
             transcript.follow(reply.event for reply in watch(request))
         except grpc.RpcError as error:
-            if transcript.cursor.sequence > seen:
-                attempts = 0
-            if error.code() not in CUT or attempts == ATTEMPTS:
+            now = time.monotonic()
+            # Somebody served: a stream of a run that waits says nothing, but lasts.
+            if transcript.cursor.sequence > seen or now - begun > PATIENCE_SECONDS:
+                give_up = None
+            if error.code() not in CUT or (give_up is not None and now >= give_up):
                 raise
-            if not attempts and error.code() is grpc.StatusCode.UNAVAILABLE:
-                console.print("\n[yellow]the stream was cut; waiting for the mesh …[/]")
-            attempts += 1
+            if give_up is None:
+                give_up = now + PATIENCE_SECONDS
+                if error.code() is grpc.StatusCode.UNAVAILABLE:
+                    told = f"the stream was cut; waiting for the mesh, up to {PATIENCE_SECONDS:.0f} s …"
+                    console.print(f"\n[yellow]{told}[/]", highlight=False)
             time.sleep(PAUSE_SECONDS)
         else:
-            attempts, run_id = 0, transcript.hand_on()
+            give_up, run_id = None, transcript.hand_on()
             if not run_id:
                 return

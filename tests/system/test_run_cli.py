@@ -11,13 +11,15 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from tests.system.driver import Server, eventually, server, user
 from typer.testing import CliRunner, Result
 
+from janus_api.common.v1 import status_service_pb2 as status_pb
 from janus_api.orchestration.v1 import agent_pb2, run_pb2, thread_pb2
 from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
-from janus_app.client import Mesh
+from janus_app.client import Mesh, connect
 from janus_app.commands import app
 
 SLOW = "/pace 300 /long 200"
@@ -295,6 +297,37 @@ def test_a_run_that_waits_survives_kill_9_of_everything(janus: Any, careful_agen
         (row,) = janus("run", "list", "--json", *here).stdout.splitlines()
         assert json.loads(row)["state"] == "RUN_STATE_COMPLETED"
         assert "takeovers" not in json.loads(row)
+
+
+def test_a_watch_that_begins_while_the_mesh_drains_waits_for_the_next_one(janus: Any) -> None:
+    with server() as served:
+        here = ("--data", str(served.data))
+        told = janus("run", "start", "/pace 100 /long 60", *here).stderr
+        with connect(served.data) as mesh:
+            assert served.process is not None
+            served.process.terminate()
+
+            def is_refused() -> bool:
+                try:
+                    mesh.status.GetStatus(status_pb.GetStatusRequest(), timeout=5)
+                except grpc.RpcError:
+                    return True
+                return False
+
+            eventually(is_refused)
+        words = next(line for line in told.splitlines() if line.startswith("Watch it: janus ")).split()[3:]
+        command = [sys.executable, "-m", "janus_app", *words, *here]
+        watching = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            assert watching.stderr is not None
+            assert watching.stderr.readline() == "the mesh stops or starts; waiting for it, up to 75 s …\n"
+            served.process.wait(30)
+            served.start()
+            out, err = watching.communicate(timeout=30)
+        finally:
+            watching.kill()
+        assert (watching.returncode, err) == (0, "")
+        assert "word60" in out
 
 
 def test_without_a_mesh_it_is_said_how_to_start_one(janus: Any, tmp_path: Path) -> None:

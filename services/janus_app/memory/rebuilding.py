@@ -14,12 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from janus_api.common.v1 import operation_pb2
 from janus_api.memory.v1 import memory_service_pb2 as pb
 from janus_api.memory.v1 import space_pb2
+from janus_app.client import PATIENCE_SECONDS
 from janus_app.memory.calls import Calls
 from janus_app.terminal import plain
 
-_CUTS = 20
-"""Times that a stream may be cut without an answer between before nobody waits any longer."""
 _PAUSE_S = 1.0
+_CUTS = round(PATIENCE_SECONDS / _PAUSE_S)
+"""Times that a stream may be cut without an answer between before nobody waits any longer."""
 
 
 def reindex_request(space: str, backend: str, model: str, dimensions: int) -> pb.ReindexRequest:
@@ -33,11 +34,11 @@ def reindex_request(space: str, backend: str, model: str, dimensions: int) -> pb
         embedding_model=model,
         dimensions=dimensions,
     )
-    started = calls.unary("Reindex", request).operation
 
 
 def reindex(console: Console, calls: Calls, request: pb.ReindexRequest, *, wait: bool) -> bool:
     """Whether it succeeded, or has started where nobody waits for it."""
+    started = calls.unary("Reindex", request).operation
     if wait:
         return _well(console, _followed(console, calls, started.id))
     console.print(started.id, highlight=False, markup=False)

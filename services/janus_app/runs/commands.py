@@ -31,8 +31,10 @@ _WATCH_S = 86_400.0
 
 
 @contextmanager
-def _calls(data: Path | None, address: str | None, tenant: str, timeout: float = _CALL_S) -> Iterator[Calls]:
-    with mesh_of(data, address) as mesh:
+def _calls(
+    data: Path | None, address: str | None, tenant: str, timeout: float = _CALL_S, *, waits: bool = False
+) -> Iterator[Calls]:
+    with mesh_of(data, address, waits=waits) as mesh:
         yield Calls(mesh.orchestration, tenant, timeout)
 
 
@@ -57,9 +59,9 @@ def start(
     from janus_app.runs.starting import watch as follow
     from janus_app.terminal import print_json
 
+    labels = labels_of(label or [])
     with _calls(data, address, tenant, _WATCH_S if watch else _CALL_S) as calls:
         run = work(
-    labels = labels_of(label or [])
             calls,
             text,
             thread=thread,
@@ -87,7 +89,7 @@ def watch(
     """Follow a run from its beginning to its end. Exit code 1: it did not complete. Ctrl-C leaves it going."""
     from janus_app.runs.starting import watch as work
 
-    with _calls(data, address, tenant, _WATCH_S) as calls:
+    with _calls(data, address, tenant, _WATCH_S, waits=True) as calls:
         code = work(Console(stderr=as_json), calls, run_id, as_json=as_json)
     raise typer.Exit(code)
 
@@ -107,9 +109,9 @@ def list_(
     """Runs, newest first."""
     from janus_app.runs.showing import show_list, states_of
 
+    states = states_of(state or [])
     with _calls(data, address, tenant) as calls:
         show_list(Console(), calls, thread, states, limit, as_json=as_json)
-    states = states_of(state or [])
 
 
 @run_app.command()

@@ -144,6 +144,17 @@ def test_an_answer_is_given_to_a_mesh_that_is_started_again_once(ask: Any) -> No
     assert len({request.request_id for request in orchestration.given}) == 1
 
 
+def test_an_answer_that_finds_no_mesh_is_given_up(
+    ask: Any, screen: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "PATIENCE_SECONDS", 0)
+    orchestration = Orchestration("a1")
+    orchestration.refusals = [grpc.StatusCode.UNAVAILABLE]
+    with pytest.raises(Refusal):
+        ask(orchestration, "y\n", approval("a1"))
+    assert len(orchestration.given) == 1
+
+
 def test_where_nobody_is_nothing_is_answered(ask: Any) -> None:
     orchestration = Orchestration("a1")
     with pytest.raises(EOFError):

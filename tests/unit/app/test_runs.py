@@ -22,6 +22,7 @@ from janus_app.refusals import Refused
 from janus_app.runs.showing import show, the_approval
 from janus_app.runs.starting import watch
 from janus_app.transcript import RunFailed, Transcript
+from janus_kit.settings import ServerSettings
 
 
 @pytest.fixture
@@ -193,14 +194,73 @@ def test_a_run_is_followed_beyond_the_deadline_of_a_stream(
     assert "was cut" not in screen.getvalue()
 
 
-def test_a_mesh_that_stays_away_is_given_up(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(following, "PAUSE_SECONDS", 0)
-    streams = Streams(*[Cut() for _ in range(following.ATTEMPTS + 1)])
+class Time:
+    """Passes when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def time(monkeypatch: pytest.MonkeyPatch) -> Time:
+    passing = Time()
+    monkeypatch.setattr(following, "time", passing)
+    return passing
+
+
+def test_a_mesh_is_waited_for_longer_than_it_drains_and_is_then_given_up(
+    console: Console, screen: io.StringIO, time: Time
+) -> None:
+    def away(_: pb.WatchRunRequest) -> Iterator[pb.WatchRunResponse]:
+        raise Cut
+
     with pytest.raises(Cut):
-        follow(console, streams, "run_1", Transcript(console))
-    assert len(streams.asked) == following.ATTEMPTS + 1
+        follow(console, away, "run_1", Transcript(console))
+    assert time.now == 75 > ServerSettings().drain_s + 30
+    assert screen.getvalue().count("the stream was cut; waiting for the mesh, up to 75 s …") == 1
     with pytest.raises(Cut):
         follow(console, Streams(Cut(grpc.StatusCode.NOT_FOUND)), "run_1", Transcript(console))
+    assert time.now == 75, "what is refused is not waited for"
+
+
+def test_streams_of_a_run_that_says_nothing_may_be_cut_for_days(
+    console: Console, screen: io.StringIO, time: Time
+) -> None:
+    ends = iter([grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE] * 24)
+    done = numbered(event_pb2.RunEvent(run_completed={}))
+
+    def watch_for_an_hour(_: pb.WatchRunRequest) -> Iterator[pb.WatchRunResponse]:
+        end = next(ends, None)
+        if end is None:
+            yield pb.WatchRunResponse(event=done[0])
+            return
+        time.sleep(3600)
+        raise Cut(end)
+
+    follow(console, watch_for_an_hour, "run_1", transcript := Transcript(console))
+    assert transcript.ended
+    assert screen.getvalue().count("was cut") == 24
+
+
+def test_a_wait_is_ended_by_ctrl_c(console: Console, screen: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Away:
+        whose = ""
+
+        def stream(self, method: str, request: pb.WatchRunRequest) -> Any:
+            raise Cut
+
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(following.time, "sleep", interrupted)
+    assert watch(console, Away(), "run_1") == 130  # type: ignore[arg-type]
+    assert "janus run watch run_1" in screen.getvalue()
 
 
 def test_an_answer_whose_tokens_have_expired_is_shown_as_it_was_committed(
