@@ -50,7 +50,9 @@ class ExecutionLimits:
 
 
 @dataclass(eq=False)
-class _Execution:
+class Execution:
+    """The work on one run under one epoch."""
+
     tenant: str
     journal: Journal
     interrupt: Interrupt
@@ -89,7 +91,7 @@ class Executions:
         self._clock = clock
         self._helpers = helpers
         self._limits = limits
-        self._running: dict[str, _Execution] = {}
+        self._running: dict[str, Execution] = {}
         self._is_open = True
 
     @property
@@ -102,8 +104,12 @@ class Executions:
         return sum(execution.journal.log.idle_s > _STUCK_S for execution in self._running.values())
 
     def ids(self) -> list[str]:
-        """Of the runs that are in the journal: one that is being stored has no lease yet."""
-        return [run_id for run_id, execution in self._running.items() if execution.journal.is_stored]
+        return list(self._running)
+
+    def is_stored(self, run_id: str) -> bool:
+        """Whether a run that is worked on here must have a lease; while it is being stored it may not have one yet."""
+        execution = self._running.get(run_id)
+        return execution is not None and execution.journal.is_stored
 
     def epoch(self, run_id: str) -> int | None:
         """Under which epoch a run is worked on here; another owner may have it under a newer one."""
@@ -118,11 +124,11 @@ class Executions:
         agent: Agent,
         steps: Sequence[Step],
         history: Sequence[ThreadMessage],
-    ) -> Subscription:
+    ) -> tuple[Execution, Subscription]:
         """Work on a run that is about to be stored, with the steps that begin now.
 
         Memory and the model take their time, so they are asked meanwhile. Nothing is said or written before
-        ``stored``; if it comes to nothing, ``withdraw`` ends the work. Returns a subscription from the very first
+        ``stored``; if nothing comes of it, the execution is to be stopped. Returns a subscription from the very first
         event.
         """
         execution = self._prepare(
@@ -132,20 +138,20 @@ class Executions:
         subscription = self._hub.subscribe(tenant, run.id)
         await execution.journal.hold()
         self._launch(execution, execution.turn.work)
-        # Asking comes before storing: a turn of the loop for the run's task, and one for the call that it makes.
-        for _ in range(2):
-            await asyncio.sleep(0)
-        return subscription
+        try:
+            # Asking comes before storing: a turn of the loop for the run's task, and one for the call that it makes.
+            for _ in range(2):
+                await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            execution.stop()
+            raise
+        return execution, subscription
 
-    def stored(self, run_id: str, events: Sequence[Recorded]) -> None:
+    def stored(self, execution: Execution, events: Sequence[Recorded]) -> None:
         """A run that was started is durable, with its first events."""
-        # A process that closes has ended the work already, and gives up the lease with all others.
-        if (execution := self._running.get(run_id)) is not None:
+        # It may have been stopped meanwhile, and the run be another owner's: even this process's, under its next epoch.
+        if self._running.get(execution.journal.run.id) is execution:
             execution.journal.stored(events)
-
-    def withdraw(self, run_id: str) -> None:
-        """A run that may have been started is not durable, or nobody knows whether it is: nobody heard of it."""
-        self.fence(run_id)
 
     async def adopt(self, claim: Claim) -> None:
         """Go on with a run that was claimed: from its journal, under its new epoch.
@@ -212,7 +218,7 @@ class Executions:
         base: Cursor,
         is_open: bool,
         history: Sequence[ThreadMessage] | None,
-    ) -> _Execution:
+    ) -> Execution:
         interrupt = Interrupt()
         feed = self._hub.open_local(tenant, run.id, base.sequence)
         log = RunLog(
@@ -251,9 +257,9 @@ class Executions:
             ),
             history,
         )
-        return _Execution(tenant, journal, interrupt, turn)
+        return Execution(tenant, journal, interrupt, turn)
 
-    def _launch(self, execution: _Execution, work: Callable[[], Awaitable[None]]) -> None:
+    def _launch(self, execution: Execution, work: Callable[[], Awaitable[None]]) -> None:
         run = execution.journal.run
         self._running[run.id] = execution
         if not self._is_open:
@@ -262,7 +268,7 @@ class Executions:
         # However the task ends, even when it is cancelled before its first step.
         execution.task.add_done_callback(lambda _: self._ended(execution))
 
-    async def _execute(self, execution: _Execution, work: Callable[[], Awaitable[None]]) -> None:
+    async def _execute(self, execution: Execution, work: Callable[[], Awaitable[None]]) -> None:
         run = execution.journal.run
         telemetry.runs_in_flight.inc()
         try:
@@ -283,7 +289,7 @@ class Executions:
             execution.is_working = False
             await execution.journal.log.close(_CLOSE_S)
 
-    def _ended(self, execution: _Execution) -> None:
+    def _ended(self, execution: Execution) -> None:
         run_id = execution.journal.run.id
         execution.journal.log.stop()
         self._hub.close_local(execution.tenant, run_id)
@@ -293,7 +299,7 @@ class Executions:
         if was_full:
             self.on_room()
 
-    async def _guarded(self, execution: _Execution, work: Callable[[], Awaitable[None]]) -> None:
+    async def _guarded(self, execution: Execution, work: Callable[[], Awaitable[None]]) -> None:
         try:
             await work()
         except Fenced:
@@ -306,7 +312,7 @@ class Executions:
             with suppress(Fenced):
                 await execution.turn.fail(Internal(incident))
 
-    async def _hand_over(self, execution: _Execution) -> None:
+    async def _hand_over(self, execution: Execution) -> None:
         """Let another process go on at once, from the journal."""
         run = execution.journal.run
         await execution.journal.until_stored()

@@ -49,7 +49,7 @@ class Ownership:
                 if is_cancelled:
                     self._executions.cancel(run_id, "")
             # A lease also ends a moment before its run's task does: gone twice is gone.
-            absent = set(ids) - set(held)
+            absent = {run_id for run_id in ids if run_id not in held and self._executions.is_stored(run_id)}
             for run_id in absent & self._absent:
                 self._executions.fence(run_id)
             self._absent = absent

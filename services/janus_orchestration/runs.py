@@ -16,7 +16,7 @@ from janus_orchestration.conversation import MOST_HISTORY, MOST_HISTORY_BYTES
 from janus_orchestration.double_texting import Way, make_way
 from janus_orchestration.event_log import FIRST_RESERVE
 from janus_orchestration.events import Event, MessageCommitted, RunCancelled, RunQueued, RunStarted
-from janus_orchestration.executions import Executions
+from janus_orchestration.executions import Execution, Executions
 from janus_orchestration.idempotency import Once, once
 from janus_orchestration.model import (
     MOST_BYTES,
@@ -137,6 +137,7 @@ class Runs:
         refuses a second message, ResourceExhausted when too many wait.
         """
         run_id = new_id("run")
+        execution: Execution | None = None
         subscription: Subscription | None = None
         try:
             async with self._store.tenant(caller.tenant) as records:
@@ -147,18 +148,20 @@ class Runs:
                 planned = await self._plan(records, caller, run_id, asking, may_start=True)
                 if planned.starts_here:
                     # While it is being stored.
-                    subscription = await self._executions.start(
+                    execution, subscription = await self._executions.start(
                         caller.tenant, planned.run, planned.thread, planned.agent, planned.steps, planned.conversation
                     )
                 recorded = await self._add(records, planned)
         except BaseException:
-            self._executions.withdraw(run_id)
+            # It is not durable, or nobody knows whether it is; then it is found when its lease ends.
+            if execution is not None:
+                execution.stop()
             raise
         telemetry.runs_started.inc()
         if planned.way.stopping:
             self._executions.cancel(planned.way.stopping, planned.way.reason)
-        if planned.starts_here:
-            self._executions.stored(run_id, recorded)
+        if execution is not None:
+            self._executions.stored(execution, recorded)
         return Started(run_id, subscription)
 
     async def enqueue(self, records: Records, caller: Identity, run_id: str, asking: Asking) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import grpc
@@ -13,7 +14,7 @@ from tests.fakes.orchestration_service import Caller, all_events, asking, eventu
 from tests.fakes.peers.inference_peer import InferencePeer
 
 from janus_api.content.v1 import message_pb2 as content
-from janus_api.orchestration.v1 import agent_pb2
+from janus_api.orchestration.v1 import agent_pb2, run_pb2
 from janus_api.orchestration.v1 import orchestration_service_pb2 as pb
 from janus_kit.rpc_errors import from_rpc
 
@@ -139,6 +140,109 @@ async def test_heartbeats_do_not_mind_a_run_that_is_stored_slowly(
         call.finish()
         rest = await all_events(stream)
         assert (kinds(rest)[-1], rest[-1].cursor.epoch, len(peer.calls)) == ("run_completed", 1, 1)
+
+
+class LateAnswer:
+    """Between a service and Postgres: the answer to the commit that stores a run is held back, while ``holds``."""
+
+    def __init__(self, url: str) -> None:
+        self._url = urlsplit(url)
+        self.url = ""
+        self.holds = False
+        self._let_go = asyncio.Event()
+
+    async def __aenter__(self) -> LateAnswer:
+        self._server = await asyncio.start_server(self._forward, "127.0.0.1", 0)
+        credentials, at, _ = self._url.netloc.rpartition("@")
+        port = self._server.sockets[0].getsockname()[1]
+        self.url = urlunsplit(self._url._replace(netloc=f"{credentials}{at}127.0.0.1:{port}"))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._let_go.set()
+        self._server.close()
+
+    def let_go(self) -> None:
+        self.holds = False
+        self._let_go.set()
+
+    async def _forward(self, asking: asyncio.StreamReader, answering: asyncio.StreamWriter) -> None:
+        there, to = await asyncio.open_connection(self._url.hostname, self._url.port)
+        stores = waits = False
+
+        async def pass_on(source: asyncio.StreamReader, target: asyncio.StreamWriter, is_asking: bool) -> None:
+            nonlocal stores, waits
+            with suppress(OSError):
+                while data := await source.read(65_536):
+                    if is_asking:
+                        stores = stores or b"INSERT INTO orchestration.run (" in data
+                        waits = waits or (stores and self.holds and b"COMMIT\0" in data)
+                    elif waits:
+                        await self._let_go.wait()
+                    target.write(data)
+                    await target.drain()
+            target.close()
+
+        await asyncio.gather(pass_on(asking, to, True), pass_on(there, answering, False))
+
+
+async def is_there(disk: asyncpg.Connection) -> None:
+    """Wait until a run is stored."""
+
+    async def stored() -> bool:
+        return await stored_runs(disk) > 0
+
+    await eventually(stored)
+
+
+async def test_a_run_whose_commit_is_answered_late_keeps_its_lease(
+    own_url: str, redis_url: str, peer: InferencePeer, disk: asyncpg.Connection
+) -> None:
+    async with (
+        LateAnswer(own_url) as between,
+        running(between.url, redis_url, inference_target=peer.target, lease_s=0.5, poll_s=0.05) as service,
+    ):
+        ann = service.caller()
+        thread = await ready(ann)
+        between.holds = True
+        starting = asyncio.create_task(ann.start(thread))
+        call = await peer.call()
+        call.answer("Hello")
+        await is_there(disk)
+        # Longer than a lease.
+        await asyncio.sleep(1)
+        assert not starting.done()
+        between.let_go()
+        run = await starting
+        events = await ann.watched(run.id)
+        assert [(event.cursor.epoch, event.cursor.sequence) for event in events] == [(1, n + 1) for n in range(8)]
+        assert (kinds(events)[-1], len(peer.calls)) == ("run_completed", 1)
+
+
+async def test_a_run_whose_client_left_before_its_commit_was_answered_is_taken_over_and_left_alone(
+    own_url: str, redis_url: str, peer: InferencePeer, disk: asyncpg.Connection
+) -> None:
+    async with (
+        LateAnswer(own_url) as between,
+        running(between.url, redis_url, inference_target=peer.target, lease_s=0.5, poll_s=0.05) as service,
+    ):
+        ann = service.caller()
+        thread = await ready(ann)
+        between.holds = True
+        stream = ann.converse(thread)
+        first = asyncio.create_task(stream.read())
+        call = await peer.call()
+        await is_there(disk)
+        stream.cancel()
+        await asyncio.wait([first])
+        between.let_go()
+        await asyncio.wait_for(call.closed.wait(), 10)
+        again = await peer.call()
+        again.answer("Hello")
+        events = await ann.watched(await disk.fetchval("SELECT id FROM orchestration.run"))
+        assert kinds(events)[-1] == "run_completed"
+        run = await ann.run(events[0].run_id)
+        assert (run.state, run.takeovers, len(peer.calls)) == (run_pb2.RUN_STATE_COMPLETED, 1, 2)
 
 
 async def test_what_was_said_while_a_run_waited_for_its_thread_is_in_its_prompt(

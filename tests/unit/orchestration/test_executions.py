@@ -6,7 +6,7 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
-from janus_orchestration.executions import Executions, _Execution
+from janus_orchestration.executions import Execution, Executions
 from janus_orchestration.interrupt import Interrupt
 from janus_orchestration.model import RunState
 
@@ -59,7 +59,7 @@ class Ground:
         journal: Any = SimpleNamespace(
             run=SimpleNamespace(id="run_1", subject="", epoch=1, state=RunState.RUNNING), log=self.log, is_over=False
         )
-        self.execution = _Execution("tenant", journal, Interrupt(), nothing)
+        self.execution = Execution("tenant", journal, Interrupt(), nothing)
 
     def _has_room(self) -> None:
         self.rooms += 1
