@@ -36,7 +36,8 @@ from janus_orchestration.ports import EventCodec, Leases, Records, ToolCodec
 _log = get_logger(__name__)
 
 _AT_ONCE = 32
-_ORPHANED = "the run that asked does not wait any more"
+ORPHANED = "the run that asked does not wait any more"
+"""Why a run is cancelled that was asked by another one."""
 
 
 class Children:
@@ -140,7 +141,7 @@ class Stops(Protocol):
 
 
 class Orphans:
-    """Cancels runs that nobody waits for any more."""
+    """Cancels runs that nobody waits for any more, where those who work on them were not told in time."""
 
     def __init__(self, leases: Leases, runs: Stops, *, poll_s: float) -> None:
         self._leases = leases
@@ -152,6 +153,6 @@ class Orphans:
             await asyncio.sleep(self._poll_s)
             try:
                 for tenant, run_id in await self._leases.orphaned(_AT_ONCE):
-                    await self._runs.abandon(tenant, run_id, _ORPHANED)
+                    await self._runs.abandon(tenant, run_id, ORPHANED)
             except JanusError as error:
                 _log.debug("orphans_wait", reason=error.reason)

@@ -12,6 +12,7 @@ from janus_kit.ids import new_id
 from janus_kit.interceptors.context import deadline_scope
 from janus_kit.telemetry.logging import bound, get_logger
 from janus_orchestration import identity, telemetry
+from janus_orchestration.children import ORPHANED
 from janus_orchestration.event_log import RunLog
 from janus_orchestration.interrupt import Interrupt, Leaving
 from janus_orchestration.journal import Journal
@@ -182,6 +183,8 @@ class Executions:
         if run.cancel_on_disconnect and (claim.is_takeover or run.state is RunState.RUNNING):
             # Its owner is gone, and with it the stream that it was to be bound to.
             execution.interrupt.cancel("the client's stream was cut")
+        if claim.is_orphan:
+            execution.interrupt.cancel(ORPHANED)
         if claim.is_takeover:
             telemetry.run_recovered.labels("owner_lost").inc()
             _log.info("run_taken_over", run_id=run.id, epoch=run.epoch, takeovers=run.takeovers)

@@ -533,6 +533,8 @@ class Claim:
     run_id: str
     epoch: int
     is_takeover: bool
+    # Nobody waits for it any more: there is nothing left to do but to end it.
+    is_orphan: bool = False
 
 
 @dataclass(frozen=True, slots=True)

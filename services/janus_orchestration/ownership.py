@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from janus_kit.errors import JanusError
 from janus_kit.telemetry.logging import get_logger
+from janus_orchestration.children import ORPHANED
 from janus_orchestration.executions import Executions
 from janus_orchestration.ports import Leases
 
@@ -92,10 +93,12 @@ class Ownership:
             await self._executions.adopt(claim)
 
     async def hear(self) -> None:
-        """What other replicas tell: a run is ready, is to be cancelled, or has an answer that it waits for."""
+        """What other replicas tell: a run is ready, is to be cancelled, is not waited for, or has an answer."""
         async for kind, run_id in self._leases.news():
             if kind == "cancel":
                 self._executions.cancel(run_id, "")
+            elif kind == "orphan":
+                self._executions.cancel(run_id, ORPHANED)
             elif kind == "answer":
                 self._executions.answered(run_id)
             else:

@@ -272,7 +272,10 @@ class RunRecords(Protocol):
         """What the run was asked, another one will answer. Locks the run that asked."""
 
     async def orphan(self, run_id: str, *, all_of_them: bool) -> None:
-        """Runs that this one does not wait for any more, or any of its, are to be cancelled by a worker."""
+        """Runs that this one does not wait for any more, or any of its, are to end.
+
+        Whoever works on them is told, or whoever claims them; a worker cancels those that are left.
+        """
 
 
 class JournalRecords(Protocol):
@@ -494,7 +497,7 @@ class Leases(Protocol):
         """(tenant, run) that nobody waits for any more and that are not cancelled yet."""
 
     def news(self) -> AsyncIterator[tuple[str, str]]:
-        """("ready", "") when a run may be claimed, ("cancel", run id), ("answer", run id); all may be missed.
+        """("ready", "") when a run may be claimed; ("cancel", "orphan" or "answer", run id); all may be missed.
 
         ("", "") after a (re)connection.
         """

@@ -394,6 +394,8 @@ class Runs:
             return await self._cancel_queued(records, run, reason)
         await records.request_cancel(run.id, reason, after, rolls_back=rolls_back)
         await records.notify_cancel(run.id)
+        # It can only end now, and those that it asked need not wait for that.
+        await records.orphan(run.id, all_of_them=True)
         if run.state in state.WAITING:
             # Nobody works on it: whoever claims it ends it.
             await records.wake(run.id)

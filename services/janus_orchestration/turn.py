@@ -197,6 +197,7 @@ class Turn:
             await self._start()
         if journal.run.state is RunState.CANCELLING:
             raise CancelRequested(journal.run.cancel_reason or "")
+        self._interrupt.check()
         self._interrupt.limit(self._limits.wall_time_s - journal.worked.total_seconds())
         await self._conversation.load()
         query = self._conversation.query

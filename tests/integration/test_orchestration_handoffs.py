@@ -84,6 +84,10 @@ def last_results(call: Call) -> dict[str, tuple[str, bool]]:
     }
 
 
+async def all_runs(ann: Caller) -> list[run_pb2.Run]:
+    return list((await ann.call("ListRuns", pb.ListRunsRequest())).runs)
+
+
 def of_kind(events: list[event_pb2.RunEvent], kind: str) -> list[Any]:
     return [getattr(event, kind) for event in events if event.WhichOneof("event") == kind]
 
@@ -366,6 +370,98 @@ async def test_cancelling_a_run_cancels_those_that_it_asked(ann: Caller, peer: I
     child = await ann.until(seen[-1].tool_call_started.child_run_id, CANCELLED, COMPLETED)
     assert child.state == CANCELLED
     assert_pairs(await ann.messages(thread))
+
+
+@pytest.fixture
+async def hardly_looking(
+    own_url: str, redis_url: str, peer: InferencePeer, memory: MemoryPeer
+) -> AsyncIterator[tuple[Caller, Caller]]:
+    """Callers of two replicas that are told of things, or do not find them within the time of a test.
+
+    The second one takes no runs.
+    """
+    settings = {"inference_target": peer.target, "memory_target": memory.target, "poll_s": 60, "lease_s": 60}
+    async with (
+        running(own_url, redis_url, **settings) as first,
+        running(own_url, redis_url, **settings, max_runs=1) as second,
+    ):
+        busy = second.caller()
+        run = await busy.start(await busy.ready(memory=ALONE))
+        await peer.call()
+        yield first.caller("t-1"), second.caller("t-1")
+        await busy.cancel(run.id)
+        await busy.until(run.id, CANCELLED)
+
+
+@pytest.mark.parametrize("where", [0, 1])
+async def test_all_that_was_asked_is_told_of_a_cancel_at_once(
+    hardly_looking: tuple[Caller, Caller], peer: InferencePeer, where: int
+) -> None:
+    ann = hardly_looking[0]
+    await ann.agent("boy", memory=ALONE)
+    thread = await office(ann)
+    await ann.agent("clerk", memory=ALONE, sub_agents=["boy"])
+    run = await ann.start(thread)
+    (await peer.call()).tools(asks("clerk", "one", "a1"), asks("clerk", "two", "a2"))
+    waits, works = await peer.call(), await peer.call()
+    waits.tools(asks("boy"))
+    below = await peer.call()
+    for call in (works, below):
+        call.start()
+        call.text("one")
+    so_far = len(peer.calls)
+    await hardly_looking[where].cancel(run.id, "enough")
+    async with asyncio.timeout(10):
+        await works.closed.wait()
+        await below.closed.wait()
+    runs = await all_runs(ann)
+    assert len(runs) == 4
+    for each in runs:
+        await ann.until(each.id, CANCELLED)
+        (last,) = of_kind(await ann.watched(each.id), "run_cancelled")
+        assert last.reason == ("enough" if each.id == run.id else "the run that asked does not wait any more")
+    # Those who waited were not woken by the ends of those below them.
+    assert len(peer.calls) == so_far
+    assert_pairs(await ann.messages(thread))
+
+
+async def test_one_that_nobody_waits_for_is_ended_before_it_begins(
+    own_url: str, redis_url: str, peer: InferencePeer, memory: MemoryPeer
+) -> None:
+    settings = {"inference_target": peer.target, "memory_target": memory.target, "poll_s": 60, "max_runs": 1}
+    async with running(own_url, redis_url, **settings) as serving:
+        ann = serving.caller("t-1")
+        run = await ann.start(await office(ann))
+        (await peer.call()).tools(asks("clerk", "one", "a1"), asks("clerk", "two", "a2"))
+        works = await peer.call()
+        works.start()
+        works.text("one")
+        await ann.until(run.id, run_pb2.RUN_STATE_WAITING_TOOL)
+        # The other one waits for the place of this one.
+        await ann.cancel(run.id)
+        for each in await all_runs(ann):
+            await ann.until(each.id, CANCELLED)
+        assert works.closed.is_set()
+        assert len(peer.calls) == 2
+
+
+async def test_what_was_not_told_is_found(own_url: str, ann: Caller, peer: InferencePeer) -> None:
+    run = await ann.start(await office(ann))
+    (await peer.call()).tools(asks("clerk"))
+    clerk = await peer.call()
+    clerk.start()
+    parent = await ann.until(run.id, run_pb2.RUN_STATE_WAITING_TOOL)
+    child = parent.waiting_for[0].agent.child_run_id
+    # As by a commit of which no news came.
+    connection = await asyncpg.connect(own_url)
+    await connection.execute("UPDATE orchestration.run_lease SET orphaned = true WHERE run_id = $1", child)
+    await connection.close()
+    async with asyncio.timeout(10):
+        await clerk.closed.wait()
+    (last,) = of_kind(await ann.watched(child), "run_cancelled")
+    assert last.reason == "the run that asked does not wait any more"
+    (await peer.call()).answer("then not")
+    await ann.until(run.id, COMPLETED)
 
 
 async def test_a_run_that_waits_for_another_needs_no_owner(

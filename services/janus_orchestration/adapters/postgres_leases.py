@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 
 from janus_kit.postgres import Database
-from janus_orchestration.adapters.postgres_runs import ANSWER_CHANNEL, CANCEL_CHANNEL, READY_CHANNEL
+from janus_orchestration.adapters.postgres_runs import ANSWER_CHANNEL, CANCEL_CHANNEL, ORPHAN_CHANNEL, READY_CHANNEL
 from janus_orchestration.model import Claim
 
 
@@ -32,13 +32,16 @@ class PostgresLeases:
                 "ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED) "
                 "UPDATE orchestration.run_lease l SET owner = $1, epoch = l.epoch + 1, "
                 "expires_at = clock_timestamp() + make_interval(secs => $3) FROM free "
-                "WHERE l.run_id = free.run_id RETURNING l.run_id, l.tenant, l.epoch, free.owner_before",
+                "WHERE l.run_id = free.run_id RETURNING l.run_id, l.tenant, l.epoch, l.orphaned, free.owner_before",
                 owner,
                 limit,
                 lease_s,
                 list(works_on),
             )
-        return [Claim(row["tenant"], row["run_id"], row["epoch"], row["owner_before"] is not None) for row in found]
+        return [
+            Claim(row["tenant"], row["run_id"], row["epoch"], row["owner_before"] is not None, row["orphaned"])
+            for row in found
+        ]
 
     async def release(self, owner: str) -> None:
         async with self._database.worker() as connection:
@@ -56,7 +59,12 @@ class PostgresLeases:
         return [(row["tenant"], row["run_id"]) for row in found]
 
     async def news(self) -> AsyncIterator[tuple[str, str]]:
-        names = {READY_CHANNEL: "ready", CANCEL_CHANNEL: "cancel", ANSWER_CHANNEL: "answer"}
+        names = {
+            READY_CHANNEL: "ready",
+            CANCEL_CHANNEL: "cancel",
+            ORPHAN_CHANNEL: "orphan",
+            ANSWER_CHANNEL: "answer",
+        }
         async for channel, payload in self._database.listen(*names):
             yield names.get(channel, ""), payload
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from janus_kit.postgres_batch import Batch
 from janus_orchestration.adapters import rows
-from janus_orchestration.adapters.postgres_runs import ANSWER_CHANNEL, READY_CHANNEL
+from janus_orchestration.adapters.postgres_runs import ANSWER_CHANNEL, ORPHAN_CHANNEL, READY_CHANNEL
 from janus_orchestration.events import ToolCallCompleted
 from janus_orchestration.model import Pending, PendingKind, StepKind, Verdict
 
@@ -157,13 +157,18 @@ class PostgresPending:
         return asker
 
     async def orphan(self, run_id: str, *, all_of_them: bool) -> None:
-        await self._connection.later(
-            "UPDATE orchestration.run_lease l SET orphaned = true FROM orchestration.pending p "
-            "WHERE p.tenant = $1 AND p.run_id = $2 AND (p.is_taken OR $3) "
-            "AND l.tenant = $1 AND l.run_id = p.child_run AND NOT l.orphaned",
+        # Who works on one is told; one that nobody works on is there to be claimed, and ends then.
+        await self._connection.execute(
+            "WITH orphan AS (UPDATE orchestration.run_lease l SET orphaned = true, "
+            "expires_at = CASE WHEN l.owner IS NULL THEN '-infinity' ELSE l.expires_at END "
+            "FROM orchestration.pending p WHERE p.tenant = $1 AND p.run_id = $2 AND (p.is_taken OR $3) "
+            "AND l.tenant = $1 AND l.run_id = p.child_run AND NOT l.orphaned RETURNING l.run_id, l.owner) "
+            "SELECT pg_notify(CASE WHEN owner IS NULL THEN $4 ELSE $5 END, run_id) FROM orphan",
             self._tenant,
             run_id,
             all_of_them,
+            READY_CHANNEL,
+            ORPHAN_CHANNEL,
         )
 
     async def let_go(self, run_id: str, epoch: int) -> None:

@@ -14,6 +14,7 @@ from janus_orchestration.state import TERMINAL
 READY_CHANNEL = "janus_orchestration_ready"
 CANCEL_CHANNEL = "janus_orchestration_cancel"
 ANSWER_CHANNEL = "janus_orchestration_answer"
+ORPHAN_CHANNEL = "janus_orchestration_orphan"
 
 
 class PostgresRuns:
