@@ -151,6 +151,10 @@ class Journal:
         index = max(self.steps, default=0) + 1
         return Step(index, kind, 1, self.log.last, self._clock.now())
 
+    def tried(self, index: int, attempt: int) -> None:
+        """A try of a step has begun; its number is journalled with the step's next change."""
+        self.steps[index] = replace(self.steps[index], attempts=attempt)
+
     def ended(self, step: Step, *, summary: str = "", usage: Usage | None = None, error: bytes = b"") -> Step:
         """The step as it ends now."""
         now = self._clock.now()

@@ -681,9 +681,9 @@ class Memory(Protocol):
 class ToolTask:
     """A call to run, whose arguments are what the tool takes.
 
-    ``attempt`` counts the owners of the run that have begun it, ``epoch`` is
-    this one's. ``idempotency_key`` is the same for all of them. ``message_id``
-    is the answer that asked for the call.
+    ``attempt`` is the number of the try, as far as the journal knows; ``epoch``
+    is the run's owner's. ``idempotency_key`` is the same for all of them.
+    ``message_id`` is the answer that asked for the call.
     """
 
     tool: Tool

@@ -232,6 +232,7 @@ class ToolRound:
                 match told:
                     case Begun(step, worker_id, attempt):
                         call_id = asked.calls[step.index].call_id
+                        self._journal.tried(step.index, attempt)
                         await self._journal.say(ToolCallStarted(call_id, worker_id, attempt), keep=True)
                     case Progressed(step, fraction, message):
                         call_id = asked.calls[step.index].call_id
@@ -260,7 +261,10 @@ class ToolRound:
             offered = self._offered.get(call.name)
             if question := self._question(index, call):
                 asks.append(question)
-            elif offered is not None and _is_lost(offered):
+            elif offered is None or _is_known(offered):
+                # Nothing is begun again. It is written all the same, as what is said of it comes after a commit.
+                again.append(step)
+            elif state.after_unknown(offered.tool.side_effect) is state.AfterUnknown.ASK:
                 asks.append(self._another_try(asked, step, _OWNER_GONE))
             else:
                 again.append(replace(step, attempts=step.attempts + 1))
@@ -454,7 +458,6 @@ class ToolRound:
         return self._asked
 
 
-def _is_lost(offered: Offered) -> bool:
-    """Whether what an earlier owner may have begun must not be begun again, and the source knows nothing of it."""
-    knows = offered.source is not None and offered.source.knows_calls
-    return not knows and state.after_unknown(offered.tool.side_effect) is state.AfterUnknown.ASK
+def _is_known(offered: Offered) -> bool:
+    """Whether the source goes on with what an earlier owner may have begun, and counts its tries."""
+    return offered.source is not None and offered.source.knows_calls

@@ -311,6 +311,7 @@ async def test_a_vanished_workers_call_is_sent_again_where_that_does_no_harm(
             assert await finished(ann, peer, stream, thread) == ("at last", False)
             started = of_kind(await ann.watched(call.run_id), "tool_call_started")
             assert [(each.worker_id, each.attempt) for each in started] == [("first", 1), ("second", 2)]
+            assert [step.attempts for step in (await ann.run(call.run_id)).steps] == [1, 2, 1]
 
 
 async def keep_beating(holder: Worker, *call_ids: str) -> pb.Call:
@@ -355,6 +356,7 @@ async def test_a_vanished_workers_at_most_once_call_is_sent_again_only_with_a_pe
             )
             beating.cancel()
             assert sum(said.HasField("call") for said in second.told) == again
+            assert [step.attempts for step in (await ann.run(asked.run_id)).steps] == [1, 1 + again, 1]
 
 
 async def late(ann: Caller, peer: InferencePeer, bob: Worker) -> tuple[str, Any, pb.Call, event_pb2.RunEvent]:

@@ -182,6 +182,7 @@ async def test_a_replica_that_is_killed_takes_no_call_with_it(
             (answer,) = told(history[2])
             assert answer == (("a is done, try 1" if name == "again" else "a is done"), False)
             assert process.marks == ["a-begun", "a-done"], "it ran once, though its try lasted over two connections"
+            assert [step.attempts for step in (await after.run(seen[0].run_id)).steps] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("name", ["once", "again"])
@@ -210,6 +211,7 @@ async def test_an_owner_that_is_killed_leaves_the_call_where_it_is(
             (answer,) = told((await after.messages(thread))[2])
             assert answer == (("a is done, try 1" if name == "again" else "a is done"), False)
             assert process.marks == ["a-begun", "a-done"]
+            assert [step.attempts for step in (await after.run(seen[0].run_id)).steps] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])

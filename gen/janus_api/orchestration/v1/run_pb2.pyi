@@ -306,7 +306,9 @@ class Step(_message.Message):
     kind: Global___StepKind.ValueType
     """What it does."""
     attempts: _builtins.int
-    """Tries that it took, 1 or more."""
+    """Tries that it took, 1 or more; with a tool call, the last
+    `ToolCallStarted.attempt`, where it was begun.
+    """
     summary: _builtins.str
     """What it was about, for people: the model, the tool, the number recalled."""
     @_builtins.property
