@@ -21,6 +21,9 @@ _log = get_logger(__name__)
 
 _PAGE = 256
 
+BEFORE_ALL = (Cursor(), Cursor(1, 0))
+"""Positions before a run's first event, which is of the first epoch."""
+
 
 class Replay:
     """Reads what has happened; writes nothing."""
@@ -73,7 +76,7 @@ class Replay:
 
         ``known`` is the newest sequence where the run is worked on here.
         """
-        if after == Cursor():
+        if after in BEFORE_ALL:
             return
         starts = await self._epoch_starts(tenant, run.id)
         following = [first for epoch, first in starts if epoch > after.epoch]

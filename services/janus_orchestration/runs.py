@@ -35,7 +35,7 @@ from janus_orchestration.model import (
     ThreadMessage,
 )
 from janus_orchestration.ports import EventCodec, Records, Store, message_taken
-from janus_orchestration.replay import Replay, cursor_of
+from janus_orchestration.replay import BEFORE_ALL, Replay, cursor_of
 from janus_orchestration.threads import first_within
 from janus_orchestration.watch import Batch, Hub, Subscription
 
@@ -293,7 +293,7 @@ class Runs:
         """
         run = await self._get(tenant, run_id)
         await self._replay.require_cursor(tenant, run, after, self._published(tenant, run))
-        if after != Cursor():
+        if after not in BEFORE_ALL:
             telemetry.run_resumes.labels("ended" if state.is_terminal(run.state) else "live").inc()
         if state.is_terminal(run.state):
             past = self._replay.pages(tenant, run_id, after)

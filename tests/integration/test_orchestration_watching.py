@@ -133,13 +133,15 @@ async def test_a_cursor_that_never_was_is_refused(ann: Caller, replica: Orchestr
     seen = await until_kind(stream, "model.started")
     run_id, last = seen[0].run_id, seen[-1].cursor.sequence
     for who in (ann, replica.caller(ann.tenant)):
-        for cursor in ((1, last + 1), (1, 10_000), (2, last), (0, 1), (1, 0), (9, 1)):
+        for cursor in ((1, last + 1), (1, 10_000), (2, last), (0, 1), (2, 0), (9, 1)):
             error = await refused(who, run_id, cursor)
             assert isinstance(error, OutOfRange), cursor
             assert error.reason == "CURSOR_OUT_OF_RANGE"
     assert isinstance(await refused(ann, run_id, (-1, 1)), InvalidArgument)
     call.finish()
     events = await all_events(stream)
+    for who in (ann, replica.caller(ann.tenant)):
+        assert await who.watched(run_id, run_pb2.Cursor(epoch=1)) == [*seen, *events]
     beyond = (1, events[-1].cursor.sequence + 1)
     assert isinstance(await refused(ann, run_id, beyond), OutOfRange)
     assert isinstance(await refused(ann, "run_of_nobody", (0, 0)), NotFound)

@@ -271,7 +271,7 @@ class Cursor(_message.Message):
     """Grows when another owner takes the run over. 0 or more."""
     sequence: _builtins.int
     """1, 2, 3, … over the whole run, whatever the epoch. 0: before the first
-    event.
+    event, in epoch 0 or 1.
     """
     def __init__(
         self,
