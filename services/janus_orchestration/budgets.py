@@ -62,28 +62,31 @@ def total(steps: Iterable[Step]) -> Usage | None:
 
 def left(steps: Iterable[Step], most: Amounts) -> Budgets | None:
     """What a run that these steps bring in may use of what is limited over all: tokens and money."""
+    if TOKENS not in most and COST not in most:
+        return None
     amounts = used(steps)
     # At least 1: 0 is no limit.
     tokens, cost = (max(1, most[name] - amounts[name]) if name in most else 0 for name in (TOKENS, COST))
-    return Budgets(max_tokens=tokens, max_cost_micro_usd=cost) if tokens or cost else None
+    return Budgets(max_tokens=tokens, max_cost_micro_usd=cost)
 
 
 def of_attempts(lost: Usage | None, last: Usage | None) -> Usage | None:
     """What the attempts at one model call used. Of those that were lost no price is known: the last one's stands."""
-    both = _sum_of([usage for usage in (lost, last) if usage is not None])
-    if both is None or last is None:
-        return both
+    if lost is None or last is None:
+        return lost or last
+    both = _sum_of([lost, last])
     return replace(both, cost_micro_usd=last.cost_micro_usd, price_version=last.price_version)
 
 
 def _sum(steps: Iterable[Step]) -> Usage | None:
-    return _sum_of([step.usage for step in steps if step.usage is not None])
+    found = [step.usage for step in steps if step.usage is not None]
+    return _sum_of(found) if found else None
 
 
-def _sum_of(usages: Sequence[Usage]) -> Usage | None:
-    """The cost of a sum is unknown when that of a part is; a sum is an estimate when a part is."""
-    if not usages:
-        return None
+def _sum_of(usages: Sequence[Usage]) -> Usage:
+    """Of one or more. The cost of a sum is unknown when that of a part is; a sum is an estimate when a part is."""
+    if len(usages) == 1:
+        return usages[0]
     costs = [usage.cost_micro_usd for usage in usages if usage.cost_micro_usd is not None]
     is_known = len(costs) == len(usages)
     return Usage(
