@@ -115,6 +115,8 @@ async def test_a_client_that_leaves_meanwhile_leaves_no_run(
         stream = ann.converse(thread)
         first = asyncio.create_task(stream.read())
         call = await peer.call()
+        # Postgres passes over the cancel of a statement that it has not begun.
+        await waiting(disk)
         stream.cancel()
         await asyncio.wait([first])
         await asyncio.wait_for(call.closed.wait(), 10)
@@ -142,13 +144,21 @@ async def test_heartbeats_do_not_mind_a_run_that_is_stored_slowly(
         assert (kinds(rest)[-1], rest[-1].cursor.epoch, len(peer.calls)) == ("run_completed", 1, 1)
 
 
+# Of Postgres's protocol: a message of 16 bytes, and what it is.
+_CANCEL_REQUEST = (16).to_bytes(4, "big") + (80_877_102).to_bytes(4, "big")
+
+
 class LateAnswer:
-    """Between a service and Postgres: the answer to the commit that stores a run is held back, while ``holds``."""
+    """Between a service and Postgres: the answer to the commit that stores a run is held back, while ``holds``.
+
+    ``gave_up`` is set when the driver asks for a statement to be cancelled.
+    """
 
     def __init__(self, url: str) -> None:
         self._url = urlsplit(url)
         self.url = ""
         self.holds = False
+        self.gave_up = asyncio.Event()
         self._let_go = asyncio.Event()
 
     async def __aenter__(self) -> LateAnswer:
@@ -175,6 +185,8 @@ class LateAnswer:
             with suppress(OSError):
                 while data := await source.read(65_536):
                     if is_asking:
+                        if _CANCEL_REQUEST in data:
+                            self.gave_up.set()
                         stores = stores or b"INSERT INTO orchestration.run (" in data
                         waits = waits or (stores and self.holds and b"COMMIT\0" in data)
                     elif waits:
@@ -235,6 +247,7 @@ async def test_a_run_whose_client_left_before_its_commit_was_answered_is_taken_o
         await is_there(disk)
         stream.cancel()
         await asyncio.wait([first])
+        await asyncio.wait_for(between.gave_up.wait(), 10)
         between.let_go()
         await asyncio.wait_for(call.closed.wait(), 10)
         again = await peer.call()
