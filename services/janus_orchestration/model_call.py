@@ -21,7 +21,11 @@ from janus_orchestration.model import (
 from janus_orchestration.ports import Model
 
 _RETRY_S = (0.05, 0.1, 0.2, 0.5)
-_STOPS = "DRAINING"
+# Reasons of the service, and of no provider: it stops, or lacks what it needs. It can be asked again.
+_OF_THE_SERVICE = {
+    "DRAINING": "the server that worked on the answer stops",
+    "DEPENDENCY_UNAVAILABLE": "something that the inference service needs is away",
+}
 
 
 class ModelFailed(Exception):
@@ -33,7 +37,7 @@ class ModelFailed(Exception):
 
 
 class ModelLost(Exception):
-    """The service was gone in the midst of an answer: it can be asked again. ``error`` says how it went."""
+    """The service, or what it needs, was gone in the midst of an answer. ``error`` says how it went."""
 
     def __init__(self, error: JanusError) -> None:
         super().__init__(error.reason)
@@ -43,8 +47,8 @@ class ModelLost(Exception):
 class ModelCall:
     """The calls of a run, one at a time.
 
-    A service that is away before it said anything is waited for, for ``wait_s``
-    seconds; by a process that stops, not at all.
+    A service that is away before it said anything, or what it needs, is waited for,
+    for ``wait_s`` seconds; by a process that stops, not at all.
     """
 
     def __init__(self, journal: Journal, model: Model, interrupt: Interrupt, clock: Clock, *, wait_s: float) -> None:
@@ -98,8 +102,8 @@ class ModelCall:
             self._has_heard = True
             if event.usage is not None:
                 self.usage = of_attempts(self._lost, event.usage)
-            if event.failure is not None and event.failure.reason == _STOPS:
-                raise Unavailable("inference", "the server that worked on the answer stops", reason=_STOPS)
+            if event.failure is not None and (why := _OF_THE_SERVICE.get(event.failure.reason)):
+                raise Unavailable("inference", why, reason=event.failure.reason)
             is_delta = event.kind is ModelEventKind.DELTA
             await self._journal.say(ModelSaid(step.index, event.wire), keep=not is_delta)
             if event.answer is not None:
@@ -110,5 +114,5 @@ class ModelCall:
 
 
 def _is_lost(error: JanusError) -> bool:
-    """Whether it is of the service itself, and not of what it asks or needs; its end cancels what is under way."""
-    return isinstance(error, Cancelled) or error.reason == _STOPS or error.metadata.get("part") == "inference"
+    """Whether it is of the service and what it needs, and not of what it asks; its end cancels what is under way."""
+    return isinstance(error, Cancelled) or error.reason in _OF_THE_SERVICE

@@ -113,7 +113,7 @@ async def test_another_failure_hides_nothing(ann: Caller, peer: InferencePeer) -
     (await peer.call()).answer("ok")
     await answered(stream)
     stream = ann.converse(thread, "go on")
-    (await peer.call()).refuse(Unavailable("provider", "away"))
+    (await peer.call()).refuse(Unavailable("", "away", reason="PROVIDER_UNAVAILABLE"))
     assert (await answered(stream))[-1] == "run_failed"
     assert len(peer.calls) == 2
 

@@ -152,7 +152,7 @@ async def test_the_outbox_stores_what_no_later_turn_does(
         stream = ann.converse(thread, "are you there?")
         call = await peer.call()
         call.start()
-        call.fail(Unavailable("openai"))
+        call.fail(Unavailable("", "the provider broke off", reason="PROVIDER_STREAM_BROKEN"))
         assert kinds(await all_events(stream))[-1] == "run_failed"
 
         async def is_stored() -> bool:

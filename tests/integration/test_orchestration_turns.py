@@ -223,6 +223,27 @@ async def test_an_answer_that_is_lost_with_the_inference_service_is_asked_for_ag
     assert (step.attempts, run.takeovers) == (2, 0)
 
 
+@pytest.mark.parametrize("is_told", ["as an event", "as a status"])
+async def test_a_model_call_is_made_again_when_inference_lacked_what_it_needs(
+    ann: Caller, peer: InferencePeer, is_told: str
+) -> None:
+    away = Unavailable("postgres", "the usage record could not be written in time")
+    thread = await ann.ready()
+    stream = ann.converse(thread)
+    call = await peer.call()
+    call.start()
+    call.text("whole, but not on record")
+    if is_told == "as an event":
+        call.fail(away, partial=False)
+    else:
+        call.refuse(away)
+    (await peer.call()).answer("whole ", "answer")
+    events = await all_events(stream)
+    assert kinds(events).count("attempt_restarted") == 1
+    assert (kinds(events)[-1], text_of(events)) == ("run_completed", "whole answer")
+    assert await ann.history(thread) == [("user", "hello"), ("assistant", "whole answer")]
+
+
 async def test_an_answer_that_is_lost_again_and_again_fails_the_run(ann: Caller, peer: InferencePeer) -> None:
     thread = await ann.ready()
     stream = ann.converse(thread)
@@ -428,7 +449,7 @@ async def test_a_model_call_without_an_end_costs_what_was_last_heard_of_it(
             call.start()
             call.cut()
     else:
-        call.fail(Unavailable("openai"))
+        call.fail(Unavailable("", "the provider broke off", reason="PROVIDER_STREAM_BROKEN"))
     last = (await all_events(stream))[-1]
     told = last.run_cancelled.usage if how == "cancelled" else last.run_failed.usage
     run = await ann.run(events[0].run_id)

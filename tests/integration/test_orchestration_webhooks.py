@@ -184,7 +184,7 @@ async def test_all_ends_are_told_unless_some_are_chosen(ann: Caller, receiver: R
         # One that waits for its turn ends without an owner.
         waiting = await ann.start(thread)
         await ann.cancel(waiting.id)
-        call.fail(Unavailable("provider"))
+        call.fail(Unavailable("", "the provider broke off", reason="PROVIDER_STREAM_BROKEN"))
         ended = await ann.watched(first.id)
         assert ended[-1].WhichOneof("event") == "run_failed"
         told = {each.json["data"]["run_id"]: each.json for each in [await receiver.next(), await receiver.next()]}
@@ -193,7 +193,7 @@ async def test_all_ends_are_told_unless_some_are_chosen(ann: Caller, receiver: R
             first.id: "run.failed",
         }
         details = told[first.id]["data"]["event"]["run_failed"]["status"]["details"]
-        assert details[0]["reason"] == "DEPENDENCY_UNAVAILABLE"
+        assert details[0]["reason"] == "PROVIDER_STREAM_BROKEN"
         assert (await picky.next()).json["data"]["run_id"] == waiting.id
         await all_told(ann)
         assert len(picky.seen) == 1
