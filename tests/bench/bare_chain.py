@@ -6,8 +6,6 @@ The provider's SDK for the request, its raw bytes, jiter, what is waiting joined
 grpc.aio on uvloop. It knows text and nothing else: no limits, no record, no errors, no time-outs.
 """
 
-import asyncio
-import signal
 import sys
 from collections.abc import AsyncIterator
 from typing import Any, cast
@@ -16,6 +14,7 @@ import grpc
 import jiter
 import openai
 import uvloop
+from tests.fakes.announced import announced
 
 from janus_api.content.v1 import message_pb2 as content
 from janus_api.inference.v1 import event_pb2, request_pb2
@@ -80,15 +79,7 @@ async def _main(base_url: str) -> None:
     server = grpc.aio.server()
     chain = BareChain(base_url)
     rpc.add_InferenceServiceServicer_to_server(chain, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    print(port, flush=True)
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
-    loop.add_reader(sys.stdin.fileno(), stop.set)
-    await stop.wait()
-    await server.stop(None)
+    await announced(server)
     await chain.close()
 
 

@@ -9,7 +9,6 @@ no rights, no deadlines, no leases, no cancel, no take-over, no resume, no tools
 """
 
 import asyncio
-import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ import asyncpg
 import grpc
 import redis.asyncio
 import uvloop
+from tests.fakes.announced import announced
 
 from janus_api.content.v1 import message_pb2 as content
 from janus_api.inference.v1 import inference_service_pb2 as inference_pb
@@ -225,15 +225,7 @@ async def _main(postgres_url: str, redis_url: str, upstream: str) -> None:
         grpc.aio.insecure_channel(upstream) as channel,
     ):
         rpc.add_OrchestrationServiceServicer_to_server(BareRuns(pool, streams, channel), server)
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        print(port, flush=True)
-        loop = asyncio.get_running_loop()
-        stop = asyncio.Event()
-        loop.add_signal_handler(signal.SIGTERM, stop.set)
-        loop.add_reader(sys.stdin.fileno(), stop.set)
-        await stop.wait()
-        await server.stop(None)
+        await announced(server)
 
 
 if __name__ == "__main__":

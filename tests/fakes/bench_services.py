@@ -9,8 +9,6 @@ Memory finds nothing and takes everything.
 """
 
 import asyncio
-import signal
-import sys
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import grpc
 import uvloop
 from grpc_health.v1 import health_pb2_grpc
+from tests.fakes.announced import announced
 from tests.fakes.peers.inference_peer import PeerHealth
 
 from janus_api.content.v1 import usage_pb2
@@ -78,15 +77,7 @@ async def _main() -> None:
     inference_rpc.add_InferenceServiceServicer_to_server(Inference(), server)
     memory_rpc.add_MemoryServiceServicer_to_server(Memory(), server)
     health_pb2_grpc.add_HealthServicer_to_server(PeerHealth(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    print(port, flush=True)
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
-    loop.add_reader(sys.stdin.fileno(), stop.set)
-    await stop.wait()
-    await server.stop(None)
+    await announced(server)
 
 
 if __name__ == "__main__":

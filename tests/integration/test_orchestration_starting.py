@@ -198,6 +198,21 @@ class LateAnswer:
         await asyncio.gather(pass_on(asking, to, True), pass_on(there, answering, False))
 
 
+@asynccontextmanager
+async def answered_late(
+    own_url: str, redis_url: str, peer: InferencePeer
+) -> AsyncIterator[tuple[Caller, str, LateAnswer]]:
+    """A client and a thread of a service with short leases, whose next run's commit is answered late."""
+    async with (
+        LateAnswer(own_url) as between,
+        running(between.url, redis_url, inference_target=peer.target, lease_s=0.5, poll_s=0.05) as service,
+    ):
+        ann = service.caller()
+        thread = await ready(ann)
+        between.holds = True
+        yield ann, thread, between
+
+
 async def is_there(disk: asyncpg.Connection) -> None:
     """Wait until a run is stored."""
 
@@ -210,13 +225,7 @@ async def is_there(disk: asyncpg.Connection) -> None:
 async def test_a_run_whose_commit_is_answered_late_keeps_its_lease(
     own_url: str, redis_url: str, peer: InferencePeer, disk: asyncpg.Connection
 ) -> None:
-    async with (
-        LateAnswer(own_url) as between,
-        running(between.url, redis_url, inference_target=peer.target, lease_s=0.5, poll_s=0.05) as service,
-    ):
-        ann = service.caller()
-        thread = await ready(ann)
-        between.holds = True
+    async with answered_late(own_url, redis_url, peer) as (ann, thread, between):
         starting = asyncio.create_task(ann.start(thread))
         call = await peer.call()
         call.answer("Hello")
@@ -234,13 +243,7 @@ async def test_a_run_whose_commit_is_answered_late_keeps_its_lease(
 async def test_a_run_whose_client_left_before_its_commit_was_answered_is_taken_over_and_left_alone(
     own_url: str, redis_url: str, peer: InferencePeer, disk: asyncpg.Connection
 ) -> None:
-    async with (
-        LateAnswer(own_url) as between,
-        running(between.url, redis_url, inference_target=peer.target, lease_s=0.5, poll_s=0.05) as service,
-    ):
-        ann = service.caller()
-        thread = await ready(ann)
-        between.holds = True
+    async with answered_late(own_url, redis_url, peer) as (ann, thread, between):
         stream = ann.converse(thread)
         first = asyncio.create_task(stream.read())
         call = await peer.call()

@@ -392,7 +392,7 @@ class PostgresConversations:
 
 
 def _sized(where: str, order: str, limit: int) -> str:
-    """The first messages in an order, no more than parameter ``limit``, and than has room in bytes, the next one.
+    """The first messages in an order: no more than parameter ``limit`` says, nor bytes than the parameter after it.
 
     They end with the first that makes them larger, but not before the second one.
     """
